@@ -1,0 +1,1 @@
+"""The coordinator: plans rounds, aggregates, publishes."""

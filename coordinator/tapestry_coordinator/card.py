@@ -1,0 +1,231 @@
+"""The model card of a checkpoint: README.md, results.json and a plot, under one signature."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import CARD_FILE, STATEMENTS, file_entry
+from tapestry.checkpoints.manifest import Card, CardEntry, Lineage, Manifest
+from tapestry.checkpoints.statements import payload_digest
+from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.storage.atomic import write_atomic
+from tapestry_coordinator.registry import StoredEvaluation
+
+README_FILE = "README.md"
+RESULTS_FILE = f"{STATEMENTS}/results.json"
+PLOT_FILE = f"{STATEMENTS}/results.png"
+
+NOTES_FILE = "notes.md"
+IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.png")
+
+_LANGUAGE_TAG = re.compile(r"[a-z]{2,3}")
+
+
+def write_card(
+    folder: Path,
+    lineage: Sequence[Envelope],
+    evaluations: Sequence[StoredEvaluation],
+    key: Ed25519PrivateKey,
+    *,
+    notes: Path,
+) -> None:
+    """Write or renew the card of the checkpoint in `folder`.
+
+    Args:
+        folder: The checkpoint, published or being built.
+        lineage: Manifests from genesis to this checkpoint's.
+        evaluations: All that the federation has; those of later rounds are left out.
+        key: The coordinator's signing key.
+        notes: Folder of what the operator adds: `notes.md` and PNG images; need not exist.
+    """
+    genesis = Lineage(lineage[0])
+    manifest = Manifest.parsed(lineage[-1].payload, what="manifest")
+    known = [e for e in evaluations if e.round <= manifest.round]
+    own = [e for e in known if e.round == manifest.round]
+    (folder / STATEMENTS).mkdir(exist_ok=True)
+    names = [README_FILE, RESULTS_FILE]
+    write_atomic(folder / RESULTS_FILE, _results_json(known))
+    if own:
+        names.append(PLOT_FILE)
+        write_atomic(folder / PLOT_FILE, plot_history(known))
+    for image in sorted(notes.glob("*.png")):
+        names.append(f"{STATEMENTS}/{image.name}")
+        write_atomic(folder / names[-1], image.read_bytes())
+    added = notes / NOTES_FILE
+    text = added.read_text(encoding="utf-8") if added.is_file() else ""
+    readme = _readme(genesis, manifest, own, notes=text, has_plot=bool(own))
+    write_atomic(folder / README_FILE, readme)
+    card = Card(
+        manifest=payload_digest(lineage[-1]),
+        files=tuple(file_entry(folder, name) for name in sorted(names)),
+        evaluations=tuple(
+            CardEntry(
+                member_id=e.member_id,
+                language=e.language,
+                bits_per_byte=e.bits_per_byte,
+                held_out_bytes=e.held_out_bytes,
+            )
+            for e in own
+        ),
+    )
+    write_atomic(folder / CARD_FILE, to_json(card.signed(key)))
+
+
+def _results_json(evaluations: Sequence[StoredEvaluation]) -> str:
+    rows = [
+        {
+            "round": e.round,
+            "member_id": e.member_id,
+            "language": e.language,
+            "bits_per_byte": e.bits_per_byte,
+            "held_out_bytes": e.held_out_bytes,
+        }
+        for e in evaluations
+    ]
+    return json.dumps(rows, indent=1) + "\n"
+
+
+def plot_history(evaluations: Sequence[StoredEvaluation]) -> bytes:
+    """Return a PNG: held-out bits per byte by round, one line a member."""
+    import io  # noqa: PLC0415 - matplotlib takes a second to import, and few calls plot
+
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    with mpl.rc_context({"font.size": 10}):
+        for member_id in sorted({e.member_id for e in evaluations}):
+            rows = [e for e in evaluations if e.member_id == member_id]
+            label = f"{rows[-1].language} ({member_id})" if rows[-1].language else member_id
+            axes.plot(
+                [e.round for e in rows], [e.bits_per_byte for e in rows], marker=".", label=label
+            )
+        axes.set_xlabel("round")
+        axes.set_ylabel("held-out bits per byte (lower is better)")
+        axes.set_title("Consensus, measured by each member on its own held-out text")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _readme(
+    genesis: Lineage,
+    manifest: Manifest,
+    own: Sequence[StoredEvaluation],
+    *,
+    notes: str,
+    has_plot: bool,
+) -> str:
+    origin = genesis.origin
+    languages = sorted({e.language for e in own if _LANGUAGE_TAG.fullmatch(e.language)})
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tapestry", "federated-learning"],
+    }
+    if languages:
+        front["language"] = languages
+    lines = ["---", *_yaml(front), "---", ""]
+    lines += [
+        f"# {origin.federation}, consensus checkpoint of round {manifest.round}",
+        "",
+        (
+            f"{manifest.elements:,} parameters, trained by the members of the federation "
+            f"*{origin.federation}* on text that never left them. Only parameter vectors were sent."
+        ),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "model = AutoModelForCausalLM.from_pretrained(PATH)",
+        "tokenizer = AutoTokenizer.from_pretrained(PATH)",
+        "```",
+        "",
+        "Verify that nothing was changed since the coordinator signed it:",
+        "",
+        "```console",
+        f"$ tapestry checkpoint verify PATH --federation {genesis.genesis_digest[:16]}",
+        "```",
+        "",
+    ]
+    lines += _measured(own, has_plot=has_plot)
+    if notes:
+        lines += [notes.strip(), ""]
+    lines += _participants(manifest)
+    lines += [
+        "## Identity",
+        "",
+        f"- federation (digest of the genesis manifest): `{genesis.genesis_digest}`",
+        f"- coordinator's signing key: `{origin.coordinator_key}`",
+        f"- root of the parameter vector: `{manifest.vector_root}`",
+        "",
+        (
+            "A base model, not an assistant: it continues text, may repeat what its training text "
+            "says, and was not tuned for safety."
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _yaml(table: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key, value in table.items():
+        if isinstance(value, list):
+            lines += [f"{key}:", *(f"- {json.dumps(item)}" for item in value)]
+        else:
+            lines.append(f"{key}: {value}")
+    return lines
+
+
+def _measured(own: Sequence[StoredEvaluation], *, has_plot: bool) -> list[str]:
+    lines = ["## Held-out results", ""]
+    if own:
+        lines += [
+            "Each member measured the checkpoint on its own held-out text, which it keeps:",
+            "",
+            "| member | language | bits per byte | bytes of text |",
+            "|---|---|---:|---:|",
+            *(
+                f"| {e.member_id} | {e.language} | {e.bits_per_byte:.4f} | {e.held_out_bytes:,} |"
+                for e in own
+            ),
+            "",
+        ]
+    else:
+        lines += ["Not measured yet.", ""]
+    if has_plot:
+        lines += [f"![Held-out bits per byte by round]({PLOT_FILE})", ""]
+    return lines
+
+
+def _participants(manifest: Manifest) -> list[str]:
+    if manifest.made is None:
+        return ["## Participation", "", "Genesis: no training yet.", ""]
+    made = manifest.made
+    return [
+        "## Participation",
+        "",
+        (
+            f"{made.inner.steps} inner steps a member, codec `{made.codec}`, outer optimizer "
+            f"`{made.outer.optimizer}` (learning rate {made.outer.learning_rate:g}, momentum "
+            f"{made.outer.momentum:g}), influence cap {made.influence_cap:.4g}."
+        ),
+        "",
+        "| member | weight | tokens | clip factor |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {p.member_id} | {p.weight:.4f} | {p.tokens:,} | {p.clip_factor:.4f} |"
+            for p in made.participation
+        ),
+        *(f"| {a.member_id} | absent: {a.reason} | | |" for a in made.absent),
+        "",
+    ]

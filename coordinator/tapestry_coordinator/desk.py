@@ -1,0 +1,404 @@
+"""The coordinator's desk: the round's state, who is here, and what is announced.
+
+All threads of the service meet here. One lock guards the state; every change is stored in the
+registry before it shows.
+"""
+
+import hashlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import CARD_FILE, read_envelope
+from tapestry.checkpoints.manifest import Card, Manifest
+from tapestry.checkpoints.statements import (
+    Contribution,
+    Receipt,
+    RoundPlan,
+    SharedSlice,
+    payload_digest,
+)
+from tapestry.errors import RejectedError, UnavailableError
+from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.rounds import (
+    Arrived,
+    Declined,
+    Effect,
+    Event,
+    Phase,
+    Published,
+    RoundState,
+    Tick,
+    require_open,
+    tick,
+)
+from tapestry_coordinator.settings import CoordinatorSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Announcement:
+    """What a member is told: the whole present state."""
+
+    version: int
+    plan: Envelope | None
+    manifest: Envelope
+    is_finished: bool
+    notice: str
+
+
+class Desk:
+    """The live state of one coordinator."""
+
+    def __init__(
+        self,
+        home: CoordinatorHome,
+        settings: CoordinatorSettings,
+        registry: Registry,
+        key: Ed25519PrivateKey,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """Fold the stored events of the current round; stand where the last process stood."""
+        self.home = home
+        self.settings = settings
+        self.registry = registry
+        self.key = key
+        self.clock = clock
+        self.genesis = home.load_genesis()
+        self._changed = threading.Condition()
+        self._version = 0
+        self._here: Counter[str] = Counter()
+        self._newest = registry.newest_round() or 0
+        self._manifest = registry.lineage()[-1]
+        self.state = self._recovered(self._newest + 1)
+        self._files: dict[str, Path] = {}
+        self._pool = _shared_pool(home)
+        self._measured: dict[int, float] = {self._newest: 0.0}
+        """Rounds whose card is older than their evaluations, and since when."""
+        for number in range(self._newest + 1):
+            self.index_files(number)
+
+    def _recovered(self, number: int) -> RoundState:
+        state = RoundState(number=number)
+        for at, event in self.registry.round_events(number):
+            state, _effects = tick(state, event, now=at)
+        if state.phase is not Phase.WAITING:
+            _log.info("round %d goes on: %s", number, state.phase)
+        return state
+
+    # What members see
+
+    @contextmanager
+    def present(self, member_id: str) -> Iterator[None]:
+        """Count a member as connected while the block runs."""
+        with self._changed:
+            self._here[member_id] += 1
+        self.pass_time()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._here[member_id] -= 1
+
+    def announcement(
+        self, member_id: str, *, after: int, timeout_seconds: float
+    ) -> Announcement | None:
+        """Wait for a state newer than version `after`; None if none came in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version > after, timeout_seconds)
+            if self._version <= after:
+                return None
+            state = self.state
+            is_mine = state.phase is Phase.OPEN and member_id in state.cohort
+            plan = self.registry.plan(state.number, state.attempt) if is_mine else None
+            return Announcement(
+                version=self._version,
+                plan=plan,
+                manifest=self._manifest,
+                is_finished=state.phase is Phase.FINISHED,
+                notice=self._notice(state, member_id),
+            )
+
+    def wake(self) -> None:
+        """Make every waiting stream look again (shutting down)."""
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+    def _notice(self, state: RoundState, member_id: str) -> str:
+        quorum = self.settings.rounds.quorum
+        here = sum(1 for count in self._here.values() if count > 0)
+        if state.phase is Phase.FINISHED:
+            return "no further round is planned"
+        if state.phase is Phase.WAITING:
+            return f"waiting for members: {here} here, {quorum} needed to open round {state.number}"
+        if state.phase is Phase.AGGREGATING:
+            return f"round {state.number} is being aggregated"
+        if member_id not in state.cohort:
+            return f"round {state.number} opened before this node came; it joins the next one"
+        return f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
+
+    # What changes the round
+
+    def pass_time(self) -> None:
+        """Let time go by: open, close or plan again what is due."""
+        with self._changed:
+            enrolled = [m for m in self.registry.members() if m.status == "active"]
+            ready = tuple(sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0))
+            event = Tick(ready=ready, enrolled=len(enrolled), rules=self.settings.rounds.rules())
+            self._apply(event)
+
+    def decline(self, member_id: str, *, round_number: int, reason: str) -> None:
+        """Record that a member will not answer the open plan.
+
+        Raises:
+            RejectedError: That round is not open, or not this member's.
+        """
+        with self._changed:
+            self._require_round(round_number, member_id)
+            self._apply(Declined(member_id=member_id, reason=reason))
+        _log.warning("round %d: %s declined: %s", round_number, member_id, reason)
+
+    def require_upload(self, member_id: str, *, round_number: int, base: str, codec: str) -> None:
+        """Refuse an upload that the round would not take.
+
+        Raises:
+            RejectedError: Wrong round, base or codec.
+        """
+        with self._changed:
+            self._require_round(round_number, member_id)
+            plan = self._plan()
+        if base != plan.base:
+            raise RejectedError(
+                f"{member_id} trained from {base[:12]}, round {round_number} starts from "
+                f"{plan.base[:12]}: fetch the base checkpoint again"
+            )
+        if codec != plan.codec:
+            raise RejectedError(f"codec {codec!r:.40}: round {round_number} asks for {plan.codec}")
+
+    def receipt(self, member_id: str, *, round_number: int) -> Envelope | None:
+        """Return the receipt of a contribution that was committed before."""
+        stored = self.registry.contribution(round_number, member_id)
+        return None if stored is None else stored.receipt
+
+    def commit(
+        self, member_id: str, contribution: Contribution, envelope: Envelope, *, norm: float
+    ) -> Envelope:
+        """Take a durable contribution into the round; return its receipt.
+
+        Raises:
+            RejectedError: The round does not take it.
+        """
+        digest = payload_digest(envelope)
+        with self._changed:
+            self._require_round(contribution.round, member_id)
+            plan = self._plan()
+            _require_fit(contribution, plan, self.settings)
+            now = self.clock()
+            receipt = Receipt(
+                genesis=plan.genesis,
+                round=contribution.round,
+                member_id=member_id,
+                contribution=digest,
+                root=contribution.root,
+                accepted_at=now,
+            ).signed(self.key)
+            stored = StoredContribution(
+                round=contribution.round,
+                member_id=member_id,
+                digest=digest,
+                envelope=envelope,
+                receipt=receipt,
+                norm=norm,
+            )
+            self._apply(Arrived(member_id=member_id, digest=digest), contribution=stored)
+            arrived, cohort = len(self.state.arrived), len(self.state.cohort)
+        _log.info("round %d: %s is in (%d of %d)", contribution.round, member_id, arrived, cohort)
+        return receipt
+
+    def publish(self, envelope: Envelope) -> None:
+        """Make a checkpoint that lies in its folder the newest consensus."""
+        digest = payload_digest(envelope)
+        with self._changed:
+            number = self.state.number
+            self.index_files(number)
+            self._manifest = envelope
+            self._newest = number
+            self._apply(Published(manifest=digest), manifest=(digest, envelope))
+
+    def _apply(
+        self,
+        event: Event,
+        *,
+        contribution: StoredContribution | None = None,
+        manifest: tuple[str, Envelope] | None = None,
+    ) -> None:
+        """Advance the state; store the event first if it changes anything."""
+        now = self.clock()
+        before = self.state
+        after, effects = tick(before, event, now=now)
+        if after == before:
+            return
+        plan = None
+        if Effect.ANNOUNCE_PLAN in effects:
+            signed = self._make_plan(after).signed(self.key)
+            plan = (after.attempt, payload_digest(signed), signed)
+        self.registry.record_event(
+            before.number, event, now=now, plan=plan, contribution=contribution, manifest=manifest
+        )
+        self.state = after
+        if effects:
+            _log.info("round %d: %s, %s", after.number, after.phase, effects[0])
+            self._version += 1
+            self._changed.notify_all()
+
+    def _make_plan(self, state: RoundState) -> RoundPlan:
+        settings = self.settings
+        fraction = settings.shared.fraction
+        shared = None
+        if self._pool is not None and fraction > 0:
+            digest, size, path = self._pool
+            self._files[digest] = path
+            shared = SharedSlice(fraction=fraction, pool_digest=digest, pool_bytes=size)
+        return RoundPlan(
+            genesis=self.genesis.genesis_digest,
+            round=state.number,
+            attempt=state.attempt,
+            base=payload_digest(self._manifest),
+            layout=self.genesis.newest.layout,
+            cohort=state.cohort,
+            quorum=settings.rounds.quorum,
+            grace_seconds=settings.rounds.grace_seconds,
+            deadline=state.deadline,
+            objective=self.genesis.origin.objective,
+            inner=settings.inner.settings(),
+            codec=settings.aggregation.codec,
+            max_element=settings.aggregation.max_element,
+            shared=shared,
+            seed=self.genesis.origin.seed,
+            statistics=self._statistics(state.number - 1),
+        )
+
+    def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
+        """Add up the objective's statistics over the contributions of a round."""
+        sums: dict[str, list[float]] = {}
+        for stored in self.registry.contributions(number):
+            contribution = Contribution.parsed(stored.envelope.payload, what="contribution")
+            for name, values in contribution.statistics.items():
+                total = sums.setdefault(name, [0.0] * len(values))
+                if len(total) == len(values):
+                    sums[name] = [a + b for a, b in zip(total, values, strict=True)]
+        return {name: tuple(values) for name, values in sorted(sums.items())}
+
+    def _require_round(self, number: int, member_id: str) -> None:
+        if number != self.state.number:
+            raise RejectedError(
+                f"round {number} is over, round {self.state.number} is {self.state.phase}: "
+                "wait for the next plan"
+            )
+        require_open(self.state, member_id)
+
+    def _plan(self) -> RoundPlan:
+        return self.plan_of(self.state)[0]
+
+    def plan_of(self, state: RoundState) -> tuple[RoundPlan, str]:
+        """Return the plan of an open or closed round, and its digest."""
+        envelope = self.registry.plan(state.number, state.attempt)
+        if envelope is None:
+            raise UnavailableError(f"round {state.number} has no plan yet")
+        plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {state.number}")
+        return plan, payload_digest(envelope)
+
+    # What can be fetched
+
+    def index_files(self, number: int) -> None:
+        """Make the files of a published checkpoint available by their digests."""
+        folder = self.home.checkpoint(number)
+        envelope = self.registry.manifest(number) if number <= self._newest else None
+        if not folder.is_dir():
+            return
+        card = Card.parsed(read_envelope(folder / CARD_FILE, what="card").payload, what="card")
+        entries = list(card.files)
+        if envelope is not None:
+            entries += Manifest.parsed(envelope.payload, what="manifest").files
+        else:
+            manifest = read_envelope(folder / "tapestry/manifest.json", what="manifest")
+            entries += Manifest.parsed(manifest.payload, what="manifest").files
+        with self._changed:
+            for entry in entries:
+                self._files[entry.digest] = folder / entry.name
+
+    def file(self, digest: str) -> Path:
+        """Return the path of a published file.
+
+        Raises:
+            RejectedError: Nothing published has that digest.
+        """
+        with self._changed:
+            path = self._files.get(digest)
+        if path is None or not path.is_file():
+            raise RejectedError(f"no published file has the digest {digest[:16]}")
+        return path
+
+    def evaluate(self, evaluation: StoredEvaluation) -> None:
+        """Store what a member measured."""
+        now = self.clock()
+        self.registry.add_evaluation(evaluation, now=now)
+        with self._changed:
+            self._measured.setdefault(evaluation.round, now)
+        _log.info(
+            "checkpoint %d: %.4f bits per byte on %s of %s",
+            evaluation.round,
+            evaluation.bits_per_byte,
+            evaluation.language,
+            evaluation.member_id,
+        )
+
+    def take_measured(self, *, older_than_seconds: float) -> list[int]:
+        """Return the rounds whose card is due for renewal, once."""
+        limit = self.clock() - older_than_seconds
+        with self._changed:
+            due = sorted(number for number, since in self._measured.items() if since <= limit)
+            for number in due:
+                del self._measured[number]
+        return due
+
+    def here(self) -> list[str]:
+        """Return the members that are connected now."""
+        with self._changed:
+            return sorted(member for member, count in self._here.items() if count > 0)
+
+
+def _require_fit(
+    contribution: Contribution, plan: RoundPlan, settings: CoordinatorSettings
+) -> None:
+    """Refuse a contribution that is not an answer to `plan`."""
+    if contribution.genesis != plan.genesis or contribution.base != plan.base:
+        raise RejectedError("the contribution starts from another checkpoint: train again")
+    most = plan.inner.tokens
+    if contribution.tokens > most or contribution.steps > plan.inner.steps:
+        raise RejectedError(
+            f"the contribution claims {contribution.tokens:,} tokens in {contribution.steps} "
+            f"steps, the plan allows {most:,} in {plan.inner.steps}"
+        )
+    if settings.aggregation.codec != contribution.codec:
+        raise RejectedError(f"the contribution is in {contribution.codec}, not {plan.codec}")
+
+
+def _shared_pool(home: CoordinatorHome) -> tuple[str, int, Path] | None:
+    """Return digest, size and path of the open pool, if there is one."""
+    if not home.pool.is_file():
+        return None
+    with home.pool.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest, home.pool.stat().st_size, home.pool

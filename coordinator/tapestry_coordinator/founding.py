@@ -1,0 +1,212 @@
+"""Making a federation: root of trust, keys, genesis checkpoint, settings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import building, file_entry, write_statements
+from tapestry.checkpoints.manifest import GenesisRecord, Manifest
+from tapestry.checkpoints.statements import payload_digest
+from tapestry.checkpoints.vector_file import (
+    MODEL_FILE,
+    ExtraTensor,
+    VectorWriter,
+    WrittenVector,
+)
+from tapestry.data.reading import read_documents
+from tapestry.errors import ConfigError
+from tapestry.identity.certificates import (
+    Authority,
+    check_federation,
+    create_authority,
+    create_tls_key,
+    fingerprint,
+    save_authority,
+)
+from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import generate_signing_key, public_bytes, save_private_key
+from tapestry.objectives.objective import Created, Objective
+from tapestry.objectives.sizes import SIZES, Size
+from tapestry.params.layout import ParameterLayout
+from tapestry.params.modules import from_model, layout_of, outside_the_vector
+from tapestry.storage.atomic import replacing
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.card import write_card
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.publisher import software
+from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.settings import CoordinatorSettings, InnerTable
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Founding:
+    """What a federation begins with."""
+
+    federation: str
+    objective: Objective
+    create: Mapping[str, Any]
+    """The objective's own settings: a size, a model to adopt, a tokenizer."""
+    pool: Sequence[Path]
+    """Files or folders of open text; may be empty."""
+    seed: int
+
+
+def found(
+    folder: Path,
+    founding: Founding,
+    settings_for: Callable[[InnerTable], CoordinatorSettings],
+    *,
+    now: float,
+) -> Envelope:
+    """Make a coordinator's folder; return the genesis manifest.
+
+    Args:
+        folder: New or empty.
+        founding: What the federation begins with.
+        settings_for: Completes the settings from the inner settings that suit the model.
+        now: Unix seconds.
+
+    Raises:
+        ConfigError: The folder is taken, or something that was given cannot be used; nothing is
+            left behind.
+    """
+    check_federation(founding.federation)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: not empty; a federation needs a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rmdir()
+    with building(folder.resolve()) as temporary:
+        return _found(CoordinatorHome(temporary), founding, settings_for, now)
+
+
+def _found(
+    home: CoordinatorHome,
+    founding: Founding,
+    settings_for: Callable[[InnerTable], CoordinatorSettings],
+    now: float,
+) -> Envelope:
+    home.folder.chmod(0o700)
+    if founding.pool:
+        _write_pool(home.pool, founding.pool)
+    create = dict(founding.create)
+    if founding.pool:
+        create["text"] = [str(home.pool)]
+    created = founding.objective.create(create, seed=founding.seed)
+    settings = settings_for(inner_for(created))
+    settings_module.save(home.folder, settings)
+    authority = create_authority(founding.federation, now=datetime.fromtimestamp(now, UTC))
+    for name in (home.ca, home.signing_key.parent, home.published):
+        name.mkdir()
+    home.ca.chmod(0o700)
+    home.signing_key.parent.chmod(0o700)
+    save_authority(home.ca, authority)
+    key = generate_signing_key()
+    save_private_key(home.signing_key, key)
+    save_private_key(home.tls_key, create_tls_key())
+    envelope = _publish_genesis(home, founding, created, authority, key, now=now)
+    registry = Registry(database_url(home.folder))
+    registry.add_genesis(payload_digest(envelope), envelope)
+    registry.close()
+    return envelope
+
+
+def inner_for(created: Created) -> InnerTable:
+    """Return inner settings that suit a model: its named size's, or those of the nearest one."""
+    size = _nearest_size(created)
+    return InnerTable(
+        steps=size.inner_steps,
+        sequences=size.sequences,
+        sequence_tokens=size.sequence_tokens,
+        learning_rate=size.learning_rate if "size" in created.settings else size.learning_rate / 10,
+    )
+
+
+def _nearest_size(created: Created) -> Size:
+    named = created.settings.get("size")
+    if isinstance(named, str):
+        return SIZES[named]
+    elements = sum(parameter.numel() for parameter in created.module.parameters())
+    return SIZES["small" if elements < 3e8 else "base" if elements < 1e9 else "1b"]
+
+
+def _write_pool(target: Path, paths: Sequence[Path]) -> None:
+    """Write the open pool: every document of `paths`, a blank line between them."""
+    with replacing(target) as file:
+        for document in read_documents(paths):
+            file.write(document.text.strip().encode() + b"\n\n")
+
+
+def _publish_genesis(
+    home: CoordinatorHome,
+    founding: Founding,
+    created: Created,
+    authority: Authority,
+    key: Ed25519PrivateKey,
+    *,
+    now: float,
+) -> Envelope:
+    module = created.module
+    layout = layout_of(module, exclude=founding.objective.non_averageable(module))
+    with building(home.checkpoint(0)) as folder:
+        for name, content in created.files.items():
+            (folder / name).write_bytes(content)
+        written = _write_vector(folder / MODEL_FILE, module, layout)
+        names = [*created.files, MODEL_FILE]
+        manifest = Manifest(
+            round=0,
+            genesis=None,
+            parent=None,
+            created_at=now,
+            layout=layout.digest,
+            elements=layout.elements,
+            vector_root=written.root.hex(),
+            files=tuple(file_entry(folder, name) for name in sorted(names)),
+            origin=GenesisRecord(
+                federation=founding.federation,
+                coordinator_key=public_bytes(key).hex(),
+                root_certificate=fingerprint(authority.certificate_pem).hex(),
+                objective=founding.objective.name,
+                settings=dict(created.settings),
+                seed=founding.seed,
+            ),
+            software=software(),
+        )
+        envelope = manifest.signed(key)
+        write_statements(folder, [envelope])
+        write_card(folder, [envelope], [], key, notes=home.notes(0))
+    return envelope
+
+
+def _write_vector(path: Path, module: torch.nn.Module, layout: ParameterLayout) -> WrittenVector:
+    """Write the initial parameter vector and what stands beside it."""
+    vector = from_model(module, layout)
+    extras = {
+        name: ExtraTensor(
+            dtype=_DTYPES[tensor.dtype],
+            shape=tuple(tensor.shape),
+            data=tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
+        for name, tensor in outside_the_vector(module, layout).items()
+    }
+    with path.open("wb") as file:
+        writer = VectorWriter(file, layout, extras)
+        for index in range(layout.fragments):
+            start, stop = layout.bounds(index)
+            writer.write(vector[start:stop])
+        return writer.finish()

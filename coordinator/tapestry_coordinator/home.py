@@ -1,0 +1,106 @@
+"""A coordinator's folder: what lies where, and the secrets in it.
+
+```
+coordinator.toml     settings, edited by people
+ca/                  the federation's root of trust (0600)
+identity/            the coordinator's signing key, TLS key and certificate (0600)
+coordinator.db       the registry
+pool.txt             the open pool of text, if the federation has one
+contributions/       as received, by round
+outer/               the outer optimizer's state, by round
+published/           checkpoints: round-000000 is genesis
+notes/               what the operator adds to model cards, by round
+```
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import MANIFEST_FILE, folder_name, read_envelope
+from tapestry.checkpoints.manifest import Lineage
+from tapestry.errors import ConfigError
+from tapestry.identity.certificates import Authority, load_authority
+from tapestry.identity.keys import load_signing_key
+from tapestry_coordinator import settings
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorHome:
+    """Paths below a coordinator's folder."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> Path:
+        """The certificate authority."""
+        return self.folder / "ca"
+
+    @property
+    def signing_key(self) -> Path:
+        """The Ed25519 key that signs plans, receipts and manifests."""
+        return self.folder / "identity" / "signing.key"
+
+    @property
+    def tls_key(self) -> Path:
+        """The P-256 key of the TLS certificate."""
+        return self.folder / "identity" / "tls.key"
+
+    @property
+    def pool(self) -> Path:
+        """The open pool of text; absent if the federation has none."""
+        return self.folder / "pool.txt"
+
+    @property
+    def contributions(self) -> Path:
+        """Contributions by round."""
+        return self.folder / "contributions"
+
+    @property
+    def published(self) -> Path:
+        """Published checkpoints."""
+        return self.folder / "published"
+
+    def checkpoint(self, round_number: int) -> Path:
+        """The published checkpoint of a round."""
+        return self.published / folder_name(round_number)
+
+    def notes(self, round_number: int) -> Path:
+        """What the operator adds to a checkpoint's model card."""
+        return self.folder / "notes" / folder_name(round_number)
+
+    def outer_state(self, round_number: int) -> Path:
+        """The outer optimizer's state after a round."""
+        return self.folder / "outer" / f"{folder_name(round_number)}.f32"
+
+    def load_settings(self) -> settings.CoordinatorSettings:
+        """Read `coordinator.toml`."""
+        return settings.load(self.folder)
+
+    def load_signing_key(self) -> Ed25519PrivateKey:
+        """Read the signing key."""
+        return load_signing_key(self.signing_key)
+
+    def load_authority(self) -> Authority:
+        """Read the root of trust."""
+        return load_authority(self.ca)
+
+    def load_genesis(self) -> Lineage:
+        """Read and verify the genesis manifest."""
+        path = self.checkpoint(0) / MANIFEST_FILE
+        return Lineage(read_envelope(path, what="genesis manifest"))
+
+
+def require_home(folder: Path) -> CoordinatorHome:
+    """Return the coordinator's home at `folder`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not (folder / settings.SETTINGS_FILE).is_file():
+        raise ConfigError(
+            f"{folder}: no coordinator here (no {settings.SETTINGS_FILE}); make one with "
+            f"`tapestry coordinator init {folder} --name NAME`"
+        )
+    return CoordinatorHome(folder.resolve())

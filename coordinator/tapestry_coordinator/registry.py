@@ -1,0 +1,416 @@
+"""The registry: everything a coordinator must remember, in one SQL database.
+
+Every method is one transaction. The caller passes `now`; nothing here reads a clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, update
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from tapestry.errors import ConfigError, RejectedError
+from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry_coordinator import rounds
+from tapestry_coordinator.tables import (
+    contributions,
+    evaluations,
+    events,
+    invitations,
+    manifests,
+    members,
+    plans,
+)
+
+ACTIVE = "active"
+REVOKED = "revoked"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A row of the members' table."""
+
+    member_id: str
+    signing_key: str
+    certificate_serial: str
+    status: str
+    joined_at: float
+    last_seen_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredContribution:
+    """A committed contribution, as it was signed."""
+
+    round: int
+    member_id: str
+    digest: str
+    envelope: Envelope
+    receipt: Envelope
+    norm: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEvaluation:
+    """What a member measured of a published checkpoint."""
+
+    round: int
+    member_id: str
+    language: str
+    bits_per_byte: float
+    held_out_bytes: int
+
+
+class Registry:
+    """Members, invitations, plans, events, contributions, manifests, evaluations."""
+
+    def __init__(self, url: str) -> None:
+        """Connect to the database at `url` and bring its schema up to date.
+
+        Raises:
+            ConfigError: It cannot be opened.
+        """
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _tune_sqlite)
+        try:
+            _migrate(self._engine)
+        except DatabaseError as error:
+            raise ConfigError(f"{url}: the database cannot be opened: {error.orig}") from error
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._engine.dispose()
+
+    # Membership
+
+    def add_invitation(
+        self, token_digest: bytes, *, member_id: str, now: float, expires_at: float
+    ) -> None:
+        """Remember an invitation by the digest of its token.
+
+        Raises:
+            ConfigError: The member is enrolled already.
+        """
+        with self._engine.begin() as connection:
+            status = connection.execute(
+                select(members.c.status).where(members.c.member_id == member_id)
+            ).scalar()
+            if status == ACTIVE:
+                raise ConfigError(f"{member_id} is a member already; choose another id")
+            connection.execute(
+                insert(invitations).values(
+                    token_digest=token_digest.hex(),
+                    member_id=member_id,
+                    created_at=now,
+                    expires_at=expires_at,
+                )
+            )
+
+    def enrol(
+        self,
+        token_digest: bytes,
+        *,
+        member_id: str,
+        signing_key: bytes,
+        certificate_serial: int,
+        now: float,
+    ) -> None:
+        """Use an invitation up and make its bearer a member.
+
+        Raises:
+            RejectedError: No such invitation, for another member, expired, or used.
+        """
+        with self._engine.begin() as connection:
+            self._use_invitation(connection, token_digest, member_id, now)
+            row = {
+                "signing_key": signing_key.hex(),
+                "certificate_serial": f"{certificate_serial:x}",
+                "status": ACTIVE,
+                "joined_at": now,
+                "last_seen_at": now,
+            }
+            known = connection.execute(
+                update(members).where(members.c.member_id == member_id).values(**row)
+            )
+            if known.rowcount == 0:
+                connection.execute(insert(members).values(member_id=member_id, **row))
+
+    def require_invitation(self, token_digest: bytes, *, member_id: str, now: float) -> None:
+        """Refuse a token that `enrol` would refuse, without using it.
+
+        Raises:
+            RejectedError: As `enrol`.
+        """
+        with self._engine.begin() as connection:
+            _require_invitation(connection, token_digest, member_id, now)
+
+    def _use_invitation(
+        self, connection: Connection, token_digest: bytes, member_id: str, now: float
+    ) -> None:
+        _require_invitation(connection, token_digest, member_id, now)
+        used = connection.execute(
+            update(invitations)
+            .where(invitations.c.token_digest == token_digest.hex())
+            .where(invitations.c.used_at.is_(None))
+            .values(used_at=now)
+        )
+        if used.rowcount != 1:
+            raise RejectedError("this invitation was used already: ask for a new one")
+
+    def member(self, member_id: str) -> Member | None:
+        """Return a member, or None."""
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                select(members).where(members.c.member_id == member_id)
+            ).one_or_none()
+        return None if row is None else Member(**row._mapping)  # noqa: SLF001 - public in SQLAlchemy
+
+    def members(self) -> list[Member]:
+        """Return all members, by id."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(members).order_by(members.c.member_id)).all()
+        return [Member(**row._mapping) for row in rows]  # noqa: SLF001
+
+    def renew(self, member_id: str, *, certificate_serial: int) -> None:
+        """Record a member's new certificate; the old one stays valid until it expires."""
+        self._update_member(member_id, certificate_serial=f"{certificate_serial:x}")
+
+    def seen(self, member_id: str, *, now: float) -> None:
+        """Record that a member was heard of."""
+        self._update_member(member_id, last_seen_at=now)
+
+    def revoke(self, member_id: str) -> None:
+        """End a membership; in force at the member's next call.
+
+        Raises:
+            ConfigError: There is no such member.
+        """
+        if self._update_member(member_id, status=REVOKED) == 0:
+            raise ConfigError(f"{member_id} is not a member")
+
+    def _update_member(self, member_id: str, **values: Any) -> int:  # noqa: ANN401
+        with self._engine.begin() as connection:
+            result = connection.execute(
+                update(members).where(members.c.member_id == member_id).values(**values)
+            )
+        return int(result.rowcount)
+
+    # Rounds
+
+    def newest_round(self) -> int | None:
+        """Return the number of the newest published checkpoint, None before genesis."""
+        with self._engine.begin() as connection:
+            return connection.execute(select(func.max(manifests.c.round))).scalar()
+
+    def round_events(self, number: int) -> list[tuple[float, rounds.Event]]:
+        """Return the stored events of a round with their times, oldest first."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(events).where(events.c.round == number).order_by(events.c.id)
+            ).all()
+        return [(row.at, rounds.event_from_json(row.kind, row.body)) for row in rows]
+
+    def record_event(
+        self,
+        number: int,
+        event_: rounds.Event,
+        *,
+        now: float,
+        plan: tuple[int, str, Envelope] | None = None,
+        contribution: StoredContribution | None = None,
+        manifest: tuple[str, Envelope] | None = None,
+    ) -> None:
+        """Store an event of round `number` with whatever belongs to it, in one transaction.
+
+        Args:
+            number: The round.
+            event_: What happened.
+            now: When.
+            plan: Attempt, digest and envelope of the plan that the event opened.
+            contribution: What arrived.
+            manifest: Digest and envelope of what was published.
+        """
+        kind, body = rounds.event_to_json(event_)
+        with self._engine.begin() as connection:
+            connection.execute(insert(events).values(round=number, at=now, kind=kind, body=body))
+            if plan is not None:
+                attempt, digest, envelope = plan
+                connection.execute(
+                    insert(plans).values(
+                        round=number,
+                        attempt=attempt,
+                        digest=digest,
+                        envelope=to_json(envelope).decode(),
+                    )
+                )
+            if contribution is not None:
+                connection.execute(insert(contributions).values(_contribution_row(contribution)))
+            if manifest is not None:
+                _insert_manifest(connection, number, *manifest)
+
+    def add_genesis(self, digest: str, envelope: Envelope) -> None:
+        """Store the manifest of round 0.
+
+        Raises:
+            ConfigError: There is one already.
+        """
+        try:
+            with self._engine.begin() as connection:
+                _insert_manifest(connection, 0, digest, envelope)
+        except IntegrityError as error:
+            raise ConfigError("this federation has a genesis already") from error
+
+    def plan(self, number: int, attempt: int) -> Envelope | None:
+        """Return the envelope of a plan, or None."""
+        with self._engine.begin() as connection:
+            text = connection.execute(
+                select(plans.c.envelope)
+                .where(plans.c.round == number)
+                .where(plans.c.attempt == attempt)
+            ).scalar()
+        return None if text is None else from_json(text.encode(), what=f"plan of round {number}")
+
+    def contribution(self, number: int, member_id: str) -> StoredContribution | None:
+        """Return a member's contribution to a round, or None."""
+        found = [c for c in self.contributions(number) if c.member_id == member_id]
+        return found[0] if found else None
+
+    def contributions(self, number: int) -> list[StoredContribution]:
+        """Return a round's contributions, by member id."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(contributions)
+                .where(contributions.c.round == number)
+                .order_by(contributions.c.member_id)
+            ).all()
+        return [
+            StoredContribution(
+                round=row.round,
+                member_id=row.member_id,
+                digest=row.digest,
+                envelope=from_json(row.envelope.encode(), what="contribution"),
+                receipt=from_json(row.receipt.encode(), what="receipt"),
+                norm=row.norm,
+            )
+            for row in rows
+        ]
+
+    def lineage(self, last: int | None = None) -> list[Envelope]:
+        """Return the manifests from genesis to round `last` (or the newest), oldest first."""
+        query = select(manifests.c.envelope).order_by(manifests.c.round)
+        if last is not None:
+            query = query.where(manifests.c.round <= last)
+        with self._engine.begin() as connection:
+            texts: Sequence[str] = connection.execute(query).scalars().all()
+        return [from_json(text.encode(), what="manifest") for text in texts]
+
+    def manifest(self, number: int) -> Envelope | None:
+        """Return the manifest of a round, or None."""
+        with self._engine.begin() as connection:
+            text = connection.execute(
+                select(manifests.c.envelope).where(manifests.c.round == number)
+            ).scalar()
+        return None if text is None else from_json(text.encode(), what="manifest")
+
+    def round_of(self, manifest_digest: str) -> int | None:
+        """Return the round whose manifest has that digest, or None."""
+        with self._engine.begin() as connection:
+            return connection.execute(
+                select(manifests.c.round).where(manifests.c.digest == manifest_digest)
+            ).scalar()
+
+    # Evaluations
+
+    def add_evaluation(self, evaluation: StoredEvaluation, *, now: float) -> None:
+        """Store or replace a member's evaluation of a checkpoint."""
+        key = (evaluations.c.round == evaluation.round) & (
+            evaluations.c.member_id == evaluation.member_id
+        )
+        values = {
+            "language": evaluation.language,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "held_out_bytes": evaluation.held_out_bytes,
+            "at": now,
+        }
+        with self._engine.begin() as connection:
+            if connection.execute(update(evaluations).where(key).values(**values)).rowcount == 0:
+                connection.execute(
+                    insert(evaluations).values(
+                        round=evaluation.round, member_id=evaluation.member_id, **values
+                    )
+                )
+
+    def evaluations(self) -> list[StoredEvaluation]:
+        """Return all evaluations by round and member."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(evaluations).order_by(evaluations.c.round, evaluations.c.member_id)
+            ).all()
+        return [
+            StoredEvaluation(
+                round=row.round,
+                member_id=row.member_id,
+                language=row.language,
+                bits_per_byte=row.bits_per_byte,
+                held_out_bytes=row.held_out_bytes,
+            )
+            for row in rows
+        ]
+
+
+def database_url(folder: Path) -> str:
+    """Return the URL of the database file in a coordinator's folder."""
+    return f"sqlite:///{folder / 'coordinator.db'}"
+
+
+def _migrate(engine: Engine) -> None:
+    """Bring the schema to the newest revision."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DB-API driver
+    """Write-ahead log, durable commits, and patience with other writers."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _require_invitation(
+    connection: Connection, token_digest: bytes, member_id: str, now: float
+) -> None:
+    row = connection.execute(
+        select(invitations).where(invitations.c.token_digest == token_digest.hex())
+    ).one_or_none()
+    if row is None or row.member_id != member_id:
+        raise RejectedError("the coordinator does not know this invitation: ask for a new one")
+    if row.used_at is not None:
+        raise RejectedError("this invitation was used already: ask for a new one")
+    if now >= row.expires_at:
+        raise RejectedError("this invitation has expired: ask for a new one")
+
+
+def _insert_manifest(connection: Connection, number: int, digest: str, envelope: Envelope) -> None:
+    connection.execute(
+        insert(manifests).values(round=number, digest=digest, envelope=to_json(envelope).decode())
+    )
+
+
+def _contribution_row(stored: StoredContribution) -> dict[str, Any]:
+    return {
+        "round": stored.round,
+        "member_id": stored.member_id,
+        "digest": stored.digest,
+        "envelope": to_json(stored.envelope).decode(),
+        "receipt": to_json(stored.receipt).decode(),
+        "norm": stored.norm,
+    }

@@ -1,0 +1,262 @@
+"""The round as a pure state machine: no clock, no socket, no file.
+
+`tick(state, event, now=...)` returns the next state and what is to be done. Every event that
+changed the state is stored before its effects are performed, so that a restarted coordinator
+folds the stored events of the current round and stands where it stood.
+
+```
+WAITING ──enough members are here──▶ OPEN ──all answered, or quorum and grace, or deadline──▶
+AGGREGATING ──published──▶ WAITING for the next round, or FINISHED
+```
+A round whose deadline passes without a quorum is planned again: the base stays as it is, and
+contributions that arrived stay in.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from tapestry.errors import RejectedError
+
+
+class Phase(StrEnum):
+    """Where a round stands."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    AGGREGATING = "aggregating"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRules:
+    """How a round opens, waits, and closes; fixed for a round when it opens."""
+
+    quorum: int
+    gather_seconds: float
+    grace_seconds: float
+    deadline_seconds: float
+    total: int
+    """Rounds to run; 0 means without end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundState:
+    """One round, from waiting for members to being published."""
+
+    number: int
+    phase: Phase = Phase.WAITING
+    attempt: int = 0
+    rules: RoundRules | None = None
+    quorum_ready_at: float | None = None
+    """While waiting: since when enough members have been here."""
+    cohort: tuple[str, ...] = ()
+    opened_at: float = 0.0
+    deadline: float = 0.0
+    quorum_at: float | None = None
+    """While open: since when there has been a quorum of contributions."""
+    arrived: dict[str, str] = field(default_factory=dict)
+    """Contribution digest by member."""
+    declined: dict[str, str] = field(default_factory=dict)
+    """Reason by member."""
+    closed_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tick:
+    """Time went by, or members came and went."""
+
+    ready: tuple[str, ...]
+    """Members that are connected."""
+    enrolled: int
+    """Members that could be."""
+    rules: RoundRules
+    """As configured now; taken up when a round opens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrived:
+    """A contribution is durable."""
+
+    member_id: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declined:
+    """A member will not answer this plan."""
+
+    member_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """The round's checkpoint is out."""
+
+    manifest: str
+
+
+Event = Tick | Arrived | Declined | Published
+
+
+class Effect(StrEnum):
+    """What the service does after a transition."""
+
+    ANNOUNCE_PLAN = "announce plan"
+    AGGREGATE = "aggregate"
+    ANNOUNCE_STATE = "announce state"
+
+
+def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, list[Effect]]:
+    """Return the state after `event` and what is to be done.
+
+    Args:
+        state: Before.
+        event: What happened.
+        now: Unix seconds at which it happened.
+
+    Raises:
+        RejectedError: A member's event does not fit the round; the message says why.
+    """
+    if isinstance(event, Arrived):
+        return _arrive(state, event, now)
+    if isinstance(event, Declined):
+        return _decline(state, event, now)
+    if isinstance(event, Published):
+        return _publish(state)
+    return _pass_time(state, event, now)
+
+
+def _arrive(state: RoundState, event: Arrived, now: float) -> tuple[RoundState, list[Effect]]:
+    require_open(state, event.member_id)
+    known = state.arrived.get(event.member_id)
+    if known == event.digest:
+        return state, []
+    if known is not None:
+        raise RejectedError(
+            f"{event.member_id} already contributed to round {state.number}, something else"
+        )
+    arrived = {**state.arrived, event.member_id: event.digest}
+    declined = {m: reason for m, reason in state.declined.items() if m != event.member_id}
+    return _close_if_due(replace(state, arrived=arrived, declined=declined), now, changed=True)
+
+
+def _decline(state: RoundState, event: Declined, now: float) -> tuple[RoundState, list[Effect]]:
+    require_open(state, event.member_id)
+    if event.member_id in state.arrived or state.declined.get(event.member_id) == event.reason:
+        return state, []
+    declined = {**state.declined, event.member_id: event.reason}
+    return _close_if_due(replace(state, declined=declined), now, changed=True)
+
+
+def require_open(state: RoundState, member_id: str) -> None:
+    """Refuse a member's answer that the round does not wait for.
+
+    Raises:
+        RejectedError: The round is not open, or the member is not in its cohort.
+    """
+    if state.phase is not Phase.OPEN:
+        raise RejectedError(
+            f"round {state.number} is not open ({state.phase}): wait for the next plan"
+        )
+    if member_id not in state.cohort:
+        raise RejectedError(
+            f"{member_id} is not in the cohort of round {state.number}: wait for the next plan"
+        )
+
+
+def _publish(state: RoundState) -> tuple[RoundState, list[Effect]]:
+    if state.phase is not Phase.AGGREGATING or state.rules is None:
+        raise ValueError(f"round {state.number} was not being aggregated")
+    is_last = 0 < state.rules.total <= state.number
+    after = RoundState(number=state.number + 1, phase=Phase.FINISHED if is_last else Phase.WAITING)
+    return after, [Effect.ANNOUNCE_STATE]
+
+
+def _pass_time(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
+    if state.phase is Phase.OPEN:
+        return _replan_if_overdue(*_close_if_due(state, now, changed=False), event, now)
+    if state.phase is Phase.AGGREGATING:
+        return state, []
+    done = 0 < event.rules.total < state.number
+    phase = Phase.FINISHED if done else Phase.WAITING
+    if phase is not state.phase:
+        return replace(state, phase=phase, quorum_ready_at=None), [Effect.ANNOUNCE_STATE]
+    return (state, []) if done else _gather(state, event, now)
+
+
+def _gather(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
+    """Open a waiting round once a quorum is here, and the others are or had time to come."""
+    if len(event.ready) < event.rules.quorum:
+        return replace(state, quorum_ready_at=None), []
+    since = now if state.quorum_ready_at is None else state.quorum_ready_at
+    if len(event.ready) >= event.enrolled or now - since >= event.rules.gather_seconds:
+        return _open(state, event, now)
+    return replace(state, quorum_ready_at=since), []
+
+
+def _open(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
+    opened = replace(
+        state,
+        phase=Phase.OPEN,
+        attempt=state.attempt + 1,
+        rules=event.rules,
+        cohort=tuple(sorted({*event.ready, *state.arrived})),
+        opened_at=now,
+        deadline=now + event.rules.deadline_seconds,
+        declined={},
+    )
+    return opened, [Effect.ANNOUNCE_PLAN]
+
+
+def _close_if_due(
+    state: RoundState, now: float, *, changed: bool
+) -> tuple[RoundState, list[Effect]]:
+    """Close an open round that has all it waits for."""
+    rules = state.rules
+    if rules is None:
+        raise ValueError("an open round has rules")
+    if len(state.arrived) < rules.quorum:
+        return state, [Effect.ANNOUNCE_STATE] if changed else []
+    quorum_at = now if state.quorum_at is None else state.quorum_at
+    state = replace(state, quorum_at=quorum_at)
+    everybody = set(state.cohort) <= {*state.arrived, *state.declined}
+    due = min(quorum_at + rules.grace_seconds, state.deadline)
+    if everybody or now >= due:
+        return replace(state, phase=Phase.AGGREGATING, closed_at=now), [Effect.AGGREGATE]
+    return state, [Effect.ANNOUNCE_STATE] if changed else []
+
+
+def _replan_if_overdue(
+    state: RoundState, effects: list[Effect], event: Tick, now: float
+) -> tuple[RoundState, list[Effect]]:
+    """Plan a round again whose deadline passed without a quorum."""
+    if state.phase is not Phase.OPEN or now < state.deadline:
+        return state, effects
+    return _open(state, event, now)
+
+
+_KINDS: dict[str, type[Tick | Arrived | Declined | Published]] = {
+    "tick": Tick,
+    "arrived": Arrived,
+    "declined": Declined,
+    "published": Published,
+}
+
+
+def event_to_json(event: Event) -> tuple[str, str]:
+    """Return an event's kind and body for storage."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(event, cls))
+    return kind, json.dumps(asdict(event), sort_keys=True)
+
+
+def event_from_json(kind: str, body: str) -> Event:
+    """Return the event that `event_to_json` stored."""
+    values: dict[str, Any] = json.loads(body)
+    if kind == "tick":
+        values["ready"] = tuple(values["ready"])
+        values["rules"] = RoundRules(**values["rules"])
+    event: Event = _KINDS[kind](**values)
+    return event

@@ -1,0 +1,205 @@
+"""One coordinator process: two listening ports, a clock, and an aggregator."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from types import FrameType
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from tapestry.checkpoints.folder import CARD_FILE
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.errors import ConfigError, TapestryError
+from tapestry.identity.certificates import issue_server_certificate
+from tapestry.identity.keys import load_tls_key, private_pem
+from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc, transfer_pb2_grpc
+from tapestry.wire.channels import server_credentials
+from tapestry.wire.limits import SERVER_OPTIONS
+from tapestry_coordinator.card import write_card
+from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
+from tapestry_coordinator.uploads import FragmentStore
+
+_log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.2
+_RETRY_SECONDS = 15.0
+_CARD_SECONDS = 3.0
+_WORKERS = 256
+_ENROLMENT_WORKERS = 4
+_STOP_SECONDS = 3.0
+
+
+class CoordinatorServer:
+    """The running coordinator of one folder."""
+
+    def __init__(
+        self,
+        home: CoordinatorHome,
+        *,
+        clock: Callable[[], float] = time.time,  # noqa: TID251 - the edge that owns the clock
+    ) -> None:
+        """Open the registry and take up the state; nothing listens yet."""
+        self.home = home
+        self.settings = home.load_settings()
+        self._clock = clock
+        self._key = home.load_signing_key()
+        self._authority = home.load_authority()
+        self._registry = Registry(database_url(home.folder))
+        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
+        self._layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
+        self._store = FragmentStore(
+            home.contributions, self._layout, max_element=self.settings.aggregation.max_element
+        )
+        self._publisher = Publisher(
+            home=home, key=self._key, store=self._store, settings=self.settings.aggregation
+        )
+        self._stopping = threading.Event()
+
+    def serve(self) -> None:
+        """Listen and run rounds until SIGINT or SIGTERM.
+
+        Raises:
+            ConfigError: A port is in use.
+        """
+        servers = self._start_servers()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        aggregator = threading.Thread(target=self._aggregate_forever, name="aggregator")
+        aggregator.start()
+        network = self.settings.network
+        _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
+        try:
+            while not self._stopping.wait(_TICK_SECONDS):
+                self.desk.pass_time()
+        finally:
+            self._stopping.set()
+            self.desk.wake()
+            for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
+                stopped.wait()
+            aggregator.join()
+            self._registry.close()
+            _log.info("stopped")
+
+    def stop(self) -> None:
+        """Ask `serve` to return."""
+        self._stopping.set()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop()
+
+    def _start_servers(self) -> list[grpc.Server]:
+        key = load_tls_key(self.home.tls_key)
+        network = self.settings.network
+        hosts = {_host(network.address), _host(network.enrolment_address)}
+        certificate = issue_server_certificate(
+            self._authority,
+            key.public_key(),
+            federation=self.desk.genesis.origin.federation,
+            hosts=sorted(hosts),
+            now=datetime.fromtimestamp(self._clock(), UTC),
+        )
+        members = grpc.server(ThreadPoolExecutor(_WORKERS), options=SERVER_OPTIONS)
+        enrolment = EnrolmentService(self.desk, self._authority)
+        rounds_pb2_grpc.add_RoundsServiceServicer_to_server(
+            RoundsService(self.desk, self._stopping), members
+        )
+        transfer_pb2_grpc.add_TransferServiceServicer_to_server(
+            TransferService(self.desk, self._store, self._layout), members
+        )
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
+        servicer = health.HealthServicer()
+        servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, members)
+        door = grpc.server(ThreadPoolExecutor(_ENROLMENT_WORKERS), options=SERVER_OPTIONS)
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
+        pem = private_pem(key)
+        root = self._authority.certificate_pem
+        _bind(members, network.listen, certificate, pem, root)
+        _bind(door, network.enrolment_listen, certificate, pem, None)
+        for server in (members, door):
+            server.start()
+        return [members, door]
+
+    # Aggregation and cards, in one thread
+
+    def _aggregate_forever(self) -> None:
+        wait = _TICK_SECONDS
+        while not self._stopping.wait(wait):
+            wait = _TICK_SECONDS
+            try:
+                if self.desk.state.phase is Phase.AGGREGATING:
+                    self._aggregate()
+                self._renew_cards()
+            except (TapestryError, OSError) as error:
+                _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
+                wait = _RETRY_SECONDS
+
+    def _aggregate(self) -> None:
+        state = self.desk.state
+        plan, digest = self.desk.plan_of(state)
+        arrived = [
+            stored
+            for stored in self._registry.contributions(state.number)
+            if stored.member_id in state.arrived
+        ]
+        closed = ClosedRound(
+            plan=plan,
+            plan_digest=digest,
+            closed_at=state.closed_at,
+            contributions=arrived,
+            declined=state.declined,
+            lineage=self._registry.lineage(state.number - 1),
+            evaluations=self._registry.evaluations(),
+        )
+        envelope = self._publisher.publish(closed)
+        self.desk.publish(envelope)
+        self._prune(state.number)
+
+    def _prune(self, number: int) -> None:
+        keep = self.settings.keep
+        if keep.contribution_rounds:
+            self._store.prune(before=number - keep.contribution_rounds + 1)
+        self.home.outer_state(number - 2).unlink(missing_ok=True)
+
+    def _renew_cards(self) -> None:
+        """Rewrite the cards of checkpoints that were measured since, a few seconds later."""
+        for number in self.desk.take_measured(older_than_seconds=_CARD_SECONDS):
+            folder = self.home.checkpoint(number)
+            if (folder / CARD_FILE).is_file():
+                write_card(
+                    folder,
+                    self._registry.lineage(number),
+                    self._registry.evaluations(),
+                    self._key,
+                    notes=self.home.notes(number),
+                )
+                self.desk.index_files(number)
+
+
+def _host(address: str) -> str:
+    return address.rsplit(":", 1)[0].strip("[]")
+
+
+def _bind(
+    server: grpc.Server, listen: str, certificate: bytes, key: bytes, root: bytes | None
+) -> None:
+    credentials = server_credentials(certificate_pem=certificate, key_pem=key, root_pem=root)
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConfigError(
+            f"cannot listen on {listen}: the port is in use or not allowed; stop the other "
+            "process or change [network] in coordinator.toml"
+        )

@@ -1,0 +1,146 @@
+"""`coordinator.toml`: what the coordinator's operator decides."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from tapestry.checkpoints.statements import InnerSettings
+from tapestry.config import Settings, commented_toml, load_settings
+from tapestry.storage.atomic import write_atomic
+from tapestry_coordinator.rounds import RoundRules
+
+SETTINGS_FILE = "coordinator.toml"
+
+Seconds = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class NetworkSettings(Settings):
+    """Where the coordinator listens, and under which address nodes find it."""
+
+    listen: str = "0.0.0.0:7443"
+    """host:port for members, over mutual TLS."""
+    enrolment_listen: str = "0.0.0.0:7444"
+    """host:port for enrolment; may be closed by a firewall while no invitation is open."""
+    address: str
+    """host:port that members dial."""
+    enrolment_address: str
+    """host:port in invitations."""
+
+
+class RoundsSettings(Settings):
+    """How rounds open, wait, and close."""
+
+    total: Annotated[int, Field(ge=0)] = 0
+    """Rounds to run; 0 means without end."""
+    quorum: Annotated[int, Field(ge=1)] = 2
+    """Fewest contributions that make an update; with fewer the base stays as it is."""
+    gather_seconds: Seconds = 10.0
+    """Wait for further members once a quorum is connected, unless all are."""
+    grace_seconds: Seconds = 300.0
+    """Wait for the others once a quorum has contributed."""
+    deadline_seconds: Annotated[FiniteFloat, Field(gt=0)] = 3600.0
+    """A round closes this long after it opened, or is planned again if it has no quorum."""
+
+    def rules(self) -> RoundRules:
+        """Return these settings as the state machine takes them."""
+        return RoundRules(**self.model_dump())
+
+
+class InnerTable(Settings):
+    """What nodes do between two contributions."""
+
+    steps: int
+    sequences: int
+    accumulation: int = 1
+    sequence_tokens: int
+    learning_rate: float
+    warmup_steps: int = 20
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    gradient_clip: float = 1.0
+
+    def settings(self) -> InnerSettings:
+        """Return these settings as a plan carries them."""
+        return InnerSettings(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        self.settings()
+        return self
+
+
+class AggregationSettings(Settings):
+    """How contributions become an update."""
+
+    codec: Literal["float32", "bfloat16", "int8"] = "int8"
+    """How pseudo-gradients travel."""
+    gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
+    """Weights are proportional to tokens**gamma: 0 equal, 1 proportional."""
+    influence_cap: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    """Upper bound of a weight; 0 chooses a quarter, or an equal share below four members."""
+    clip: Annotated[FiniteFloat, Field(ge=0)] = 1.5
+    """Norms are clipped to this multiple of the median; 0 turns it off."""
+    max_element: Annotated[FiniteFloat, Field(gt=0)] = 10.0
+    """A contribution with a larger absolute element is refused on arrival."""
+    optimizer: Literal["nesterov", "sgd"] = "nesterov"
+    learning_rate: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Of the outer step; 0 chooses by the number of contributions."""
+    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
+
+
+class SharedSettings(Settings):
+    """The open pool of text."""
+
+    fraction: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.25
+    """Share of every batch that comes from the pool, if the federation has one."""
+
+
+class MembershipSettings(Settings):
+    """How long invitations and certificates live."""
+
+    invitation_hours: Annotated[FiniteFloat, Field(gt=0)] = 72.0
+    certificate_days: Annotated[int, Field(ge=1, le=398)] = 30
+
+
+class KeepSettings(Settings):
+    """How much history stays on the disk; 0 keeps everything."""
+
+    checkpoints: Annotated[int, Field(ge=0)] = 0
+    contribution_rounds: Annotated[int, Field(ge=0)] = 10
+
+
+class CoordinatorSettings(Settings):
+    """The whole file."""
+
+    network: NetworkSettings
+    rounds: RoundsSettings = RoundsSettings()
+    inner: InnerTable
+    aggregation: AggregationSettings = AggregationSettings()
+    shared: SharedSettings = SharedSettings()
+    membership: MembershipSettings = MembershipSettings()
+    keep: KeepSettings = KeepSettings()
+
+    @model_validator(mode="after")
+    def _cap_can_hold(self) -> Self:
+        cap, quorum = self.aggregation.influence_cap, self.rounds.quorum
+        if cap and cap * quorum < 1 - 1e-9:
+            fewest = int(-(-1 // cap))
+            raise ValueError(
+                f"aggregation.influence_cap = {cap:g} cannot hold with rounds.quorum = {quorum} "
+                f"contributions, whose weights sum to 1: raise rounds.quorum to {fewest} or "
+                f"influence_cap to {1 / quorum:.4g}"
+            )
+        return self
+
+
+def load(folder: Path) -> CoordinatorSettings:
+    """Read `coordinator.toml` in `folder`."""
+    return load_settings(folder / SETTINGS_FILE, CoordinatorSettings)
+
+
+def save(folder: Path, settings: CoordinatorSettings) -> None:
+    """Write `coordinator.toml` with every key and what it means."""
+    head = "Settings of this coordinator; read again at every start."
+    write_atomic(folder / SETTINGS_FILE, commented_toml(settings, head=head))

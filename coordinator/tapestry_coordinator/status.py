@@ -1,0 +1,39 @@
+"""Where a federation stands, read from its folder; also while the coordinator runs."""
+
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.rounds import RoundState, tick
+
+
+def status_of(home: CoordinatorHome) -> dict[str, Any]:
+    """Return the round, the newest checkpoint, and what members measured of it."""
+    with closing(Registry(database_url(home.folder))) as registry:
+        newest = registry.newest_round() or 0
+        state = RoundState(number=newest + 1)
+        for at, event in registry.round_events(state.number):
+            state, _effects = tick(state, event, now=at)
+        measured = [e for e in registry.evaluations() if e.round == newest]
+    genesis = home.load_genesis()
+    return {
+        "federation": genesis.origin.federation,
+        "identity": genesis.genesis_digest,
+        "round": state.number,
+        "phase": state.phase.value,
+        "attempt": state.attempt,
+        "cohort": list(state.cohort),
+        "arrived": sorted(state.arrived),
+        "declined": state.declined,
+        "deadline": readable_time(state.deadline) if state.deadline else None,
+        "newest_checkpoint": newest,
+        "checkpoint_folder": str(home.checkpoint(newest)),
+        "bits_per_byte": {e.member_id: e.bits_per_byte for e in measured},
+    }
+
+
+def readable_time(seconds: float) -> str:
+    """Return Unix seconds as UTC for people."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,82 @@
+"""The registry's tables; `migrations/` brings a database to this state.
+
+Plain SQL types only: the same statements run on SQLite and PostgreSQL. Times are Unix seconds,
+digests hex, signed statements DSSE JSON.
+"""
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+members = Table(
+    "members",
+    metadata,
+    Column("member_id", String(64), primary_key=True),
+    Column("signing_key", String(64), nullable=False),
+    Column("certificate_serial", String(48), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("joined_at", Float(53), nullable=False),
+    Column("last_seen_at", Float(53), nullable=False),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("token_digest", String(64), primary_key=True),
+    Column("member_id", String(64), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("expires_at", Float(53), nullable=False),
+    Column("used_at", Float(53), nullable=True),
+)
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("envelope", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("round", _Id, nullable=False),
+    Column("at", Float(53), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("body", Text, nullable=False),
+    Index("events_by_round", "round", "id"),
+)
+
+contributions = Table(
+    "contributions",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("member_id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("envelope", Text, nullable=False),
+    Column("receipt", Text, nullable=False),
+    Column("norm", Float(53), nullable=False),
+)
+
+manifests = Table(
+    "manifests",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("envelope", Text, nullable=False),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("member_id", String(64), primary_key=True),
+    Column("language", String(64), nullable=False),
+    Column("bits_per_byte", Float(53), nullable=False),
+    Column("held_out_bytes", _Id, nullable=False),
+    Column("at", Float(53), nullable=False),
+)

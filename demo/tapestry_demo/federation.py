@@ -1,0 +1,213 @@
+"""The demonstration's federation: real processes on this machine, over mutual TLS."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tapestry.errors import TapestryError
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.home import CoordinatorHome, require_home
+
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Institution:
+    """A member of the demonstration and its text."""
+
+    member_id: str
+    language: str
+    text: Path
+    """File or folder."""
+
+    def home(self, folder: Path) -> Path:
+        """Return its node's folder."""
+        return folder / "nodes" / self.member_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How much the demonstration does."""
+
+    rounds: int
+    inner_steps: int
+    sequences: int
+    learning_rate: float
+    held_out_bytes: int
+    bytes_per_language: int
+    localize_steps: int
+
+    @property
+    def steps(self) -> int:
+        """Inner steps of each node over all rounds."""
+        return self.rounds * self.inner_steps
+
+
+def tapestry_command(*arguments: str) -> list[str]:
+    """Return the command line of a `tapestry` call in this interpreter."""
+    return [sys.executable, "-m", "tapestry.cli.main", *arguments]
+
+
+def call(*arguments: str) -> str:
+    """Run a `tapestry` command to its end; return what it printed.
+
+    Raises:
+        TapestryError: It failed, with its last line.
+    """
+    done = subprocess.run(tapestry_command(*arguments), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise TapestryError(f"`tapestry {' '.join(arguments[:2])}` failed: {lines[-1]}")
+    return done.stdout
+
+
+def found_federation(folder: Path, pool: Path | None, scale: Scale, *, members: int) -> None:
+    """Make the coordinator's folder with settings that suit a demonstration."""
+    port = free_port_pair()
+    arguments = ["coordinator", "init", str(folder), "--name", "demo", "--size", "tiny"]
+    arguments += ["--address", f"localhost:{port}", "--rounds", str(scale.rounds)]
+    arguments += ["--inner-steps", str(scale.inner_steps), "--quorum", str(max(2, members - 1))]
+    if pool is not None:
+        arguments += ["--pool", str(pool)]
+    call(*arguments)
+    settings = settings_module.load(folder)
+    network = settings.network.model_copy(
+        update={"listen": f"127.0.0.1:{port}", "enrolment_listen": f"127.0.0.1:{port + 1}"}
+    )
+    inner = settings.inner.model_copy(
+        update={"sequences": scale.sequences, "learning_rate": scale.learning_rate}
+    )
+    rounds = settings.rounds.model_copy(update={"gather_seconds": 60.0, "grace_seconds": 30.0})
+    settings_module.save(
+        folder,
+        settings.model_copy(update={"network": network, "inner": inner, "rounds": rounds}),
+    )
+
+
+def join_all(folder: Path, institutions: Sequence[Institution], scale: Scale) -> None:
+    """Invite and enrol every institution; the coordinator must be listening."""
+    for institution in institutions:
+        invitation = folder / f"{institution.member_id}.invitation"
+        home = institution.home(folder)
+        arguments = ["coordinator", "invite", institution.member_id]
+        call(*arguments, "--dir", str(folder / "coordinator"), "--out", str(invitation))
+        arguments = ["node", "join", str(invitation), "--dir", str(home)]
+        call(*arguments, "--language", institution.language)
+        invitation.unlink()
+        path = home / "node.toml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace("held_out_bytes = 262144", f"held_out_bytes = {scale.held_out_bytes}"),
+            encoding="utf-8",
+        )
+
+
+class Processes:
+    """Child processes that end when the block does, however it does."""
+
+    def __init__(self, logs: Path) -> None:
+        """Write each process's output to a file in `logs`."""
+        self._logs = logs
+        self._stack = ExitStack()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        """Make the folder for logs."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ask all to stop, wait a little, and end those that did not."""
+        self.stop()
+        self._stack.close()
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a process of its own session, so that Ctrl-C reaches it only through us."""
+        log: IO[bytes] = self._stack.enter_context((self._logs / f"{name}.log").open("wb"))
+        self.running[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in self.running.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in self.running.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.running.clear()
+
+    def require_alive(self, name: str) -> None:
+        """Refuse to go on without a process that failed.
+
+        Raises:
+            TapestryError: It ended with an error; its last line is in the message.
+        """
+        process = self.running[name]
+        if process.poll() not in (None, 0):
+            lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
+            cause = lines[-1] if lines else f"exit code {process.returncode}"
+            raise TapestryError(f"{name} failed: {cause} (see {self._logs / f'{name}.log'})")
+
+    def is_done(self, name: str) -> bool:
+        """Whether a process ended without an error."""
+        self.require_alive(name)
+        return self.running[name].poll() == 0
+
+
+def wait_for_port(processes: Processes, home: CoordinatorHome, *, seconds: float) -> None:
+    """Wait until the coordinator listens.
+
+    Raises:
+        TapestryError: It failed, or does not listen in time.
+    """
+    host, port = home.load_settings().network.enrolment_listen.rsplit(":", 1)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        processes.require_alive("coordinator")
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.1)
+    raise TapestryError(f"the coordinator does not listen on {host}:{port} after {seconds:.0f} s")
+
+
+def coordinator_home(folder: Path) -> CoordinatorHome:
+    """Return the demonstration's coordinator."""
+    return require_home(folder / "coordinator")
+
+
+def free_port_pair() -> int:
+    """Return a port that is free together with the next one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            if port >= 65_000:
+                continue
+            with suppress(OSError):
+                second.bind(("127.0.0.1", port + 1))
+                return port

@@ -1,0 +1,1 @@
+"""Localization: a community's own model from the consensus."""

@@ -1,0 +1,1 @@
+"""The contributor node: trains where the data is, lets out only parameter vectors."""

@@ -1,0 +1,193 @@
+"""The node's side of the protocol; every request goes through the egress ledger."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from tapestry.checkpoints.statements import Contribution
+from tapestry.identity.certificates import certificate_request, create_tls_key
+from tapestry.identity.envelopes import Envelope
+from tapestry.identity.membership import IdentityFolder, Membership
+from tapestry.params.fragments import unpack_missing
+from tapestry.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    rounds_pb2,
+    rounds_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+)
+from tapestry.wire.fetching import Fetcher
+from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, UPLOADS_IN_FLIGHT
+from tapestry.wire.members import open_member_channel
+from tapestry.wire.messages import envelope_message, envelope_value
+from tapestry.wire.statuses import errors_from_status
+from tapestry_node.egress import EgressInterceptor, EgressLedger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """The coordinator's present state, not yet verified."""
+
+    plan: Envelope | None
+    manifest: Envelope
+    is_finished: bool
+    notice: str
+
+
+class NodeClient:
+    """One connection to the coordinator."""
+
+    def __init__(
+        self, membership: Membership, identity: IdentityFolder, ledger: EgressLedger
+    ) -> None:
+        """Open a channel over mutual TLS; nothing is sent yet."""
+        self.address = membership.address
+        self._membership = membership
+        self._identity = identity
+        self._channel = open_member_channel(membership, identity)
+        channel = grpc.intercept_channel(self._channel, EgressInterceptor(ledger))
+        self._rounds = rounds_pb2_grpc.RoundsServiceStub(channel)
+        self._transfer = transfer_pb2_grpc.TransferServiceStub(channel)
+        self._enrolment = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        self.fetcher = Fetcher(channel, self.address)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def watch(self) -> Iterator[Told]:
+        """Yield the coordinator's state, at once and after every change, until the line breaks.
+
+        Raises:
+            UnavailableError: Nobody answers, or the line broke.
+        """
+        with errors_from_status(self.address):
+            for message in self._rounds.WatchPlans(rounds_pb2.WatchPlansRequest()):
+                yield Told(
+                    plan=envelope_value(message.plan) if message.HasField("plan") else None,
+                    manifest=envelope_value(message.manifest),
+                    is_finished=message.is_finished,
+                    notice=message.notice,
+                )
+
+    def report(
+        self, *, round_number: int, step: int, steps: int, loss: float, speed: float
+    ) -> None:
+        """Tell progress; `speed` in tokens per second."""
+        with errors_from_status(self.address):
+            self._rounds.Report(
+                rounds_pb2.ReportRequest(
+                    round=round_number, step=step, steps=steps, loss=loss, tokens_per_second=speed
+                ),
+                timeout=CALL_SECONDS,
+            )
+
+    def decline(self, *, round_number: int, reason: str) -> None:
+        """Refuse a plan."""
+        with errors_from_status(self.address):
+            self._rounds.Decline(
+                rounds_pb2.DeclineRequest(round=round_number, reason=reason), timeout=CALL_SECONDS
+            )
+
+    def submit_evaluation(
+        self, *, manifest: str, bits_per_byte: float, held_out_bytes: int, language: str
+    ) -> None:
+        """Tell what a checkpoint scores on this node's held-out text."""
+        with errors_from_status(self.address):
+            self._rounds.SubmitEvaluation(
+                rounds_pb2.SubmitEvaluationRequest(
+                    manifest_digest=bytes.fromhex(manifest),
+                    bits_per_byte=bits_per_byte,
+                    held_out_bytes=held_out_bytes,
+                    language=language,
+                ),
+                timeout=CALL_SECONDS,
+            )
+
+    def upload(
+        self,
+        contribution: Contribution,
+        envelope: Envelope,
+        digests: Sequence[bytes],
+        read_fragment: Callable[[int], bytes],
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Envelope:
+        """Send what is missing of a contribution, commit it, and return the receipt.
+
+        Can be repeated after any failure: only fragments that did not arrive are sent again.
+
+        Args:
+            contribution: What `envelope` holds.
+            envelope: The signed contribution.
+            digests: SHA-256 of each encoded fragment.
+            read_fragment: Index -> encoded bytes.
+            on_bytes: Told of each fragment's size once it has arrived.
+
+        Raises:
+            UnavailableError: The line broke; call again.
+            RejectedError: The round does not take it.
+        """
+        number = contribution.round
+        with errors_from_status(self.address):
+            opened = self._transfer.OpenUpload(
+                transfer_pb2.OpenUploadRequest(
+                    round=number,
+                    base_digest=bytes.fromhex(contribution.base),
+                    codec=contribution.codec,
+                    fragment_digests=b"".join(digests),
+                ),
+                timeout=COMMIT_SECONDS,
+            )
+            if opened.HasField("receipt"):
+                return envelope_value(opened.receipt)
+            missing = unpack_missing(opened.missing, len(digests))
+            self._put_all(number, missing, read_fragment, on_bytes)
+            committed = self._transfer.Commit(
+                transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
+                timeout=COMMIT_SECONDS,
+            )
+        return envelope_value(committed.receipt)
+
+    def _put_all(
+        self,
+        number: int,
+        indices: Sequence[int],
+        read_fragment: Callable[[int], bytes],
+        on_bytes: Callable[[int], None] | None,
+    ) -> None:
+        """Send fragments, several in flight."""
+        in_flight: deque[tuple[grpc.Future, int]] = deque()  # type: ignore[type-arg]
+
+        def wait_for_oldest() -> None:
+            future, size = in_flight.popleft()
+            future.result()
+            if on_bytes is not None:
+                on_bytes(size)
+
+        for index in indices:
+            data = read_fragment(index)
+            request = transfer_pb2.PutFragmentRequest(round=number, index=index, data=data)
+            in_flight.append(
+                (self._transfer.PutFragment.future(request, timeout=COMMIT_SECONDS), len(data))
+            )
+            if len(in_flight) >= UPLOADS_IN_FLIGHT:
+                wait_for_oldest()
+        while in_flight:
+            wait_for_oldest()
+
+    def renew(self) -> None:
+        """Replace the member certificate by a fresh one with a new key.
+
+        The channel keeps the old one until the next connection.
+        """
+        key = create_tls_key()
+        request = certificate_request(key, member_id=self._membership.member_id)
+        with errors_from_status(self.address):
+            response = self._enrolment.Renew(
+                enrolment_pb2.RenewRequest(certificate_request=request), timeout=CALL_SECONDS
+            )
+        self._identity.replace_certificate(response.certificate, key)

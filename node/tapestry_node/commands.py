@@ -1,0 +1,213 @@
+"""`tapestry node ...`: parse, call, render."""
+
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from tapestry.cli.running import default_home, log_to_stderr
+from tapestry.errors import ConfigError
+
+app = typer.Typer(
+    help="Join a federation, train where your data is, see what left.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+Dir = Annotated[
+    Path | None,
+    typer.Option("--dir", help="The node's folder; default: below your data directory."),
+]
+Folder = Annotated[
+    Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
+]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated."
+    ),
+]
+_clock = time.time  # noqa: TID251 - the edge that owns the clock
+
+
+@app.command()
+def join(
+    invitation: Annotated[
+        str, typer.Argument(help="The invitation: its text, or a file that holds it.")
+    ],
+    folder: Dir = None,
+    language: Annotated[
+        str, typer.Option(help="What your text is, for result tables: a tag such as fra.")
+    ] = "",
+) -> None:
+    """Become a member: makes keys here, has them certified, pins the federation's root."""
+    from tapestry.identity.certificates import format_fingerprint  # noqa: PLC0415
+    from tapestry.identity.invitations import decode  # noqa: PLC0415
+    from tapestry_node.home import NodeHome  # noqa: PLC0415
+    from tapestry_node.joining import join as join_federation  # noqa: PLC0415
+
+    opened = decode(_text_or_file(invitation))
+    target = folder or default_home("node")
+    membership = join_federation(opened, target, now=_clock())
+    home = NodeHome(target.resolve())
+    if language:
+        settings = home.load_settings()
+        table = settings.node.model_copy(update={"language": language})
+        home.save_settings(settings.model_copy(update={"node": table}))
+    typer.echo(f"{membership.member_id} is a member of {membership.federation}")
+    typer.echo(f"  root fingerprint  {format_fingerprint(opened.root_fingerprint)}")
+    typer.echo("                    compare it with whoever invited you, by another channel")
+    typer.echo(f"  your policy       {target / 'node.toml'}")
+    typer.echo("next:")
+    typer.echo(f"  tapestry node run {target} --data YOUR_TEXT")
+
+
+@app.command()
+def run(
+    folder: Folder = None,
+    data: Data = [],  # noqa: B006 - typer copies it
+    until_finished: Annotated[
+        bool, typer.Option("--until-finished", help="Stop when no further round is planned.")
+    ] = False,
+    json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
+) -> None:
+    """Take part: wait for plans, train, send parameter vectors, measure; until Ctrl-C.
+
+    Can be stopped and started at any point; a finished contribution is never lost.
+    """
+    from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
+
+    from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports torch
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    log_to_stderr(as_json=json_log, verbose=verbose)
+    home = require_node(folder or default_home("node"))
+    if not data:
+        raise ConfigError("no text given: add --data PATH (a file or a folder)")
+    list_files(data)
+    daemon = Daemon(home, data, until_finished=until_finished)
+    stops = 0
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stops
+        stops += 1
+        if stops > 1:
+            raise KeyboardInterrupt
+        daemon.stop()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    daemon.run()
+
+
+@app.command()
+def status(
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show where the node stands: round, loss, what its text scores."""
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    membership, state = home.identity.load(), home.load_state()
+    progress: dict[str, Any] = {}
+    if home.progress.is_file():
+        progress = json.loads(home.progress.read_text(encoding="utf-8"))
+    _begin, end = home.identity.validity()
+    table = {
+        "member_id": membership.member_id,
+        "federation": membership.federation,
+        "coordinator": membership.address,
+        "certificate_until": end.strftime("%Y-%m-%d %H:%M UTC"),
+        "newest_checkpoint": state.round,
+        "contributed_round": state.contributed,
+        **progress,
+    }
+    if as_json:
+        typer.echo(json.dumps(table, indent=1))
+        return
+    for key, value in table.items():
+        typer.echo(f"{key.replace('_', ' '):<20} {value}")
+
+
+@app.command()
+def audit(
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Prove that the record of what left is whole, and add it up by call."""
+    from tapestry_node.egress import read_ledger  # noqa: PLC0415
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    if not home.egress.is_file():
+        raise ConfigError(f"{home.egress}: nothing has left this node yet")
+    requests: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for departure in read_ledger(home.egress):
+        call = departure.call.rsplit(".", 1)[-1]
+        requests[call] += 1
+        sizes[call] += departure.bytes
+    table = {
+        "ledger": str(home.egress),
+        "chain": "whole",
+        "requests": sum(requests.values()),
+        "bytes": sum(sizes.values()),
+        "by_call": {c: {"requests": requests[c], "bytes": sizes[c]} for c in sorted(requests)},
+    }
+    if as_json:
+        typer.echo(json.dumps(table, indent=1))
+        return
+    typer.echo(f"the chain of {home.egress} is whole: {table['requests']:,} requests, "
+               f"{table['bytes']:,} bytes of messages")  # fmt: skip
+    for call in sorted(requests):
+        typer.echo(f"  {call:<36} {requests[call]:>8,} requests {sizes[call]:>16,} bytes")
+
+
+@app.command()
+def finish(
+    out: Annotated[Path, typer.Argument(help="New folder for the finished model.")],
+    folder: Dir = None,
+    data: Data = [],  # noqa: B006 - typer copies it
+    steps: Annotated[
+        int | None, typer.Option(help="Steps on your own text; default: the plan's H.")
+    ] = None,
+) -> None:
+    """Local finish: some more steps from the consensus on your own text, for yourself.
+
+    Uses the moments that the inner optimizer kept, and sends nothing.
+    """
+    from tapestry_node.finishing import finish_locally  # noqa: PLC0415 - imports torch
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    if not data:
+        raise ConfigError("no text given: add --data PATH (a file or a folder)")
+    parentage = finish_locally(home, data, out, steps=steps)
+    before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
+    typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
+    typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")
+
+
+def _text_or_file(invitation: str) -> str:
+    """Return the invitation's text.
+
+    Raises:
+        ConfigError: It looks like a path and cannot be read.
+    """
+    if invitation.strip().startswith("tapestry-invite-"):
+        return invitation
+    path = Path(invitation)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: neither an invitation (tapestry-invite-...) nor a file that holds one"
+        ) from error

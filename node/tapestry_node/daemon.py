@@ -1,0 +1,520 @@
+"""The node's daemon: waits for plans, trains, sends, measures, and can be restarted at any point.
+
+One thread listens to the coordinator and keeps the newest state that it told; the main thread
+acts on it. What is told is the whole state each time, so nothing is lost when a line breaks.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tapestry.checkpoints.folder import building
+from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
+from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
+from tapestry.errors import RejectedError, TapestryError, UnavailableError, UntrustedError
+from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.objectives.training import StepReport
+from tapestry.storage.atomic import write_atomic
+from tapestry_node.client import NodeClient, Told
+from tapestry_node.egress import EgressLedger
+from tapestry_node.home import NodeHome
+from tapestry_node.trainer import Spooled, Trainer, find_spooled
+
+_log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 10.0
+_REPORT_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.5
+_LOG_SECONDS = 15.0
+_NOTICE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the node does right now; written to `progress.json`."""
+
+    doing: str = "starting"
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    tokens_per_second: float = 0.0
+    bytes_sent: int = 0
+    data_bytes: int = 0
+    bits_per_byte: dict[str, float] = field(default_factory=dict)
+    """By round of the checkpoint."""
+
+
+class Listener:
+    """Keeps the newest state that the coordinator told; reconnects by itself."""
+
+    def __init__(self, connect: Callable[[], NodeClient]) -> None:
+        """Start listening in a thread of its own."""
+        self._connect = connect
+        self._changed = threading.Condition()
+        self._told: Told | None = None
+        self._version = 0
+        self._failure: TapestryError | None = None
+        self._stopped = threading.Event()
+        self._client: NodeClient | None = None
+        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self._thread.start()
+
+    @property
+    def newest(self) -> Told | None:
+        """The newest state, if any came yet."""
+        with self._changed:
+            return self._told
+
+    def wait(self, *, after: int, timeout_seconds: float) -> tuple[int, Told | None]:
+        """Wait for something newer than version `after`; return version and state.
+
+        Raises:
+            UntrustedError: The other side is not of this federation, or does not take us.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._version > after or self._failure is not None, timeout_seconds
+            )
+            if self._failure is not None:
+                raise self._failure
+            return self._version, self._told
+
+    def stop(self) -> None:
+        """Hang up."""
+        self._stopped.set()
+        client = self._client
+        if client is not None:
+            client.close()
+
+    def _listen(self) -> None:
+        backoff = _FIRST_BACKOFF_SECONDS
+        last_notice = float("-inf")
+        while not self._stopped.is_set():
+            try:
+                with contextlib.closing(self._connect()) as client:
+                    self._client = client
+                    for told in client.watch():
+                        if backoff > _FIRST_BACKOFF_SECONDS:
+                            _log.info("connected to %s", client.address)
+                        backoff = _FIRST_BACKOFF_SECONDS
+                        last_notice = float("-inf")
+                        self._tell(told)
+            except UnavailableError as error:
+                if not self._stopped.is_set() and time.monotonic() - last_notice > _NOTICE_SECONDS:
+                    _log.warning("%s; trying again until it does", error)
+                    last_notice = time.monotonic()
+            except TapestryError as error:
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                return
+            self._stopped.wait(backoff)
+            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+
+    def _tell(self, told: Told) -> None:
+        with self._changed:
+            self._told = told
+            self._version += 1
+            self._changed.notify_all()
+
+
+class Daemon:
+    """One node at work."""
+
+    def __init__(self, home: NodeHome, data: Sequence[Path], *, until_finished: bool) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            home: The node's folder.
+            data: The institution's text.
+            until_finished: Return once the federation plans no further round.
+        """
+        self._home = home
+        self._data = list(data)
+        self._until_finished = until_finished
+        self._settings = home.load_settings()
+        self._membership = home.identity.load()
+        self._signing_key = home.identity.signing_key()
+        self._coordinator_key = bytes.fromhex(self._membership.coordinator_key)
+        self._ledger = EgressLedger(
+            home.egress,
+            to=self._membership.address,
+            clock=time.time,  # noqa: TID251 - the edge that owns the clock
+        )
+        self._state = home.load_state()
+        self._progress = Progress(data_bytes=_size_of(self._data))
+        self._progress_written = 0.0
+        self._trainer: Trainer | None = None
+        self._refused: set[tuple[int, int]] = set()
+        self._stopping = threading.Event()
+        self._client = self._connect()
+
+    def stop(self) -> None:
+        """Ask `run` to return; what is unfinished is taken up at the next start."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Serve the federation until stopped.
+
+        Raises:
+            UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
+            ConfigError: The data or a setting cannot be used.
+        """
+        listener = Listener(self._connect)
+        version, backoff = 0, _FIRST_BACKOFF_SECONDS
+        try:
+            while not self._stopping.is_set():
+                version, told = listener.wait(after=version, timeout_seconds=1.0)
+                if told is None:
+                    continue
+                try:
+                    self._renew_if_due()
+                    if self._act(told, listener):
+                        return
+                    backoff = _FIRST_BACKOFF_SECONDS
+                except UnavailableError as error:
+                    _log.warning("%s; trying again", error)
+                    version -= 1
+                    self._stopping.wait(backoff)
+                    backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+        finally:
+            listener.stop()
+            self._write_progress("stopped")
+            self._client.close()
+            self._ledger.close()
+
+    def _connect(self) -> NodeClient:
+        return NodeClient(self._membership, self._home.identity, self._ledger)
+
+    def _act(self, told: Told, listener: Listener) -> bool:
+        """Do what the state asks for; return whether the node is done."""
+        manifest = self._take_manifest(told.manifest)
+        if told.plan is not None:
+            plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
+            self._take_plan(plan, told.manifest, manifest, listener)
+        else:
+            self._evaluate(manifest, told.manifest)
+        if told.is_finished:
+            _log.info("no further round is planned")
+            return self._until_finished
+        self._write_progress(told.notice)
+        return False
+
+    # Checkpoints
+
+    def _take_manifest(self, envelope: Envelope) -> Manifest:
+        """Verify that the newest manifest follows from the one this node knew.
+
+        Raises:
+            UntrustedError: Another federation, another key, or another history.
+        """
+        manifest = Manifest.opened(envelope, public_key=self._coordinator_key, what="manifest")
+        digest = payload_digest(envelope)
+        state = self._state
+        if digest == state.manifest:
+            return manifest
+        if manifest.round <= state.round:
+            raise UntrustedError(
+                f"the coordinator shows checkpoint {manifest.round} as its newest, this node has "
+                f"verified {state.round}: its history was changed; ask its operator"
+            )
+        if manifest.parent != state.manifest or manifest.round != state.round + 1:
+            lineage = self._verify_from_genesis(manifest, digest)
+            state = replace(state, objective=lineage.origin.objective)
+        self._state = replace(state, round=manifest.round, manifest=digest)
+        self._home.save_state(self._state)
+        return manifest
+
+    def _verify_from_genesis(self, manifest: Manifest, digest: str) -> Lineage:
+        envelopes = self._client.fetcher.lineage(manifest.round)
+        lineage = verify_lineage(envelopes, pinned=self._membership.genesis)
+        if lineage.newest_digest != digest:
+            raise UntrustedError("the lineage does not lead to the newest manifest; not taken")
+        known = self._state.manifest
+        if known and known not in {payload_digest(envelope) for envelope in envelopes}:
+            raise UntrustedError(
+                f"the coordinator's history does not contain checkpoint {self._state.round} that "
+                "this node has verified: its history was changed; ask its operator"
+            )
+        if lineage.coordinator_key != self._coordinator_key:
+            raise UntrustedError("the lineage is signed by another key than the pinned one")
+        return lineage
+
+    def _checkpoint(self, manifest: Manifest, envelope: Envelope) -> Path:
+        """Return the folder of a checkpoint, fetched if it is not here."""
+        target = self._home.checkpoint(manifest.round)
+        if target.is_dir():
+            return target
+        total = sum(entry.size_bytes for entry in manifest.files)
+        self._write_progress(f"fetching checkpoint {manifest.round}")
+        known = sorted(self._home.checkpoints.glob("round-*"), reverse=True)
+        with building(target) as folder:
+            self._client.fetcher.fetch_files(
+                manifest.files,
+                folder,
+                parts=self._home.checkpoints / ".parts",
+                known=known[:1],
+            )
+            (folder / "tapestry").mkdir()
+            write_atomic(folder / "tapestry" / "manifest.json", to_json(envelope))
+        _log.info("checkpoint %d is here (%s bytes)", manifest.round, f"{total:,}")
+        self._home.prune(contributed=self._state.contributed)
+        return target
+
+    def _evaluate(self, manifest: Manifest, envelope: Envelope) -> None:
+        """Measure a consensus checkpoint on this node's own held-out text, once."""
+        if manifest.round <= self._state.evaluated:
+            return
+        folder = self._checkpoint(manifest, envelope)
+        if self._trainer is None and manifest.made is not None:
+            self._trainer = self._make_trainer(folder, manifest.made.inner.sequence_tokens)
+        if self._trainer is None:
+            return
+        self._write_progress(f"measuring checkpoint {manifest.round}")
+        result = self._trainer.evaluate(folder)
+        self._progress.bits_per_byte[str(manifest.round)] = result.bits_per_byte
+        _log.info(
+            "checkpoint %d: %.4f bits per byte on %s held-out bytes",
+            manifest.round,
+            result.bits_per_byte,
+            f"{result.text_bytes:,}",
+        )
+        if self._settings.policy.report_evaluation:
+            self._client.submit_evaluation(
+                manifest=payload_digest(envelope),
+                bits_per_byte=round(result.bits_per_byte, 4),
+                held_out_bytes=result.text_bytes,
+                language=self._settings.node.language,
+            )
+        self._state = replace(self._state, evaluated=manifest.round)
+        self._home.save_state(self._state)
+
+    # Rounds
+
+    def _take_plan(
+        self, plan: RoundPlan, envelope: Envelope, manifest: Manifest, listener: Listener
+    ) -> None:
+        """Answer an open plan: decline it, or train and contribute."""
+        if plan.genesis != self._membership.genesis:
+            raise UntrustedError(f"the plan of round {plan.round} is of another federation")
+        if plan.round <= self._state.contributed or (plan.round, plan.attempt) in self._refused:
+            return
+        if plan.base != payload_digest(envelope) or plan.round != manifest.round + 1:
+            raise UntrustedError(
+                f"the plan of round {plan.round} does not start from the newest checkpoint"
+            )
+        try:
+            self._settings.policy.require(plan)
+            trainer = self._ready_trainer(plan, manifest, envelope)
+            self._evaluate(manifest, envelope)
+            spooled = find_spooled(self._home, plan, trainer.layout)
+            if spooled is None:
+                spooled = self._train(plan, trainer, self._checkpoint(manifest, envelope), listener)
+            if spooled is not None:
+                self._contribute(plan, spooled)
+        except UnavailableError:
+            raise
+        except RejectedError as error:
+            _log.warning("round %d: %s", plan.round, error)
+            self._refused.add((plan.round, plan.attempt))
+            with contextlib.suppress(RejectedError):
+                self._client.decline(round_number=plan.round, reason=str(error))
+
+    def _ready_trainer(self, plan: RoundPlan, manifest: Manifest, envelope: Envelope) -> Trainer:
+        folder = self._checkpoint(manifest, envelope)
+        if self._trainer is None:
+            self._trainer = self._make_trainer(folder, plan.inner.sequence_tokens)
+        if plan.shared is not None:
+            self._trainer.use_pool(self._pool(plan), plan.shared.pool_digest)
+        return self._trainer
+
+    def _make_trainer(self, checkpoint: Path, sequence_tokens: int) -> Trainer:
+        self._write_progress("reading and packing the corpus")
+        return Trainer(
+            self._home,
+            self._settings.node,
+            self._state.objective,
+            checkpoint,
+            self._data,
+            sequence_tokens=sequence_tokens,
+        )
+
+    def _pool(self, plan: RoundPlan) -> Path:
+        """Return the federation's open pool, fetched if it is not here."""
+        if plan.shared is None:
+            raise ValueError("the plan has no shared slice")
+        target = self._home.folder / "pool" / f"{plan.shared.pool_digest}.txt"
+        if not target.is_file():
+            entry = FileEntry(
+                name="pool.txt",
+                size_bytes=plan.shared.pool_bytes,
+                digest=plan.shared.pool_digest,
+            )
+            parts = self._home.folder / "pool" / ".parts"
+            self._client.fetcher.fetch(entry, parts).rename(target)
+        return target
+
+    def _train(
+        self, plan: RoundPlan, trainer: Trainer, checkpoint: Path, listener: Listener
+    ) -> Spooled | None:
+        """Take the inner steps and spool the result; None if the round went on without us."""
+        began = time.monotonic()
+        _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
+        watch = _StepWatch(self, plan, listener, began)
+        optimizer, base, losses = trainer.train_round(
+            plan,
+            checkpoint,
+            previous_state=self._newest_trainer_state(),
+            on_step=watch,
+        )
+        if len(losses) < plan.inner.steps:
+            _log.warning("round %d: stopped after %d inner steps", plan.round, len(losses))
+            return None
+        seconds = time.monotonic() - began
+        _log.info(
+            "round %d: trained, loss %.3f to %.3f, %.0f tokens/s",
+            plan.round,
+            losses[0],
+            losses[-1],
+            plan.inner.tokens / seconds,
+        )
+        return trainer.spool(
+            plan,
+            base,
+            optimizer,
+            losses,
+            member_id=self._membership.member_id,
+            key=self._signing_key,
+            seconds=seconds,
+        )
+
+    def _newest_trainer_state(self) -> Path | None:
+        """Return the inner optimizer's state after the newest contribution with a receipt."""
+        return (
+            self._home.trainer_state(self._state.contributed) if self._state.contributed else None
+        )
+
+    def _contribute(self, plan: RoundPlan, spooled: Spooled) -> None:
+        """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
+        self._write_progress(f"sending the contribution to round {plan.round}")
+        receipt_envelope = self._client.upload(
+            spooled.contribution,
+            spooled.envelope,
+            spooled.digests,
+            spooled.read_fragment,
+            on_bytes=lambda _size: self._write_progress(None),
+        )
+        what = f"receipt of round {plan.round}"
+        receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
+        if receipt.contribution != payload_digest(spooled.envelope):
+            raise UntrustedError(f"{what}: is for another contribution; the spool is kept")
+        sent = spooled.size_bytes
+        write_atomic(
+            self._home.folder / "receipts" / f"{spooled.folder.name}.json",
+            to_json(receipt_envelope),
+        )
+        self._state = replace(self._state, contributed=plan.round)
+        self._home.save_state(self._state)
+        shutil.rmtree(spooled.folder)
+        _log.info("round %d: contributed (%s bytes)", plan.round, f"{sent:,}")
+
+    def _renew_if_due(self) -> None:
+        """Renew the member certificate at half of its life."""
+        begin, end = self._home.identity.validity()
+        if datetime.now(UTC) > begin + (end - begin) / 2:
+            self._client.renew()
+            self._client.close()
+            self._client = self._connect()
+            _log.info("member certificate renewed")
+
+    # What people see
+
+    def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
+        """Show a step's figures."""
+        progress = self._progress
+        progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps
+        progress.loss = report.loss
+        progress.tokens_per_second = report.tokens * report.step / max(seconds, 1e-9)
+        self._write_progress("training")
+
+    def report(self, plan: RoundPlan) -> None:
+        """Tell the coordinator how far this node is, if the policy lets it."""
+        if self._settings.policy.report_progress:
+            with contextlib.suppress(RejectedError):
+                self._client.report(
+                    round_number=plan.round,
+                    step=self._progress.step,
+                    steps=self._progress.steps,
+                    loss=round(self._progress.loss, 3),
+                    speed=round(self._progress.tokens_per_second),
+                )
+
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def _write_progress(self, doing: str | None) -> None:
+        """Write `progress.json`; at most twice a second unless `doing` changed."""
+        now = time.monotonic()
+        changed = doing is not None and doing != self._progress.doing
+        if doing is not None:
+            self._progress.doing = doing
+        self._progress.bytes_sent = self._ledger.bytes_sent
+        if changed or now - self._progress_written >= _PROGRESS_SECONDS:
+            self._progress_written = now
+            with contextlib.suppress(OSError):
+                temporary = self._home.progress.with_suffix(".part")
+                temporary.write_text(json.dumps(asdict(self._progress)), encoding="utf-8")
+                temporary.replace(self._home.progress)
+
+
+class _StepWatch:
+    """Called after each inner step: shows, reports, and says when to stop."""
+
+    def __init__(self, daemon: Daemon, plan: RoundPlan, listener: Listener, began: float) -> None:
+        self._daemon = daemon
+        self._plan = plan
+        self._listener = listener
+        self._began = began
+        self._reported = began
+        self._logged = began
+
+    def __call__(self, report: StepReport) -> bool:
+        now = time.monotonic()
+        self._daemon.on_step(self._plan, report, seconds=now - self._began)
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            self._daemon.report(self._plan)
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            _log.info(
+                "round %d: step %d of %d, loss %.3f",
+                self._plan.round,
+                report.step,
+                self._plan.inner.steps,
+                report.loss,
+            )
+        return not self._daemon.is_stopping() and not self._is_over()
+
+    def _is_over(self) -> bool:
+        """Whether the coordinator has published a checkpoint past this round."""
+        told = self._listener.newest
+        if told is None or payload_digest(told.manifest) == self._plan.base:
+            return False
+        _log.warning("round %d closed before this node had finished", self._plan.round)
+        return True
+
+
+def _size_of(paths: Sequence[Path]) -> int:
+    """Return the bytes of the institution's files."""
+    files = [f for p in paths for f in (p.rglob("*") if p.is_dir() else [p])]
+    return sum(f.stat().st_size for f in files if f.is_file())

@@ -1,0 +1,143 @@
+"""A node's folder: what lies where.
+
+```
+node.toml      the institution's policy, edited by people
+identity/      keys and certificates (0600)
+checkpoints/   consensus checkpoints as fetched, the newest few
+pool/          the federation's open pool of text, if it has one
+corpus/        the institution's text, tokenized (0700); never leaves
+trainer/       the inner optimizer's state, kept across rounds
+spool/         a finished contribution until its receipt is here
+receipts/      the coordinator's signed acknowledgements
+egress.jsonl   hash-chained record of everything that left
+state.json     where this node stands
+progress.json  what it does right now, for status and the demonstration
+```
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tapestry.checkpoints.folder import folder_name
+from tapestry.config import commented_toml, load_settings
+from tapestry.errors import ConfigError
+from tapestry.identity.membership import IdentityFolder
+from tapestry.storage.atomic import write_atomic
+from tapestry_node.policy import SETTINGS_FILE, NodeSettings
+
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeState:
+    """What must survive a restart, beside the files themselves."""
+
+    round: int = -1
+    """Newest consensus checkpoint that was verified; -1: none yet."""
+    manifest: str = ""
+    """Its digest."""
+    evaluated: int = -1
+    """Newest checkpoint that was measured here."""
+    contributed: int = 0
+    """Newest round with a receipt."""
+    objective: str = ""
+    """What the federation trains, as its genesis says."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHome:
+    """Paths below a node's folder, and the small files in it."""
+
+    folder: Path
+
+    @property
+    def identity(self) -> IdentityFolder:
+        """Keys and certificates."""
+        return IdentityFolder(self.folder / "identity")
+
+    @property
+    def egress(self) -> Path:
+        """The record of everything that left."""
+        return self.folder / "egress.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Fetched checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def progress(self) -> Path:
+        """What the node does right now."""
+        return self.folder / "progress.json"
+
+    def checkpoint(self, round_number: int) -> Path:
+        """The folder of a fetched checkpoint."""
+        return self.checkpoints / folder_name(round_number)
+
+    def spool(self, round_number: int) -> Path:
+        """The folder of a contribution without a receipt."""
+        return self.folder / "spool" / folder_name(round_number)
+
+    def trainer_state(self, round_number: int) -> Path:
+        """The inner optimizer's state after a round."""
+        return self.folder / "trainer" / f"{folder_name(round_number)}.safetensors"
+
+    def make_folders(self) -> None:
+        """Make what is missing; only the owner may read."""
+        for name in ("checkpoints", "pool", "corpus", "trainer", "spool", "receipts"):
+            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load_settings(self) -> NodeSettings:
+        """Read `node.toml`; one with the defaults is written if there is none."""
+        path = self.folder / SETTINGS_FILE
+        if not path.exists():
+            self.save_settings(NodeSettings())
+        return load_settings(path, NodeSettings)
+
+    def save_settings(self, settings: NodeSettings) -> None:
+        """Write `node.toml` with every key and what it means."""
+        head = "What this node does and what it lets out; read again at every start."
+        write_atomic(self.folder / SETTINGS_FILE, commented_toml(settings, head=head))
+
+    def load_state(self) -> NodeState:
+        """Read where the node stands.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        path = self.folder / "state.json"
+        try:
+            return NodeState(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return NodeState()
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: cannot be read ({error}); remove it, and the node takes its place in "
+                "the federation up again from the newest checkpoint"
+            ) from error
+
+    def save_state(self, state: NodeState) -> None:
+        """Write where the node stands, durably."""
+        write_atomic(self.folder / "state.json", json.dumps(asdict(state)) + "\n")
+
+    def prune(self, *, contributed: int) -> None:
+        """Remove checkpoints and trainer states that no later step needs."""
+        for folder in sorted(self.checkpoints.glob("round-*"))[:-_KEPT_CHECKPOINTS]:
+            shutil.rmtree(folder)
+        for path in sorted((self.folder / "trainer").glob("round-*.safetensors")):
+            if path.name < self.trainer_state(contributed).name:
+                path.unlink()
+
+
+def require_node(folder: Path) -> NodeHome:
+    """Return the node at `folder`.
+
+    Raises:
+        ConfigError: Nobody joined a federation there.
+    """
+    home = NodeHome(folder.resolve())
+    home.identity.load()
+    home.make_folders()
+    return home

@@ -1,0 +1,75 @@
+"""From an invitation to a member: keys are made here and never leave."""
+
+import ssl
+from pathlib import Path
+
+from tapestry.errors import ConfigError, RejectedError
+from tapestry.identity.certificates import certificate_request, create_tls_key
+from tapestry.identity.envelopes import sign
+from tapestry.identity.invitations import Invitation
+from tapestry.identity.keys import generate_signing_key, public_bytes
+from tapestry.identity.membership import Membership
+from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc
+from tapestry.wire.channels import open_channel
+from tapestry.wire.limits import CALL_SECONDS
+from tapestry.wire.statuses import errors_from_status
+from tapestry_node.home import NodeHome
+
+_ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
+
+
+def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
+    """Use `invitation` up and make a node in `folder`.
+
+    Raises:
+        ConfigError: There is a node already, or the invitation has expired.
+        RejectedError: The coordinator refuses it: used, unknown, expired.
+        UntrustedError: Whoever answers is not the coordinator of the invitation's federation.
+        UnavailableError: Nobody answers.
+    """
+    home = NodeHome(folder.resolve())
+    if home.identity.folder.exists():
+        known = home.identity.load()
+        raise ConfigError(
+            f"{folder}: this node is {known.member_id} of {known.federation} already; "
+            "use another --dir for another membership"
+        )
+    if now >= invitation.expires_at:
+        raise ConfigError("the invitation has expired: ask for a new one")
+    home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tls_key, signing_key = create_tls_key(), generate_signing_key()
+    request = certificate_request(tls_key, member_id=invitation.member_id)
+    root_pem = ssl.DER_cert_to_PEM_cert(invitation.root_certificate).encode()
+    with open_channel(invitation.address, root_pem=root_pem) as channel:
+        stub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        with errors_from_status(invitation.address):
+            response = stub.Enrol(
+                enrolment_pb2.EnrolRequest(
+                    federation=invitation.federation,
+                    member_id=invitation.member_id,
+                    token=invitation.token,
+                    certificate_request=request,
+                    signing_key=public_bytes(signing_key),
+                    signing_key_proof=sign(_ENROL_TYPE, request, signing_key).signature,
+                ),
+                timeout=CALL_SECONDS,
+            )
+    if len(response.coordinator_key) != 32 or len(response.genesis_digest) != 32:
+        raise RejectedError("the coordinator's answer is incomplete: it may be another version")
+    membership = Membership(
+        federation=invitation.federation,
+        member_id=invitation.member_id,
+        address=response.address,
+        coordinator_key=response.coordinator_key.hex(),
+        genesis=response.genesis_digest.hex(),
+    )
+    home.identity.create(
+        membership,
+        root_pem=root_pem,
+        certificate_pem=response.certificate,
+        tls_key=tls_key,
+        signing_key=signing_key,
+    )
+    home.make_folders()
+    home.load_settings()
+    return membership

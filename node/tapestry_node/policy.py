@@ -1,0 +1,105 @@
+"""`node.toml`: what this institution's node does, and what it lets out.
+
+The node's own policy wins over the federation's plan: a plan that it refuses is declined with the
+reason, and nothing is computed.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from tapestry.checkpoints.statements import RoundPlan
+from tapestry.config import Settings
+from tapestry.errors import RejectedError
+
+SETTINGS_FILE = "node.toml"
+
+
+class NodeTable(Settings):
+    """How this machine trains."""
+
+    language: str = ""
+    """What the held-out results are called: a language tag such as `fra`, or a few words."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 chooses by the size of the model."""
+    held_out_fraction: Annotated[FiniteFloat, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the documents that is never trained on, to measure with."""
+    held_out_bytes: Annotated[int, Field(ge=1024)] = 262_144
+    """At most this much text is measured with."""
+
+
+class Policy(Settings):
+    """What this node refuses, whatever the federation plans."""
+
+    objectives: tuple[str, ...] = ("causal-lm",)
+    """What may be trained here."""
+    codecs: tuple[str, ...] = ("float32", "bfloat16", "int8")
+    """How pseudo-gradients may be coded."""
+    min_quorum: Annotated[int, Field(ge=1)] = 2
+    """A round that would publish an update made of fewer contributions is refused."""
+    min_inner_steps: Annotated[int, Field(ge=1)] = 1
+    """Fewer steps show more of single texts: raise it for sensitive data."""
+    max_inner_steps: Annotated[int, Field(ge=1)] = 10_000
+    """A bound on what one round may cost."""
+    max_tokens: Annotated[int, Field(ge=1)] = 10_000_000_000
+    """The same in tokens."""
+    max_shared_fraction: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
+    """Largest share of a batch that may come from the federation's open pool."""
+    max_pool_bytes: Annotated[int, Field(ge=0)] = 50_000_000_000
+    """Largest pool that is downloaded."""
+    report_progress: bool = True
+    """Whether step, loss and speed are told to the coordinator while training."""
+    report_evaluation: bool = True
+    """Whether held-out bits per byte are told to the coordinator."""
+
+    def require(self, plan: RoundPlan) -> None:
+        """Refuse a plan.
+
+        Raises:
+            RejectedError: The plan is outside this policy; the message names the setting.
+        """
+        checks: list[tuple[bool, str]] = [
+            (plan.objective in self.objectives, f"objectives: {plan.objective!r} is not listed"),
+            (plan.codec in self.codecs, f"codecs: {plan.codec!r} is not listed"),
+            (plan.quorum >= self.min_quorum, _limit("min_quorum", plan.quorum, self.min_quorum)),
+            (
+                plan.inner.steps >= self.min_inner_steps,
+                _limit("min_inner_steps", plan.inner.steps, self.min_inner_steps),
+            ),
+            (
+                plan.inner.steps <= self.max_inner_steps,
+                _limit("max_inner_steps", plan.inner.steps, self.max_inner_steps),
+            ),
+            (
+                plan.inner.tokens <= self.max_tokens,
+                _limit("max_tokens", plan.inner.tokens, self.max_tokens),
+            ),
+        ]
+        if plan.shared is not None:
+            fraction, size = plan.shared.fraction, plan.shared.pool_bytes
+            checks += [
+                (
+                    fraction <= self.max_shared_fraction,
+                    _limit("max_shared_fraction", fraction, self.max_shared_fraction),
+                ),
+                (
+                    size <= self.max_pool_bytes,
+                    _limit("max_pool_bytes", size, self.max_pool_bytes),
+                ),
+            ]
+        for holds, message in checks:
+            if not holds:
+                raise RejectedError(f"this node's policy refuses round {plan.round}: {message}")
+
+
+class NodeSettings(Settings):
+    """The whole file."""
+
+    node: NodeTable = NodeTable()
+    policy: Policy = Policy()
+
+
+def _limit(name: str, planned: float, limit: float) -> str:
+    return f"{name} = {limit:,}, the plan has {planned:,}"

@@ -1,0 +1,260 @@
+"""The node's training: from a base checkpoint to a spooled contribution, and measuring.
+
+Shapes: P parameters of the vector.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.statements import Contribution, RoundPlan
+from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
+from tapestry.errors import RejectedError
+from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.objectives.objective import Evaluation, Objective, objective_named
+from tapestry.objectives.training import (
+    InnerOptimizer,
+    StepReport,
+    choose_device,
+    choose_threads,
+    train,
+)
+from tapestry.params.codecs import Codec, Float32Array, codec_named
+from tapestry.params.deltas import norm, pseudo_gradient, squared_norm
+from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.layout import ParameterLayout
+from tapestry.params.modules import fragment_of, load_extras, to_model
+from tapestry.storage.atomic import sync_folder, write_atomic
+from tapestry_node.home import NodeHome
+from tapestry_node.policy import NodeTable
+
+_log = logging.getLogger(__name__)
+
+_FRAGMENTS_FILE = "fragments.bin"
+_DIGESTS_FILE = "digests.json"
+_CONTRIBUTION_FILE = "contribution.json"
+_POOL_HELD_OUT = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spooled:
+    """A finished contribution on the disk."""
+
+    folder: Path
+    contribution: Contribution
+    envelope: Envelope
+    digests: tuple[bytes, ...]
+    layout: ParameterLayout
+
+    def read_fragment(self, index: int) -> bytes:
+        """Return an encoded fragment."""
+        codec = codec_named(self.contribution.codec)
+        start, stop = self.layout.bounds(index)
+        first, last = self.layout.bounds(0)
+        with (self.folder / _FRAGMENTS_FILE).open("rb", buffering=0) as file:
+            offset = index * codec.encoded_bytes(last - first)
+            return os.pread(file.fileno(), codec.encoded_bytes(stop - start), offset)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of all encoded fragments."""
+        return (self.folder / _FRAGMENTS_FILE).stat().st_size
+
+
+class Trainer:
+    """Model, corpus and inner optimizer of one node."""
+
+    def __init__(
+        self,
+        home: NodeHome,
+        settings: NodeTable,
+        objective_name: str,
+        first_checkpoint: Path,
+        data: Sequence[Path],
+        *,
+        sequence_tokens: int,
+    ) -> None:
+        """Build the model and pack the corpus (the first time, this reads all of it).
+
+        Raises:
+            ConfigError: The data cannot be used; the message names the file.
+        """
+        self._home = home
+        self.objective: Objective = objective_named(objective_name)
+        self.layout = open_vector_file(first_checkpoint / MODEL_FILE).layout
+        choose_threads(self.layout.elements, wanted=settings.threads)
+        self._sequence_tokens = sequence_tokens
+        self._settings = settings
+        self._first_checkpoint = first_checkpoint
+        self.corpus: Any = self._prepare(list(data), settings.held_out_fraction)
+        self._device = choose_device(settings.device)
+        self.module = self.objective.build(first_checkpoint).to(self._device)
+        self._pool: tuple[str, Any] | None = None
+
+    def _prepare(self, paths: list[Path], held_out_fraction: float) -> Any:  # noqa: ANN401
+        return self.objective.prepare(
+            paths,
+            self._first_checkpoint,
+            cache=self._home.folder / "corpus",
+            sequence_tokens=self._sequence_tokens,
+            held_out_fraction=held_out_fraction,
+            held_out_bytes=self._settings.held_out_bytes,
+        )
+
+    def use_pool(self, path: Path, digest: str) -> None:
+        """Pack the federation's open pool, once for each digest."""
+        if self._pool is None or self._pool[0] != digest:
+            self._pool = (digest, self._prepare([path], _POOL_HELD_OUT))
+
+    def load(self, checkpoint: Path) -> VectorFile:
+        """Put a checkpoint's parameters into the model; return its mapped vector."""
+        opened = open_vector_file(checkpoint / MODEL_FILE, self.layout)
+        to_model(opened.vector, self.module, self.layout)
+        load_extras(self.module, opened.extras)
+        return opened
+
+    def evaluate(self, checkpoint: Path) -> Evaluation:
+        """Measure a checkpoint on this node's held-out text."""
+        self.load(checkpoint)
+        return self.objective.evaluate(self.module, self.corpus)
+
+    def train_round(
+        self,
+        plan: RoundPlan,
+        checkpoint: Path,
+        *,
+        previous_state: Path | None,
+        on_step: Callable[[StepReport], bool],
+    ) -> tuple[InnerOptimizer, VectorFile, list[float]]:
+        """Take the plan's inner steps from `checkpoint`.
+
+        Returns:
+            The inner optimizer after them, the base, and each step's loss; fewer losses than
+            steps if `on_step` ended it.
+        """
+        base = self.load(checkpoint)
+        self.objective.begin_round(self.module, plan.statistics)
+        optimizer = InnerOptimizer(self.module, plan.inner)
+        if previous_state is not None and previous_state.is_file():
+            optimizer.load(previous_state)
+        losses = train(
+            self.objective,
+            self.module,
+            optimizer,
+            self.batches(plan),
+            first_batch=optimizer.steps_done * plan.inner.accumulation,
+            on_step=on_step,
+        )
+        return optimizer, base, losses
+
+    def batches(self, plan: RoundPlan) -> Any:  # noqa: ANN401
+        """Return the batches of a plan: own text, and its share of the open pool."""
+        shared = self._pool[1] if plan.shared is not None and self._pool is not None else None
+        return self.objective.batches(
+            self.corpus,
+            shared,
+            sequences=plan.inner.sequences,
+            sequence_tokens=plan.inner.sequence_tokens,
+            shared_fraction=plan.shared.fraction if plan.shared and shared is not None else 0.0,
+            seed=plan.seed,
+        )
+
+    def spool(
+        self,
+        plan: RoundPlan,
+        base: VectorFile,
+        optimizer: InnerOptimizer,
+        losses: Sequence[float],
+        *,
+        member_id: str,
+        key: Ed25519PrivateKey,
+        seconds: float,
+    ) -> Spooled:
+        """Write the pseudo-gradient, encoded, and the signed contribution; durably.
+
+        The contribution's own file is written last: a spool without it is unfinished.
+        """
+        folder = self._home.spool(plan.round)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        codec = codec_named(plan.codec)
+        digests, squared_norms = self._encode(folder / _FRAGMENTS_FILE, codec, base.vector)
+        optimizer.save(self._home.trainer_state(plan.round))
+        statistics = self.objective.round_statistics(self.module, self.batches(plan))
+        contribution = Contribution(
+            genesis=plan.genesis,
+            round=plan.round,
+            base=plan.base,
+            member_id=member_id,
+            codec=codec.name,
+            fragments=len(digests),
+            root=fragments_root(digests).hex(),
+            tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
+            steps=len(losses),
+            norm=norm(squared_norms),
+            metrics={
+                "loss_first": losses[0],
+                "loss_last": losses[-1],
+                "seconds": round(seconds, 1),
+            },
+            statistics=dict(statistics),
+        )
+        envelope = contribution.signed(key)
+        write_atomic(folder / _DIGESTS_FILE, json.dumps([digest.hex() for digest in digests]))
+        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope))
+        sync_folder(folder.parent)
+        return Spooled(
+            folder=folder,
+            contribution=contribution,
+            envelope=envelope,
+            digests=tuple(digests),
+            layout=self.layout,
+        )
+
+    def _encode(
+        self, path: Path, codec: Codec, base: Float32Array
+    ) -> tuple[list[bytes], list[float]]:
+        """Write the encoded fragments of base - local; return digests and squared norms."""
+        digests, squared_norms = [], []
+        with path.open("wb") as file:
+            for index in range(self.layout.fragments):
+                start, stop = self.layout.bounds(index)
+                local = fragment_of(self.module, self.layout, index)
+                delta = pseudo_gradient(np.asarray(base[start:stop], np.float32), local)
+                data = codec.encode(delta)
+                digests.append(fragment_digest(data))
+                squared_norms.append(squared_norm(codec.decode(data, stop - start)))
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return digests, squared_norms
+
+
+def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Spooled | None:
+    """Return the finished contribution to a plan that an earlier process left, if any."""
+    folder = home.spool(plan.round)
+    path = folder / _CONTRIBUTION_FILE
+    if not path.is_file():
+        return None
+    envelope = from_json(path.read_bytes(), what=f"spooled contribution to round {plan.round}")
+    contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
+    if (contribution.base, contribution.codec) != (plan.base, plan.codec):
+        return None
+    digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
+    if len(digests) != layout.fragments:
+        raise RejectedError(f"{folder}: the spool is of another model; remove it")
+    return Spooled(
+        folder=folder,
+        contribution=contribution,
+        envelope=envelope,
+        digests=digests,
+        layout=layout,
+    )

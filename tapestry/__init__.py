@@ -1,0 +1,1 @@
+"""Tapestry's shared core: parameter vectors, identity, checkpoints, objectives."""

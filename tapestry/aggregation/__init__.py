@@ -1,0 +1,1 @@
+"""Contributions into one outer step: weights, rules, outer optimizers, the pipeline."""

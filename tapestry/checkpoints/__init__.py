@@ -1,0 +1,1 @@
+"""Published checkpoints: manifest, lineage, publication, verification."""

@@ -1,0 +1,116 @@
+"""A published checkpoint's folder: names in it, reading its statements, writing it whole.
+
+```
+model.safetensors config.json tokenizer.json ...   what transformers loads
+README.md                                          the model card
+tapestry/manifest.json                             signed: what the checkpoint is
+tapestry/lineage.jsonl                             the manifests from genesis to its parent
+tapestry/card.json                                 signed: README.md and the results
+tapestry/results.json  tapestry/results.png        held-out bits per byte by round
+```
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tapestry.checkpoints.manifest import FileEntry
+from tapestry.errors import UntrustedError
+from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
+
+STATEMENTS = "tapestry"
+MANIFEST_FILE = "tapestry/manifest.json"
+LINEAGE_FILE = "tapestry/lineage.jsonl"
+CARD_FILE = "tapestry/card.json"
+OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE})
+"""Files that speak for themselves: signed, or checked link by link."""
+
+_MAX_LINEAGE_BYTES = 2**30
+
+
+def folder_name(round_number: int) -> str:
+    """Return the name of a checkpoint's folder, sortable by round."""
+    return f"round-{round_number:06d}"
+
+
+def file_entry(folder: Path, name: str) -> FileEntry:
+    """Hash the file `name` in `folder`."""
+    path = folder / name
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(name=name, size_bytes=path.stat().st_size, digest=digest)
+
+
+def read_envelope(path: Path, *, what: str) -> Envelope:
+    """Read one signed envelope in DSSE JSON.
+
+    Raises:
+        UntrustedError: The file is missing or not an envelope.
+    """
+    try:
+        return from_json(path.read_bytes(), what=what)
+    except OSError as error:
+        raise UntrustedError(f"{what}: {path} cannot be read: {error.strerror}") from error
+
+
+def read_lineage(folder: Path) -> list[Envelope]:
+    """Return the envelopes of all manifests from genesis to this checkpoint's own, oldest first.
+
+    Raises:
+        UntrustedError: A file is missing or a line is not an envelope.
+    """
+    manifest = read_envelope(folder / MANIFEST_FILE, what="manifest")
+    path = folder / LINEAGE_FILE
+    try:
+        if path.stat().st_size > _MAX_LINEAGE_BYTES:
+            raise UntrustedError(f"lineage: {path} is larger than {_MAX_LINEAGE_BYTES:,} bytes")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UntrustedError(f"lineage: {path} cannot be read: {error.strerror}") from error
+    links = [from_json(line, what=f"lineage, line {i}") for i, line in enumerate(lines, 1)]
+    return [*links, manifest]
+
+
+def write_statements(folder: Path, lineage: Sequence[Envelope]) -> None:
+    """Write manifest and lineage below `folder`; the last of `lineage` is the folder's own."""
+    (folder / STATEMENTS).mkdir(exist_ok=True)
+    write_atomic(
+        folder / LINEAGE_FILE, b"".join(to_json(envelope) + b"\n" for envelope in lineage[:-1])
+    )
+    write_atomic(folder / MANIFEST_FILE, to_json(lineage[-1]))
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Yield a folder that takes the name `target` only if the block ends without an error.
+
+    An unfinished one from a crash is removed first.
+
+    Raises:
+        OSError: The disk is full or the parent cannot be written; nothing is left behind.
+    """
+    temporary = target.with_name(f".{target.name}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Make every file and name below `folder` durable."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

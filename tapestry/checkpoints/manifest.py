@@ -1,0 +1,207 @@
+"""The manifest: the coordinator's signed statement of what a checkpoint is and was made from.
+
+A chain of manifests, each naming its parent by digest, leads from genesis to every checkpoint:
+the lineage. The genesis manifest's digest is the federation's identity; it names the key that
+signs all others. Beside the manifest stands the card: documentation and measurements, which come
+after the checkpoint and are signed on their own, so that they can be renewed without touching it.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat
+
+from tapestry.checkpoints.statements import (
+    Count,
+    HexDigest,
+    InnerSettings,
+    MemberId,
+    NotNegative,
+    Positive,
+    Share,
+    Statement,
+    payload_digest,
+)
+from tapestry.errors import UntrustedError
+from tapestry.identity.envelopes import Envelope
+
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")
+]
+
+
+class FileEntry(Statement):
+    """A published file."""
+
+    name: FileName
+    """Relative to the checkpoint's folder; at most one folder deep."""
+    size_bytes: Count
+    digest: HexDigest
+    """SHA-256."""
+
+
+class Participation(Statement):
+    """One member's part in a round."""
+
+    member_id: MemberId
+    tokens: Positive
+    weight: Share
+    clip_factor: Share
+    norm: NotNegative
+    root: HexDigest
+    contribution: HexDigest
+    """SHA-256 of the contribution's signed payload."""
+
+
+class Absence(Statement):
+    """A member of the cohort without a part in the round, and why."""
+
+    member_id: MemberId
+    reason: str
+
+
+class OuterRecord(Statement):
+    """The outer step as it was taken."""
+
+    optimizer: Literal["sgd", "nesterov"]
+    learning_rate: NotNegative
+    momentum: Share
+    state_root: HexDigest | None
+    """Merkle root over the float32 fragments of the momentum after the step."""
+
+
+class GenesisRecord(Statement):
+    """What only the first manifest says."""
+
+    federation: str
+    coordinator_key: HexDigest
+    """Raw Ed25519 public key, in hex, that signs every manifest, plan and receipt."""
+    root_certificate: HexDigest
+    """SHA-256 of the federation's root certificate (DER)."""
+    objective: str
+    settings: dict[str, str | int | float | bool | None]
+    """What the objective was created with, for people and for repetition."""
+    seed: Count
+
+
+class RoundRecord(Statement):
+    """How the checkpoint came from its parent."""
+
+    plan: HexDigest
+    """SHA-256 of the signed payload of the plan that closed the round."""
+    inner: InnerSettings
+    codec: str
+    quorum: Positive
+    gamma: Share
+    influence_cap: Share
+    clip: NotNegative
+    participation: tuple[Participation, ...]
+    absent: tuple[Absence, ...] = ()
+    outer: OuterRecord
+
+
+class Manifest(Statement):
+    """What a checkpoint is: its place in the lineage, its files, its vector."""
+
+    payload_type = "application/vnd.tapestry.manifest.v1+json"
+
+    round: Count
+    """0 for genesis; checkpoint t is what round t produced."""
+    genesis: HexDigest | None
+    """Digest of the genesis manifest; None in genesis itself."""
+    parent: HexDigest | None
+    created_at: NotNegative
+    """Unix seconds."""
+    layout: HexDigest
+    elements: Positive
+    vector_root: HexDigest
+    """Merkle root over the SHA-256 of the float32 fragments of the vector."""
+    files: tuple[FileEntry, ...]
+    origin: GenesisRecord | None = None
+    made: RoundRecord | None = None
+    software: dict[str, str] = Field(default_factory=dict)
+
+
+class CardEntry(Statement):
+    """One member's measurement of the checkpoint on its own held-out text."""
+
+    member_id: MemberId
+    language: str
+    bits_per_byte: Annotated[FiniteFloat, Field(ge=0)]
+    held_out_bytes: Positive
+
+
+class Card(Statement):
+    """Documentation of one checkpoint: renewed as measurements come in."""
+
+    payload_type = "application/vnd.tapestry.card.v1+json"
+
+    manifest: HexDigest
+    files: tuple[FileEntry, ...]
+    evaluations: tuple[CardEntry, ...] = ()
+
+
+class Lineage:
+    """The verified chain of manifests from genesis on."""
+
+    def __init__(self, genesis: Envelope, *, pinned: str | None = None) -> None:
+        """Start a chain.
+
+        Args:
+            genesis: Envelope of the manifest of round 0; it names the key that signed it.
+            pinned: Hex digest that the genesis must have, if the caller knows its federation.
+
+        Raises:
+            UntrustedError: It is no genesis, not self-consistent, or another federation's.
+        """
+        what = "genesis manifest"
+        claimed = Manifest.parsed(genesis.payload, what=what)
+        if claimed.origin is None or claimed.round != 0 or claimed.parent or claimed.genesis:
+            raise UntrustedError(
+                f"{what}: is the manifest of round {claimed.round}, not of genesis"
+            )
+        self.coordinator_key = bytes.fromhex(claimed.origin.coordinator_key)
+        Manifest.opened(genesis, public_key=self.coordinator_key, what=what)
+        self.genesis_digest = payload_digest(genesis)
+        if pinned is not None and pinned != self.genesis_digest:
+            raise UntrustedError(
+                f"checkpoint of another federation: its genesis is {self.genesis_digest[:16]}, "
+                f"expected {pinned[:16]}"
+            )
+        self.origin = claimed.origin
+        self.newest = claimed
+        self.newest_digest = self.genesis_digest
+
+    def extend(self, envelope: Envelope) -> Manifest:
+        """Verify the next manifest and make it the newest.
+
+        Raises:
+            UntrustedError: It does not follow from the newest one.
+        """
+        what = f"manifest after round {self.newest.round}"
+        manifest = Manifest.opened(envelope, public_key=self.coordinator_key, what=what)
+        if manifest.round != self.newest.round + 1:
+            raise UntrustedError(f"{what}: is of round {manifest.round}; a link is missing")
+        if manifest.parent != self.newest_digest:
+            raise UntrustedError(f"{what}: its parent is not the checkpoint of that round")
+        if manifest.genesis != self.genesis_digest:
+            raise UntrustedError(f"{what}: belongs to another federation")
+        if manifest.layout != self.newest.layout:
+            raise UntrustedError(f"{what}: the model's layout changed")
+        self.newest = manifest
+        self.newest_digest = payload_digest(envelope)
+        return manifest
+
+
+def verify_lineage(envelopes: Sequence[Envelope], *, pinned: str | None = None) -> Lineage:
+    """Return the lineage of `envelopes`, oldest first, beginning with genesis.
+
+    Raises:
+        UntrustedError: The chain is empty or broken; the message names the first bad link.
+    """
+    if not envelopes:
+        raise UntrustedError("lineage: empty; expected at least the genesis manifest")
+    lineage = Lineage(envelopes[0], pinned=pinned)
+    for envelope in envelopes[1:]:
+        lineage.extend(envelope)
+    return lineage

@@ -1,0 +1,177 @@
+"""What coordinator and nodes sign for each other: plans, contributions, receipts.
+
+Plain data with strict validation, no I/O: they come from outside. Unknown fields are ignored, so
+that a later version may add some; unknown values of a closed set are refused. Digests are hex.
+"""
+
+import hashlib
+from typing import Annotated, ClassVar, Literal, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from tapestry.errors import UntrustedError
+from tapestry.identity.envelopes import Envelope, canonical_json, open_envelope, sign
+
+HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MemberId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class Statement(BaseModel):
+    """A frozen value that can be signed, sent, and read back."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    payload_type: ClassVar[str]
+
+    def payload(self) -> bytes:
+        """Return the canonical JSON that is signed and hashed."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def signed(self, key: Ed25519PrivateKey) -> Envelope:
+        """Return this statement under a signature."""
+        return sign(self.payload_type, self.payload(), key)
+
+    @classmethod
+    def opened(cls, envelope: Envelope, *, public_key: bytes, what: str) -> Self:
+        """Return the statement in `envelope`, parsed only after its signature is verified.
+
+        Args:
+            envelope: As received.
+            public_key: Raw Ed25519 key of whoever must have signed it.
+            what: Begins the message of a refusal, such as "plan of round 3".
+
+        Raises:
+            UntrustedError: Signature, type, or a field is wrong.
+        """
+        payload = open_envelope(
+            envelope, payload_type=cls.payload_type, public_key=public_key, what=what
+        )
+        return cls.parsed(payload, what=what)
+
+    @classmethod
+    def parsed(cls, payload: bytes, *, what: str) -> Self:
+        """Read a payload whose signature was verified, or is verified right after.
+
+        Raises:
+            UntrustedError: A field is missing or out of range; the message names it.
+        """
+        try:
+            return cls.model_validate_json(payload)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise UntrustedError(f"{what}: {field}: {first['msg']}") from error
+
+
+def payload_digest(envelope: Envelope) -> str:
+    """Return the hex SHA-256 of the signed bytes: a statement's identity."""
+    return hashlib.sha256(envelope.payload).hexdigest()
+
+
+class InnerSettings(Statement):
+    """What every node does between two contributions."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    """H: optimizer steps."""
+    sequences: Annotated[int, Field(ge=1, le=65_536)]
+    """Sequences in a micro-batch."""
+    accumulation: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Micro-batches in an optimizer step."""
+    sequence_tokens: Annotated[int, Field(ge=8, le=1_048_576)]
+    """Tokens predicted in a sequence."""
+    learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)]
+    warmup_steps: Count
+    """Steps of linear warm-up, counted over all rounds; constant afterwards."""
+    weight_decay: NotNegative = 0.1
+    beta1: Share = 0.9
+    beta2: Share = 0.99
+    gradient_clip: NotNegative = 1.0
+    """Upper bound of the gradient's norm; 0 turns clipping off."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a node sees in a round."""
+        return self.steps * self.accumulation * self.sequences * self.sequence_tokens
+
+
+class SharedSlice(Statement):
+    """The open pool of text, and how much of every batch comes from it."""
+
+    fraction: Share
+    """Share of each batch, phi."""
+    pool_digest: HexDigest
+    """SHA-256 of the pool, a UTF-8 text file with blank lines between documents."""
+    pool_bytes: Positive
+
+
+class RoundPlan(Statement):
+    """The coordinator's declaration of one round: never code, only values."""
+
+    payload_type = "application/vnd.tapestry.plan.v1+json"
+
+    genesis: HexDigest
+    """Manifest digest of the federation's genesis checkpoint."""
+    round: Positive
+    attempt: Positive
+    """Counts the plans of this round: a round without quorum is planned again."""
+    base: HexDigest
+    """Manifest digest of the checkpoint to start from: that of round - 1."""
+    layout: HexDigest
+    cohort: tuple[MemberId, ...]
+    quorum: Positive
+    grace_seconds: NotNegative
+    deadline: NotNegative
+    """Unix seconds at which the round closes regardless."""
+    objective: str
+    inner: InnerSettings
+    codec: str
+    max_element: Annotated[FiniteFloat, Field(gt=0)]
+    """Largest absolute element of a pseudo-gradient that is accepted."""
+    shared: SharedSlice | None = None
+    seed: Count
+    statistics: dict[str, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
+    """Sums of the objective's statistics over the contributions of the round before."""
+
+
+class Contribution(Statement):
+    """What a node declares about the vector that it sends."""
+
+    payload_type = "application/vnd.tapestry.contribution.v1+json"
+
+    genesis: HexDigest
+    round: Positive
+    base: HexDigest
+    member_id: MemberId
+    codec: str
+    fragments: Positive
+    root: HexDigest
+    """Merkle root over the SHA-256 of the encoded fragments."""
+    tokens: Positive
+    """Tokens seen by the inner steps, padding and shared slice included."""
+    steps: Positive
+    norm: NotNegative
+    """Euclidean norm of the decoded pseudo-gradient."""
+    metrics: dict[Literal["loss_first", "loss_last", "seconds"], FiniteFloat] = Field(
+        default_factory=dict
+    )
+    statistics: dict[str, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
+
+
+class Receipt(Statement):
+    """The coordinator's acknowledgement: the contribution is durable."""
+
+    payload_type = "application/vnd.tapestry.receipt.v1+json"
+
+    genesis: HexDigest
+    round: Positive
+    member_id: MemberId
+    contribution: HexDigest
+    """SHA-256 of the contribution's signed payload."""
+    root: HexDigest
+    accepted_at: NotNegative
+    """Unix seconds."""

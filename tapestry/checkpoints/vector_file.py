@@ -1,0 +1,197 @@
+"""`model.safetensors`: a safetensors file whose data section begins with the parameter vector.
+
+The format (https://github.com/huggingface/safetensors) is a length, a JSON header, and one
+contiguous data section. Ours lists the layout's tensors first, in vector order, as float32 (their
+number is in the header's metadata); after them come tensors that are not part of the vector:
+frozen parameters and buffers. So any safetensors reader loads the file, and the vector is a memory
+map of it, whatever its size.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tapestry.errors import UntrustedError
+from tapestry.params.codecs import Float32Array
+from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.layout import ParameterLayout
+
+MODEL_FILE = "model.safetensors"
+
+_COUNT_KEY = "tapestry.vector_tensors"
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraTensor:
+    """A tensor that travels with the model but is not part of the vector."""
+
+    dtype: str
+    """Safetensors name, such as `F32` or `I64`."""
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenVector:
+    """Digests of a vector file, computed while it was written."""
+
+    size_bytes: int
+    digest: bytes
+    """SHA-256 of the whole file."""
+    root: bytes
+    """Merkle root over the SHA-256 of the float32 fragments."""
+
+
+class VectorWriter:
+    """Write a vector file fragment by fragment, hashing on the way."""
+
+    def __init__(
+        self, file: BinaryIO, layout: ParameterLayout, extras: Mapping[str, ExtraTensor]
+    ) -> None:
+        """Write the header; fragments follow by `write`, in index order."""
+        self._file = file
+        self._layout = layout
+        self._extras = extras
+        self._whole = hashlib.sha256()
+        self._digests: list[bytes] = []
+        self._size = 0
+        self._emit(_header(layout, extras))
+
+    def write(self, fragment: Float32Array) -> None:
+        """Append the next fragment: float32, exactly as many elements as the layout says."""
+        start, stop = self._layout.bounds(len(self._digests))
+        if fragment.shape != (stop - start,):
+            raise ValueError(f"fragment {len(self._digests)} has shape {fragment.shape}")
+        data = fragment.astype("<f4", copy=False).tobytes()
+        self._digests.append(fragment_digest(data))
+        self._emit(data)
+
+    def finish(self) -> WrittenVector:
+        """Append the extra tensors and return the digests."""
+        if len(self._digests) != self._layout.fragments:
+            raise ValueError(f"{len(self._digests)} of {self._layout.fragments} fragments written")
+        for name in sorted(self._extras):
+            self._emit(self._extras[name].data)
+        return WrittenVector(
+            size_bytes=self._size,
+            digest=self._whole.digest(),
+            root=fragments_root(self._digests),
+        )
+
+    def _emit(self, data: bytes) -> None:
+        self._file.write(data)
+        self._whole.update(data)
+        self._size += len(data)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFile:
+    """An opened vector file: the mapped vector and the rest."""
+
+    layout: ParameterLayout
+    vector: Float32Array
+    """[P] float32, memory-mapped, read only."""
+    extras: dict[str, ExtraTensor]
+
+
+def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> VectorFile:
+    """Map the vector in the file at `path`.
+
+    Args:
+        path: A file that `VectorWriter` wrote.
+        layout: What the vector must look like, if that is known.
+
+    Raises:
+        UntrustedError: It is not such a file, or its layout is another.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header, data_offset = _read_header(file, size)
+            found, extra_table = _parse_header(header, size - data_offset)
+            extras = {}
+            for name, (dtype, shape, begin, end) in extra_table.items():
+                file.seek(data_offset + begin)
+                extras[name] = ExtraTensor(dtype, shape, file.read(end - begin))
+    except OSError as error:
+        raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UntrustedError(f"{path}: not a parameter vector: {error}") from error
+    if layout is not None and found.digest != layout.digest:
+        raise UntrustedError(f"{path}: its tensors are not those of this federation's model")
+    vector = np.memmap(path, dtype="<f4", mode="r", offset=data_offset, shape=(found.elements,))
+    return VectorFile(found, vector, extras)
+
+
+def vector_root(vector: Float32Array, layout: ParameterLayout) -> bytes:
+    """Return the Merkle root over the float32 fragments of `vector`."""
+    return fragments_root(
+        [
+            fragment_digest(vector[slice(*layout.bounds(i))].astype("<f4", copy=False).tobytes())
+            for i in range(layout.fragments)
+        ]
+    )
+
+
+def _header(layout: ParameterLayout, extras: Mapping[str, ExtraTensor]) -> bytes:
+    """Return length and JSON header, padded to eight bytes."""
+    metadata = {"format": "pt", _COUNT_KEY: str(len(layout.tensors))}
+    table: dict[str, Any] = {"__metadata__": metadata}
+    for spec in layout.tensors:
+        begin = 4 * spec.offset
+        table[spec.name] = _entry("F32", spec.shape, begin, begin + 4 * spec.size)
+    end = 4 * layout.elements
+    for name in sorted(extras):
+        extra = extras[name]
+        table[name] = _entry(extra.dtype, extra.shape, end, end + len(extra.data))
+        end += len(extra.data)
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _entry(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """Return the JSON header and the offset of the data section."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+        raise ValueError("no safetensors header")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise TypeError("the header is not a table")
+    return header, 8 + length
+
+
+def _parse_header(
+    header: dict[str, Any], data_bytes: int
+) -> tuple[ParameterLayout, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Return the vector's layout and the table of extra tensors; every offset is validated."""
+    count = int(header.pop("__metadata__")[_COUNT_KEY])
+    names = list(header)
+    layout = ParameterLayout.from_json([[name, header[name]["shape"]] for name in names[:count]])
+    if any(header[name]["dtype"] != "F32" for name in names[:count]):
+        raise ValueError("the vector is not float32")
+    if any(
+        header[spec.name]["data_offsets"] != [4 * spec.offset, 4 * (spec.offset + spec.size)]
+        for spec in layout.tensors
+    ):
+        raise ValueError("the vector has gaps")
+    extras, expected = {}, 4 * layout.elements
+    for name in names[count:]:
+        begin, end = header[name]["data_offsets"]
+        if begin != expected or not begin <= end <= data_bytes:
+            raise ValueError(f"tensor {name!r} lies outside the file")
+        extras[name] = (str(header[name]["dtype"]), tuple(header[name]["shape"]), begin, end)
+        expected = end
+    if expected != data_bytes:
+        raise ValueError(f"{data_bytes:,} bytes of data, the header says {expected:,}")
+    return layout, extras

@@ -1,0 +1,106 @@
+"""Whether a checkpoint is what its federation published; needs neither torch nor network.
+
+In order: signatures and lineage, every file's size and SHA-256, the parameter vector's own root,
+the card. The first wrong thing is named.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapestry.checkpoints.folder import (
+    CARD_FILE,
+    OWN_FILES,
+    file_entry,
+    read_envelope,
+    read_lineage,
+)
+from tapestry.checkpoints.manifest import Card, FileEntry, Lineage, Manifest, verify_lineage
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file, vector_root
+from tapestry.errors import UntrustedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedCheckpoint:
+    """A checkpoint that passed."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_digest: str
+    genesis_digest: str
+    lineage: Lineage
+    card: Card
+
+
+def verify_checkpoint(folder: Path, *, federation: str | None = None) -> VerifiedCheckpoint:
+    """Verify the published checkpoint in `folder`.
+
+    Args:
+        folder: A published folder, or a copy of one.
+        federation: Hex genesis digest that the caller expects, or at least 16 digits of it.
+            Without it the answer is "unchanged since that coordinator signed it", and the caller
+            compares the federation's identity by other means.
+
+    Raises:
+        UntrustedError: Something is missing, changed, added, or signed by somebody else.
+    """
+    lineage = verify_lineage(read_lineage(folder))
+    if federation is not None and not lineage.genesis_digest.startswith(federation.lower()):
+        raise UntrustedError(
+            f"{folder}: checkpoint of another federation: its identity is "
+            f"{lineage.genesis_digest[:16]}, expected {federation[:16]}"
+        )
+    manifest = lineage.newest
+    for entry in manifest.files:
+        _verify_file(folder, entry)
+    model = open_vector_file(folder / MODEL_FILE)
+    if model.layout.digest != manifest.layout or model.layout.elements != manifest.elements:
+        raise UntrustedError(f"{folder / MODEL_FILE}: its tensors are not those of the manifest")
+    if vector_root(model.vector, model.layout).hex() != manifest.vector_root:
+        raise UntrustedError(f"{folder / MODEL_FILE}: the vector's root is not the manifest's")
+    card = _verify_card(folder, lineage)
+    _refuse_unlisted(folder, manifest, card)
+    return VerifiedCheckpoint(
+        folder=folder,
+        manifest=manifest,
+        manifest_digest=lineage.newest_digest,
+        genesis_digest=lineage.genesis_digest,
+        lineage=lineage,
+        card=card,
+    )
+
+
+def _verify_file(folder: Path, entry: FileEntry) -> None:
+    path = folder / entry.name
+    if path.is_symlink() or not path.is_file():
+        raise UntrustedError(f"{path}: missing, or not a plain file; fetch the checkpoint again")
+    found = file_entry(folder, entry.name)
+    if found.size_bytes != entry.size_bytes:
+        raise UntrustedError(
+            f"{path}: {found.size_bytes:,} bytes, the manifest says {entry.size_bytes:,}; "
+            "fetch the checkpoint again"
+        )
+    if found.digest != entry.digest:
+        raise UntrustedError(
+            f"{path}: changed: SHA-256 {found.digest[:16]}, the manifest says "
+            f"{entry.digest[:16]}; fetch the checkpoint again"
+        )
+
+
+def _verify_card(folder: Path, lineage: Lineage) -> Card:
+    envelope = read_envelope(folder / CARD_FILE, what="card")
+    card = Card.opened(envelope, public_key=lineage.coordinator_key, what="card")
+    if card.manifest != lineage.newest_digest:
+        raise UntrustedError(f"{folder / CARD_FILE}: the card of another checkpoint")
+    for entry in card.files:
+        _verify_file(folder, entry)
+    return card
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest, card: Card) -> None:
+    listed = {entry.name for entry in (*manifest.files, *card.files)} | OWN_FILES
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in listed:
+            raise UntrustedError(
+                f"{path}: not a file of this checkpoint; remove it before anything loads it"
+            )

@@ -1,0 +1,184 @@
+"""`tapestry checkpoint ...`: parse, call, render."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapestry.cli.running import default_home
+from tapestry.errors import ConfigError, UntrustedError
+
+app = typer.Typer(
+    help="Verify, show, list and fetch published checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Folder = Annotated[Path, typer.Argument(help="A published checkpoint's folder, or a copy of one.")]
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    federation: Annotated[
+        str | None,
+        typer.Option(help="The federation's identity that you expect: 16 or more of its digits."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that a checkpoint is what its federation published: exit code 0 or 1.
+
+    Verifies the signature, the lineage from genesis, every file's SHA-256, the parameter vector's
+    root and the model card; refuses files that nobody signed. Needs no network.
+    """
+    from tapestry.checkpoints.verify import verify_checkpoint  # noqa: PLC0415
+
+    if federation is not None and len(federation) < 16:
+        raise ConfigError(f"--federation {federation}: give at least 16 digits of the identity")
+    try:
+        verified = verify_checkpoint(_existing(folder), federation=federation)
+    except UntrustedError as error:
+        if as_json:
+            typer.echo(json.dumps({"verified": False, "cause": str(error)}, indent=1))
+        raise
+    manifest = verified.manifest
+    if as_json:
+        table = {
+            "verified": True,
+            "federation": verified.genesis_digest,
+            "round": manifest.round,
+            "manifest": verified.manifest_digest,
+            "files": len(manifest.files) + len(verified.card.files),
+            "pinned": federation is not None,
+        }
+        typer.echo(json.dumps(table, indent=1))
+        return
+    origin = verified.lineage.origin
+    files = len(manifest.files) + len(verified.card.files)
+    typer.echo(f"verified: checkpoint {manifest.round} of {origin.federation}")
+    typer.echo(f"  signature and lineage   {manifest.round + 1} manifests from genesis on")
+    typer.echo(f"  files                   {files} files have the signed SHA-256, none is extra")
+    typer.echo(f"  parameter vector        root {manifest.vector_root[:16]} as signed")
+    typer.echo(f"  federation's identity   {verified.genesis_digest}")
+    if federation is None:
+        typer.echo("                          compare it with what the federation makes known, or")
+        typer.echo(f"                          add --federation {verified.genesis_digest[:16]}")
+
+
+@app.command()
+def show(folder: Folder, as_json: Json = False) -> None:
+    """Show what a checkpoint is and what it was made from (after verifying it)."""
+    from tapestry.checkpoints.verify import verify_checkpoint  # noqa: PLC0415
+
+    verified = verify_checkpoint(_existing(folder))
+    manifest = verified.manifest
+    if as_json:
+        typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=1))
+        return
+    typer.echo(f"checkpoint {manifest.round} of {verified.lineage.origin.federation}")
+    typer.echo(f"  digest      {verified.manifest_digest}")
+    typer.echo(f"  parameters  {manifest.elements:,}")
+    made = manifest.made
+    if made is None:
+        typer.echo("  genesis: " + json.dumps(verified.lineage.origin.settings))
+        return
+    typer.echo(
+        f"  made by     {made.outer.optimizer} (learning rate {made.outer.learning_rate:g}, "
+        f"momentum {made.outer.momentum:g}), codec {made.codec}, {made.inner.steps} inner steps"
+    )
+    for part in made.participation:
+        typer.echo(
+            f"  {part.member_id:<24} weight {part.weight:.4f}  {part.tokens:>12,} tokens  "
+            f"clip {part.clip_factor:.3f}"
+        )
+    for absence in made.absent:
+        typer.echo(f"  {absence.member_id:<24} absent: {absence.reason}")
+    for entry in verified.card.evaluations:
+        typer.echo(
+            f"  {entry.member_id:<24} {entry.bits_per_byte:.4f} bits per byte on {entry.language}"
+        )
+
+
+@app.command(name="list")
+def list_checkpoints(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of checkpoints: a coordinator's `published`.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """List the checkpoints in a folder with what members measured (signatures verified)."""
+    from tapestry.checkpoints.folder import CARD_FILE, read_envelope, read_lineage  # noqa: PLC0415
+    from tapestry.checkpoints.manifest import Card, verify_lineage  # noqa: PLC0415
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted(_existing(folder).glob("round-*")):
+        lineage = verify_lineage(read_lineage(path))
+        envelope = read_envelope(path / CARD_FILE, what="card")
+        card = Card.opened(envelope, public_key=lineage.coordinator_key, what="card")
+        made = lineage.newest.made
+        measured = {entry.member_id: entry.bits_per_byte for entry in card.evaluations}
+        rows.append(
+            {
+                "round": lineage.newest.round,
+                "digest": lineage.newest_digest,
+                "members": len(made.participation) if made else 0,
+                "bits_per_byte": measured,
+                "folder": str(path),
+            }
+        )
+    if not rows:
+        raise ConfigError(f"{folder}: no checkpoints here (folders round-000000, ...)")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        values = list(row["bits_per_byte"].values())
+        mean = f"{sum(values) / len(values):.4f} bits per byte" if values else "not measured"
+        typer.echo(f"{row['round']:>6}  {row['digest'][:16]}  {row['members']:>3} members  {mean}")
+
+
+@app.command()
+def pull(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    node: Annotated[
+        Path | None,
+        typer.Option("--dir", help="The node whose membership is used; default: yours."),
+    ] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="Which one; default: the newest.")
+    ] = None,
+) -> None:
+    """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
+    from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
+    from tapestry.wire.members import open_member_channel  # noqa: PLC0415
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; name a new folder")
+    identity = IdentityFolder((node or default_home("node")).resolve() / "identity")
+    membership = identity.load()
+    console = Console(stderr=True)
+    with (
+        open_member_channel(membership, identity) as channel,
+        Progress(console=console, transient=True) as progress,
+    ):
+        task = progress.add_task("fetching", total=None)
+        verified = Fetcher(channel, membership.address).pull(
+            out.resolve(),
+            round_number=round_number,
+            federation=membership.genesis,
+            on_bytes=lambda size: progress.advance(task, size),
+        )
+    typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    return folder

@@ -1,0 +1,72 @@
+"""Settings that people write: strict TOML into frozen pydantic models, with one-line errors."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tapestry.errors import ConfigError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """What a person writes in TOML: frozen, units in names, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def load_settings(path: Path, model: type[SettingsT]) -> SettingsT:
+    """Read the TOML file at `path` as `model`.
+
+    Raises:
+        ConfigError: The file is missing, not TOML, or has a key or value that `model` refuses;
+            the message names file, key, and the nearest valid key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return parse_settings(table, model, where=str(path))
+
+
+def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str) -> SettingsT:
+    """Return `table` as `model`; a refusal is one line that starts with `where`."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = [str(part) for part in first["loc"]]
+        message = f"{where}: {'.'.join(loc)}: {first['msg']}"
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(loc[-1], _keys_beside(model, loc), n=1, cutoff=0.0)
+            message = f"{where}: {'.'.join(loc)}: unknown key; did you mean {nearest[0]}?"
+        raise ConfigError(message) from error
+
+
+def _keys_beside(model: type[BaseModel], loc: list[str]) -> list[str]:
+    """Return the keys that are valid where the last part of `loc` stands."""
+    for part in loc[:-1]:
+        field = model.model_fields[part].annotation
+        if isinstance(field, type) and issubclass(field, BaseModel):
+            model = field
+    return sorted(model.model_fields)
+
+
+def commented_toml(settings: Settings, *, head: str) -> str:
+    """Return settings, a model of tables, as TOML with each key's docstring above it."""
+    lines = [f"# {head}", ""]
+    for table_name in type(settings).model_fields:
+        table: Settings = getattr(settings, table_name)
+        lines += [f"# {(type(table).__doc__ or '').strip()}", f"[{table_name}]"]
+        for key, info in type(table).model_fields.items():
+            if info.description:
+                lines.append(f"# {' '.join(info.description.split())}")
+            lines.append(tomli_w.dumps({key: getattr(table, key)}).strip())
+        lines.append("")
+    return "\n".join(lines)

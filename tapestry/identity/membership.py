@@ -1,0 +1,133 @@
+"""A member's identity folder: its keys, its certificate, and what it trusts.
+
+```
+membership.json   federation, member id, addresses, pinned coordinator key and genesis
+root.crt          the federation's root certificate, pinned at joining
+tls.crt  tls.key  the member certificate and its P-256 key (0600)
+signing.key       the Ed25519 key that signs contributions (0600)
+```
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.errors import ConfigError, UntrustedError
+from tapestry.identity.certificates import read_member_certificate
+from tapestry.identity.keys import load_signing_key, load_tls_key, private_pem, save_private_key
+from tapestry.storage.atomic import sync_folder, write_atomic
+
+MEMBERSHIP_FILE = "membership.json"
+_ROOT_FILE = "root.crt"
+_CERTIFICATE_FILE = "tls.crt"
+_TLS_KEY_FILE = "tls.key"
+_SIGNING_KEY_FILE = "signing.key"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Membership:
+    """What a member knows about its federation."""
+
+    federation: str
+    member_id: str
+    address: str
+    """host:port of the coordinator."""
+    coordinator_key: str
+    """Raw Ed25519 public key, hex: signs plans, manifests, receipts."""
+    genesis: str
+    """Hex digest of the genesis manifest: the federation's identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityFolder:
+    """The files of one member's identity."""
+
+    folder: Path
+
+    def create(
+        self,
+        membership: Membership,
+        *,
+        root_pem: bytes,
+        certificate_pem: bytes,
+        tls_key: EllipticCurvePrivateKey,
+        signing_key: Ed25519PrivateKey,
+    ) -> None:
+        """Write everything; the folder appears whole or not at all."""
+        temporary = self.folder.with_name(f".{self.folder.name}.part")
+        temporary.mkdir(mode=0o700)
+        save_private_key(temporary / _TLS_KEY_FILE, tls_key)
+        save_private_key(temporary / _SIGNING_KEY_FILE, signing_key)
+        write_atomic(temporary / _ROOT_FILE, root_pem)
+        write_atomic(temporary / _CERTIFICATE_FILE, certificate_pem)
+        write_atomic(temporary / MEMBERSHIP_FILE, json.dumps(asdict(membership), indent=1) + "\n")
+        temporary.rename(self.folder)
+        sync_folder(self.folder.parent)
+
+    def load(self) -> Membership:
+        """Read what the member knows.
+
+        Raises:
+            ConfigError: There is no identity here, or its file is damaged.
+        """
+        path = self.folder / MEMBERSHIP_FILE
+        try:
+            return Membership(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.folder.parent}: no node here; join a federation first: "
+                f"`tapestry node join INVITATION --dir {self.folder.parent}`"
+            ) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        """Read the key that signs contributions."""
+        return load_signing_key(self.folder / _SIGNING_KEY_FILE)
+
+    def root_pem(self) -> bytes:
+        """Read the pinned root certificate."""
+        return self._read(_ROOT_FILE)
+
+    def certificate_pem(self) -> bytes:
+        """Read the member certificate."""
+        return self._read(_CERTIFICATE_FILE)
+
+    def tls_key_pem(self) -> bytes:
+        """Read the certificate's private key."""
+        return private_pem(load_tls_key(self.folder / _TLS_KEY_FILE))
+
+    def validity(self) -> tuple[datetime, datetime]:
+        """Return from when to when the member certificate is valid."""
+        federation = self.load().federation
+        certificate = read_member_certificate(self.certificate_pem(), federation=federation)
+        return certificate.not_before, certificate.not_after
+
+    def replace_certificate(self, certificate_pem: bytes, tls_key: EllipticCurvePrivateKey) -> None:
+        """Take a renewed certificate with its new key.
+
+        Raises:
+            UntrustedError: It names another member.
+        """
+        membership = self.load()
+        named = read_member_certificate(certificate_pem, federation=membership.federation)
+        if named.member_id != membership.member_id:
+            raise UntrustedError(f"the renewed certificate names {named.member_id}; not taken")
+        new_key = self.folder / f".{_TLS_KEY_FILE}.new"
+        new_key.unlink(missing_ok=True)
+        save_private_key(new_key, tls_key)
+        write_atomic(self.folder / _CERTIFICATE_FILE, certificate_pem)
+        os.replace(new_key, self.folder / _TLS_KEY_FILE)  # noqa: PTH105 - the pair, back to back
+        sync_folder(self.folder)
+
+    def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Append-only Merkle trees after RFC 6962."""

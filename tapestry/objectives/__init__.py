@@ -1,0 +1,1 @@
+"""What is trained, found through the entry-point group `tapestry.objectives`."""

@@ -1,0 +1,1 @@
+"""The parameter vector: layout, fragments, codecs, pseudo-gradients."""

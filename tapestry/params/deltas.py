@@ -1,0 +1,46 @@
+"""Pseudo-gradients: what the inner steps did, and how large it is."""
+
+import math
+
+import numpy as np
+
+from tapestry.errors import RejectedError
+from tapestry.params.codecs import Float32Array
+
+
+def pseudo_gradient(base: Float32Array, local: Float32Array) -> Float32Array:
+    """Return what the inner steps did, signed as a gradient.
+
+    The sign is base - local, so an outer optimizer that steps *against* it moves the base
+    towards the local model (DiLoCo, arXiv 2311.08105).
+
+    Args:
+        base: [n] float32, parameters of the round's base checkpoint.
+        local: [n] float32, the same parameters after the inner steps.
+
+    Returns:
+        [n] float32, in parameter units; not divided by a learning rate.
+
+    Raises:
+        RejectedError: The lengths differ.
+    """
+    if base.shape != local.shape:
+        raise RejectedError(
+            f"local model has {local.size:,} parameters, base checkpoint has {base.size:,}: "
+            "both must be built from the same model configuration"
+        )
+    return base - local
+
+
+def squared_norm(values: Float32Array) -> float:
+    """Return the sum of squares in float64.
+
+    A reduction: the same on one machine, possibly another last digit on another. Whatever
+    depends on a norm therefore uses the value that the round recorded.
+    """
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def norm(squared_norms: list[float]) -> float:
+    """Return the Euclidean norm of a vector from its fragments' sums of squares."""
+    return math.sqrt(math.fsum(squared_norms))

@@ -1,0 +1,1 @@
+"""Bytes that must survive: atomic files and content-addressed blobs."""

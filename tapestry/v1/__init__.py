@@ -1,0 +1,1 @@
+"""Generated from protos/tapestry/v1 by protos/generate.py; never edited."""

@@ -1,0 +1,1 @@
+"""gRPC: channels, credentials, limits, errors as statuses, messages as our dataclasses."""

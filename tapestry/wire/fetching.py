@@ -1,0 +1,172 @@
+"""Checkpoints down: manifests, lineage, and files by digest, resumable.
+
+A file arrives under a temporary name that carries its digest, goes on where it broke off, and
+takes its place only after its SHA-256 is what the signed manifest says.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+
+from tapestry.checkpoints.folder import (
+    CARD_FILE,
+    STATEMENTS,
+    building,
+    write_statements,
+)
+from tapestry.checkpoints.manifest import Card, FileEntry, Manifest, verify_lineage
+from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
+from tapestry.errors import UntrustedError
+from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.storage.atomic import write_atomic
+from tapestry.v1 import transfer_pb2, transfer_pb2_grpc
+from tapestry.wire.limits import CALL_SECONDS, MAX_FETCH_SECONDS
+from tapestry.wire.messages import envelope_value
+from tapestry.wire.statuses import errors_from_status
+
+_BLOCK_BYTES = 2**20
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes that just arrived."""
+
+
+class Fetcher:
+    """Reads published things from a coordinator."""
+
+    def __init__(self, channel: grpc.Channel, address: str) -> None:
+        """Call over `channel`; `address` is for messages."""
+        self._stub = transfer_pb2_grpc.TransferServiceStub(channel)
+        self._address = address
+
+    def describe(self, round_number: int | None = None) -> tuple[Envelope, Envelope]:
+        """Return manifest and card of a checkpoint, not yet verified; None: the newest."""
+        request = transfer_pb2.DescribeRequest(round=round_number)
+        with errors_from_status(self._address):
+            response = self._stub.Describe(request, timeout=CALL_SECONDS)
+        return envelope_value(response.manifest), envelope_value(response.card)
+
+    def lineage(self, last_round: int) -> list[Envelope]:
+        """Return the manifests from genesis to `last_round`, not yet verified."""
+        request = transfer_pb2.LineageRequest(last_round=last_round)
+        with errors_from_status(self._address):
+            stream = self._stub.Lineage(request, timeout=MAX_FETCH_SECONDS)
+            return [envelope_value(response.manifest) for response in stream]
+
+    def fetch(self, entry: FileEntry, parts: Path, *, on_bytes: OnBytes | None = None) -> Path:
+        """Return the path of a fetched and verified file below `parts`.
+
+        Args:
+            entry: Size and digest, from a verified statement.
+            parts: Folder of unfinished downloads; a later call goes on with what is there.
+            on_bytes: Told of progress.
+
+        Raises:
+            UnavailableError: The line broke; call again.
+            UntrustedError: The bytes are not those of the digest; they are removed.
+        """
+        parts.mkdir(parents=True, exist_ok=True)
+        path = parts / entry.digest
+        whole = hashlib.sha256()
+        with path.open("a+b") as file:
+            file.seek(0)
+            while block := file.read(_BLOCK_BYTES):
+                whole.update(block)
+            done = file.tell()
+            if done < entry.size_bytes:
+                request = transfer_pb2.FetchRequest(
+                    digest=bytes.fromhex(entry.digest), offset_bytes=done
+                )
+                with errors_from_status(self._address):
+                    for response in self._stub.Fetch(request, timeout=MAX_FETCH_SECONDS):
+                        done += len(response.data)
+                        if done > entry.size_bytes:
+                            break
+                        file.write(response.data)
+                        whole.update(response.data)
+                        if on_bytes is not None:
+                            on_bytes(len(response.data))
+        if whole.hexdigest() != entry.digest or done != entry.size_bytes:
+            path.unlink()
+            raise UntrustedError(
+                f"{entry.name}: the coordinator sent bytes that are not those of its own manifest"
+            )
+        return path
+
+    def fetch_files(
+        self,
+        entries: Sequence[FileEntry],
+        folder: Path,
+        *,
+        parts: Path,
+        known: Sequence[Path] = (),
+        on_bytes: OnBytes | None = None,
+    ) -> None:
+        """Put the files of a checkpoint into `folder`.
+
+        Args:
+            entries: From a verified manifest or card.
+            folder: Where they go.
+            parts: Folder of unfinished downloads.
+            known: Folders of other checkpoints; an equal file there is copied, not fetched.
+            on_bytes: Told of progress.
+        """
+        for entry in entries:
+            target = folder / entry.name
+            target.parent.mkdir(exist_ok=True)
+            copy = _equal_file(entry, known)
+            if copy is not None:
+                shutil.copyfile(copy, target)
+            else:
+                self.fetch(entry, parts, on_bytes=on_bytes).rename(target)
+
+    def pull(
+        self,
+        target: Path,
+        *,
+        round_number: int | None,
+        federation: str,
+        on_bytes: OnBytes | None = None,
+    ) -> VerifiedCheckpoint:
+        """Fetch a whole checkpoint into the new folder `target` and verify it.
+
+        Args:
+            target: Must not exist.
+            round_number: None for the newest.
+            federation: Hex genesis digest that the lineage must have.
+            on_bytes: Told of progress.
+
+        Raises:
+            UntrustedError: Something does not verify; `target` is not made.
+        """
+        manifest_envelope, card_envelope = self.describe(round_number)
+        claimed = Manifest.parsed(manifest_envelope.payload, what="manifest")
+        envelopes = self.lineage(claimed.round)
+        lineage = verify_lineage(envelopes, pinned=federation)
+        key = lineage.coordinator_key
+        if envelopes[-1].payload != manifest_envelope.payload:
+            raise UntrustedError("the manifest is not the end of its lineage; not taken")
+        card = Card.opened(card_envelope, public_key=key, what="card")
+        parts = target.with_name(f".{target.name}.parts")
+        entries = [*lineage.newest.files, *card.files]
+        with building(target) as folder:
+            self.fetch_files(entries, folder, parts=parts, on_bytes=on_bytes)
+            write_statements(folder, envelopes)
+            (folder / STATEMENTS).mkdir(exist_ok=True)
+            write_atomic(folder / CARD_FILE, to_json(card_envelope))
+            verify_checkpoint(folder, federation=federation)
+        shutil.rmtree(parts, ignore_errors=True)
+        return verify_checkpoint(target, federation=federation)
+
+
+def _equal_file(entry: FileEntry, folders: Sequence[Path]) -> Path | None:
+    """Return a file in one of `folders` that has the entry's name, size and digest."""
+    for folder in folders:
+        path = folder / entry.name
+        if path.is_file() and path.stat().st_size == entry.size_bytes:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == entry.digest:
+                    return path
+    return None

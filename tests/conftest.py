@@ -1,0 +1,174 @@
+"""A small federation on disk, made once for all tests that read published checkpoints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import read_lineage
+from tapestry.checkpoints.manifest import verify_lineage
+from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.identity.envelopes import Envelope
+from tapestry.objectives.objective import objective_named
+from tapestry.params.codecs import codec_named
+from tapestry.params.fragments import fragment_digest
+from tapestry.params.layout import ParameterLayout
+from tapestry_coordinator.card import write_card
+from tapestry_coordinator.founding import Founding, found
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
+from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
+from tapestry_coordinator.uploads import FragmentStore
+
+FOUNDED_AT = 1_750_000_000.0
+CODEC = "int8"
+TOKENS = {"fr-bnf": 10_000, "is-lbs": 2_500}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A coordinator's folder after one round of two members."""
+
+    home: CoordinatorHome
+    publisher: Publisher
+    closed: ClosedRound
+    evaluations: list[StoredEvaluation]
+
+    @property
+    def genesis(self) -> Path:
+        """The published folder of round 0."""
+        return self.home.checkpoint(0)
+
+    @property
+    def newest(self) -> Path:
+        """The published folder of round 1, which has every kind of file."""
+        return self.home.checkpoint(1)
+
+
+def settings_for(inner: InnerTable) -> CoordinatorSettings:
+    """Return a federation's settings with the defaults."""
+    network = NetworkSettings(address="localhost:7443", enrolment_address="localhost:7444")
+    return CoordinatorSettings(network=network, inner=inner)
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Found a federation, run one round on made-up pseudo-gradients, publish it."""
+    folder = tmp_path_factory.mktemp("federation") / "coordinator"
+    founding = Founding(
+        federation="loom",
+        objective=objective_named("causal-lm"),
+        create={"size": "tiny"},
+        pool=[],
+        seed=1,
+    )
+    found(folder, founding, settings_for, now=FOUNDED_AT)
+    home = CoordinatorHome(folder)
+    settings, key = home.load_settings(), home.load_signing_key()
+    layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
+    store = FragmentStore(home.contributions, layout, max_element=10.0)
+    lineage = read_lineage(home.checkpoint(0))
+    plan = _plan(lineage, settings)
+    signed_plan = plan.signed(key)
+    evaluations = [
+        StoredEvaluation(
+            round=round_number,
+            member_id=member_id,
+            language=member_id[:2],
+            bits_per_byte=8.0 - round_number,
+            held_out_bytes=4096,
+        )
+        for round_number in (0, 1)
+        for member_id in TOKENS
+    ]
+    closed = ClosedRound(
+        plan=plan,
+        plan_digest=payload_digest(signed_plan),
+        closed_at=FOUNDED_AT + 60,
+        contributions=[
+            _contributed(store, layout, plan, member_id, key, seed=seed)
+            for seed, member_id in enumerate(TOKENS)
+        ],
+        declined={"ar-unc": "this node's policy refuses round 1"},
+        lineage=lineage,
+        evaluations=evaluations,
+    )
+    publisher = Publisher(home=home, key=key, store=store, settings=settings.aggregation)
+    envelope = publisher.publish(closed)
+    write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key)
+    return Federation(home, publisher, closed, evaluations)
+
+
+def _plan(lineage: list[Envelope], settings: CoordinatorSettings) -> RoundPlan:
+    genesis = verify_lineage(lineage)
+    return RoundPlan(
+        genesis=genesis.genesis_digest,
+        round=1,
+        attempt=1,
+        base=genesis.newest_digest,
+        layout=genesis.newest.layout,
+        cohort=("ar-unc", *TOKENS),
+        quorum=2,
+        grace_seconds=300.0,
+        deadline=FOUNDED_AT + 3600,
+        objective="causal-lm",
+        inner=settings.inner.settings(),
+        codec=CODEC,
+        max_element=10.0,
+        seed=1,
+    )
+
+
+def _contributed(
+    store: FragmentStore,
+    layout: ParameterLayout,
+    plan: RoundPlan,
+    member_id: str,
+    coordinator_key: Ed25519PrivateKey,
+    *,
+    seed: int,
+) -> StoredContribution:
+    codec = codec_named(plan.codec)
+    rng = np.random.default_rng(seed)
+    encoded = []
+    for index in range(layout.fragments):
+        start, stop = layout.bounds(index)
+        encoded.append(codec.encode(rng.standard_normal(stop - start, np.float32) * np.float32(0.01)))
+    digests = tuple(map(fragment_digest, encoded))
+    store.open(plan.round, member_id, codec=plan.codec, digests=digests)
+    for index, data in enumerate(encoded):
+        store.put(plan.round, member_id, index=index, data=data)
+    root, norm = store.finish(plan.round, member_id)
+    contribution = Contribution(
+        genesis=plan.genesis,
+        round=plan.round,
+        base=plan.base,
+        member_id=member_id,
+        codec=plan.codec,
+        fragments=len(encoded),
+        root=root.hex(),
+        tokens=TOKENS[member_id],
+        steps=plan.inner.steps,
+        norm=norm,
+    )
+    envelope = contribution.signed(Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32))
+    receipt = Receipt(
+        genesis=plan.genesis,
+        round=plan.round,
+        member_id=member_id,
+        contribution=payload_digest(envelope),
+        root=root.hex(),
+        accepted_at=FOUNDED_AT + 30,
+    )
+    return StoredContribution(
+        round=plan.round,
+        member_id=member_id,
+        digest=payload_digest(envelope),
+        envelope=envelope,
+        receipt=receipt.signed(coordinator_key),
+        norm=norm,
+    )

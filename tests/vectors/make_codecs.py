@@ -1,0 +1,118 @@
+"""Write codecs.json: golden bytes of every codec, from exact rational arithmetic alone.
+
+Imports nothing of Tapestry and no numerical library: every float32 result is the exact rational
+number rounded once, to nearest and ties to even, as IEEE 754 says. Run it with
+`python tests/vectors/make_codecs.py`; `tests/core/test_codecs.py` compares.
+"""
+
+import json
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+BLOCK = 256
+SMALLEST_EXPONENT = -149  # of the last place of a float32 subnormal
+DIGITS = 24
+BFLOAT16_DIGITS = 8
+
+
+def bits(value: float) -> int:
+    """Return the float32 pattern of a value that is a float32 already."""
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+
+
+def from_bits(pattern: int) -> float:
+    """Return the float32 with that pattern."""
+    return float(struct.unpack("<f", struct.pack("<I", pattern))[0])
+
+
+def rounded(exact: Fraction, digits: int) -> float:
+    """Return `exact` with `digits` binary digits, to nearest, ties to even."""
+    if exact == 0:
+        return 0.0
+    exponent = 0
+    while abs(exact) >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    while abs(exact) < Fraction(2) ** exponent:
+        exponent -= 1
+    last_place = max(exponent - digits + 1, SMALLEST_EXPONENT + DIGITS - digits)
+    steps = round(exact / Fraction(2) ** last_place)  # round() of a Fraction: ties to even
+    return float(steps * Fraction(2) ** last_place)
+
+
+def float32(values: list[float]) -> tuple[bytes, list[float]]:
+    """Return the encoded bytes and what they decode to."""
+    return b"".join(struct.pack("<f", value) for value in values), values
+
+
+def bfloat16(values: list[float]) -> tuple[bytes, list[float]]:
+    """Return the encoded bytes and what they decode to."""
+    decoded = []
+    for value in values:
+        short = rounded(Fraction(value), BFLOAT16_DIGITS)
+        decoded.append(-0.0 if short == 0 and bits(value) >> 31 else short)
+    return b"".join(struct.pack("<H", bits(value) >> 16) for value in decoded), decoded
+
+
+def int8(values: list[float]) -> tuple[bytes, list[float]]:
+    """Return the encoded bytes and what they decode to."""
+    scales, codes, decoded = [], [], []
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        scale = rounded(Fraction(max(abs(value) for value in block)) / 127, DIGITS)
+        scales.append(scale)
+        for value in block:
+            quotient = rounded(Fraction(value) / Fraction(scale or 1.0), DIGITS)
+            code = max(-127, min(127, round(quotient)))  # round() of a float: ties to even
+            codes.append(code)
+            decoded.append(rounded(code * Fraction(scale), DIGITS))
+    data = b"".join(struct.pack("<f", scale) for scale in scales)
+    return data + b"".join(struct.pack("<b", code) for code in codes), decoded
+
+
+def noise(count: int, scale: float) -> list[float]:
+    """Return pseudo-random float32 values in (-scale, scale), by Knuth's MMIX generator."""
+    state, values = 42, []
+    for _ in range(count):
+        state = (6364136223846793005 * state + 1442695040888963407) % 2**64
+        unit = Fraction(state >> 32, 2**31) - 1
+        values.append(rounded(unit * Fraction(scale), DIGITS))
+    return values
+
+
+CASES: dict[str, list[float]] = {
+    "one element": [1.0],
+    "simple": [0.0, 1.0, -1.0, 0.5, -0.25, 127.0, -127.0, 3.0],
+    "all zero, two blocks": [0.0] * 257,
+    "negative zero": [-0.0, 1.0],
+    "ties of bfloat16": [from_bits(p) for p in (0x3F808000, 0x3F818000, 0xBF808001, 0x3F807FFF)],
+    "ties of int8": [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 63.5],
+    "subnormals": [from_bits(p) for p in (0x00000001, 0x80000001, 0x007FFFFF, 0x00400000)],
+    "tiniest alone": [from_bits(1)] * 3,
+    "subnormal scale": [from_bits(p) for p in (178, 64, 63, 1)],
+    "carries into the exponent": [from_bits(p) for p in (0x3FFFFFFF, 0x3F7FFFFF)],
+    "large": [1e30, -2.5e30, 1.0, 3e28],
+    "zero block between others": [*noise(256, 1.0), *[0.0] * 256, *noise(256, 1e-3)],
+    "short last block": noise(300, 0.01),
+    "exactly two blocks": noise(512, 1e-6),
+}
+
+
+def main() -> None:
+    """Write the file next to this program."""
+    vectors = []
+    for name, given in CASES.items():
+        values = [from_bits(bits(value)) for value in given]
+        encoded = {}
+        for codec in (float32, bfloat16, int8):
+            data, decoded = codec(values)
+            pattern = [f"{bits(value):08x}" for value in decoded]
+            encoded[codec.__name__] = {"bytes": data.hex(), "decoded": " ".join(pattern)}
+        pattern = [f"{bits(value):08x}" for value in values]
+        vectors.append({"name": name, "values": " ".join(pattern), "encoded": encoded})
+    path = Path(__file__).with_name("codecs.json")
+    path.write_text(json.dumps(vectors, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
