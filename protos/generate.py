@@ -6,6 +6,7 @@ needs protobuf >= 6.31.1 and runs on newer ones, never on older.
 """
 
 import sys
+import sysconfig
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -15,14 +16,17 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 PACKAGE = Path("tapestry/v1")
+_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
 
 def generate(target: Path) -> None:
     """Write messages, services and their type stubs below `target`."""
     (target / PACKAGE).mkdir(parents=True, exist_ok=True)
+    scripts = Path(sysconfig.get_path("scripts"))
     status = protoc.main(
         [
             "protoc",
+            *(f"--plugin={name}={scripts / name}" for name in _PLUGINS),
             f"--proto_path={PROTOS}",
             f"--proto_path={files('grpc_tools') / '_proto'}",
             f"--python_out={target}",

@@ -99,7 +99,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     )
     publisher = Publisher(home=home, key=key, store=store, settings=settings.aggregation)
     envelope = publisher.publish(closed)
-    write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key)
+    write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key, notes=home.notes(1))
     return Federation(home, publisher, closed, evaluations)
 
 
@@ -137,7 +137,9 @@ def _contributed(
     encoded = []
     for index in range(layout.fragments):
         start, stop = layout.bounds(index)
-        encoded.append(codec.encode(rng.standard_normal(stop - start, np.float32) * np.float32(0.01)))
+        encoded.append(
+            codec.encode(rng.standard_normal(stop - start, np.float32) * np.float32(0.01))
+        )
     digests = tuple(map(fragment_digest, encoded))
     store.open(plan.round, member_id, codec=plan.codec, digests=digests)
     for index, data in enumerate(encoded):

@@ -83,7 +83,6 @@ def run(
     Can be stopped and started at any point; a finished contribution is never lost.
     """
     from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
-
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports torch
     from tapestry_node.home import require_node  # noqa: PLC0415
 

@@ -9,6 +9,7 @@ map of it, whatever its size.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tapestry.errors import UntrustedError
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.params.codecs import Float32Array
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
@@ -25,6 +26,12 @@ MODEL_FILE = "model.safetensors"
 
 _COUNT_KEY = "tapestry.vector_tensors"
 _MAX_HEADER_BYTES = 100_000_000
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> Vecto
                 extras[name] = ExtraTensor(dtype, shape, file.read(end - begin))
     except OSError as error:
         raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, RejectedError) as error:
         raise UntrustedError(f"{path}: not a parameter vector: {error}") from error
     if layout is not None and found.digest != layout.digest:
         raise UntrustedError(f"{path}: its tensors are not those of this federation's model")
@@ -174,24 +181,30 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 def _parse_header(
     header: dict[str, Any], data_bytes: int
 ) -> tuple[ParameterLayout, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Return the vector's layout and the table of extra tensors; every offset is validated."""
+    """Return the vector's layout and the table of extra tensors; every field is validated."""
     count = int(header.pop("__metadata__")[_COUNT_KEY])
     names = list(header)
+    if not 1 <= count <= len(names):
+        raise ValueError(f"{count} of {len(names)} tensors are said to be the vector")
     layout = ParameterLayout.from_json([[name, header[name]["shape"]] for name in names[:count]])
-    if any(header[name]["dtype"] != "F32" for name in names[:count]):
-        raise ValueError("the vector is not float32")
-    if any(
-        header[spec.name]["data_offsets"] != [4 * spec.offset, 4 * (spec.offset + spec.size)]
-        for spec in layout.tensors
-    ):
-        raise ValueError("the vector has gaps")
-    extras, expected = {}, 4 * layout.elements
-    for name in names[count:]:
+    expected = 0
+    extras = {}
+    for position, name in enumerate(names):
+        dtype, shape = str(header[name]["dtype"]), _shape(header[name]["shape"])
         begin, end = header[name]["data_offsets"]
-        if begin != expected or not begin <= end <= data_bytes:
-            raise ValueError(f"tensor {name!r} lies outside the file")
-        extras[name] = (str(header[name]["dtype"]), tuple(header[name]["shape"]), begin, end)
+        if begin != expected or end - begin != _ITEM_BYTES[dtype] * math.prod(shape):
+            raise ValueError(f"tensor {name!r} does not lie where its shape says")
+        if position >= count:
+            extras[name] = (dtype, shape, begin, end)
+        elif dtype != "F32":
+            raise ValueError("the vector is not float32")
         expected = end
     if expected != data_bytes:
         raise ValueError(f"{data_bytes:,} bytes of data, the header says {expected:,}")
     return layout, extras
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    if not (isinstance(value, list) and all(type(dim) is int and dim >= 0 for dim in value)):
+        raise TypeError(f"{value!r:.60} is not a shape")
+    return tuple(value)

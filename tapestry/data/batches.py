@@ -5,6 +5,7 @@ Shapes: S tokens of a stream, B sequences in a batch, T tokens predicted in a se
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,10 @@ import numpy.typing as npt
 from tapestry.data.corpus import Tokens
 
 _OWN, _SHARED = 0, 1
+_NAMES = {_OWN: "own", _SHARED: "shared"}
+_DENOMINATOR = 10**6
+"""Shared fractions are taken as the nearest fraction up to this: 0.29 is 29/100, and no float."""
+
 NOT_SCORED = -100
 """Target that torch's cross-entropy leaves out."""
 
@@ -34,18 +39,47 @@ class TrainingBatches:
         shared_fraction: float,
         seed: int,
     ) -> None:
-        """Draw from `own` [S] and, for `shared_fraction` of the sequences, from `shared` [S]."""
-        if shared_fraction > 0 and shared is None:
-            raise ValueError("a shared fraction needs a shared stream")
-        self._streams = {_OWN: own, **({} if shared is None else {_SHARED: shared})}
+        """Draw from `own` [S] and, for `shared_fraction` of the sequences, from `shared` [S].
+
+        Raises:
+            ValueError: The fraction is not one of 0 to 1, it has no shared stream to draw from,
+                or a stream that is drawn from is shorter than a sequence.
+        """
+        if not 0 <= shared_fraction <= 1:
+            raise ValueError(f"shared_fraction is {shared_fraction}, expected 0 to 1")
+        if sequences < 1 or sequence_tokens < 1:
+            raise ValueError(
+                f"{sequences} sequences of {sequence_tokens} tokens: expected 1 or more"
+            )
+        self._streams = {_OWN: own}
+        if shared_fraction > 0:
+            if shared is None:
+                raise ValueError(
+                    f"shared_fraction is {shared_fraction}, but there is no shared stream"
+                )
+            self._streams[_SHARED] = shared
+        self._counts = {n: (len(s) - 1) // sequence_tokens for n, s in self._streams.items()}
+        for stream, count in self._counts.items():
+            if count < 1:
+                raise ValueError(
+                    f"the {_NAMES[stream]} stream has {len(self._streams[stream])} tokens, "
+                    f"a sequence needs {sequence_tokens + 1}"
+                )
         self._sequences = sequences
         self._tokens = sequence_tokens
-        self._fraction = shared_fraction
+        self._shared_a_step = sequences * Fraction(shared_fraction).limit_denominator(_DENOMINATOR)
         self._seed = seed
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
+    @property
+    def own_tokens_per_epoch(self) -> int:
+        """How many tokens of the own stream are predicted before one comes again."""
+        return self._counts[_OWN] * self._tokens
+
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return batch `step` (from 0): [B, T + 1]; inputs are [:, :-1], targets [:, 1:]."""
+        if step < 0:
+            raise ValueError(f"step is {step}, batches are numbered from 0")
         shared_before, shared_after = self._shared_until(step), self._shared_until(step + 1)
         own_before = step * self._sequences - shared_before
         own_after = (step + 1) * self._sequences - shared_after
@@ -55,20 +89,18 @@ class TrainingBatches:
 
     def _shared_until(self, step: int) -> int:
         """Return how many sequences of the first `step` batches are shared."""
-        return math.floor(step * self._fraction * self._sequences + 1e-9)
+        return math.floor(step * self._shared_a_step)
 
     def _sequence(self, stream: int, position: int) -> Tokens:
-        tokens = self._streams[stream]
-        count = (len(tokens) - 1) // self._tokens
-        epoch, place = divmod(position, count)
-        start = int(self._order(stream, count, epoch)[place]) * self._tokens
-        return tokens[start : start + self._tokens + 1]
+        epoch, place = divmod(position, self._counts[stream])
+        start = int(self._order(stream, epoch)[place]) * self._tokens
+        return self._streams[stream][start : start + self._tokens + 1]
 
-    def _order(self, stream: int, count: int, epoch: int) -> npt.NDArray[np.int64]:
+    def _order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:
         kept = self._orders.get(stream)
         if kept is None or kept[0] != epoch:
             entropy = np.random.SeedSequence([self._seed, stream, epoch])
-            order = np.random.Generator(np.random.PCG64(entropy)).permutation(count)
+            order = np.random.Generator(np.random.PCG64(entropy)).permutation(self._counts[stream])
             kept = self._orders[stream] = (epoch, order)
         return kept[1]
 

@@ -22,6 +22,7 @@ _QWEN2_SPLIT = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _KNOWN_END_OF_TEXT = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+_KNOWN_PADDING = (PADDING, "<pad>", "[PAD]", "<|pad|>")
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
@@ -70,20 +71,37 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"{path}: no tokenizer.json here; tokenizers in other forms are not read")
+        raise ConfigError(
+            f"{path}: no tokenizer.json here; name one, or a folder that has it "
+            "(tokenizers in other forms are not read)"
+        )
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:
-        raise ConfigError(f"{file}: not a tokenizer: {error}") from error
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{file}: not a tokenizer: {cause}; give a tokenizer.json as `tokenizers` saves it"
+        ) from error
 
 
 def tokenizer_files(tokenizer: Tokenizer, *, model_max_length: int) -> dict[str, bytes]:
-    """Return the files that `transformers.AutoTokenizer` needs, by name."""
+    """Return the files that `transformers.AutoTokenizer` needs, by name.
+
+    Both special tokens named there are in the vocabulary: `transformers` would append a missing
+    one, with an id that the model has no embedding for.
+
+    Raises:
+        ConfigError: The tokenizer has no token that ends a text.
+    """
+    end_of_text = tokenizer.id_to_token(end_of_text_id(tokenizer, None))
+    padding = next(
+        (name for name in _KNOWN_PADDING if tokenizer.token_to_id(name) is not None), end_of_text
+    )
     config = {
         "clean_up_tokenization_spaces": False,
-        "eos_token": END_OF_TEXT,
+        "eos_token": end_of_text,
         "model_max_length": model_max_length,
-        "pad_token": PADDING,
+        "pad_token": padding,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     return {

@@ -25,6 +25,8 @@ Float32Array = npt.NDArray[np.float32]
 
 INT8_BLOCK = 256
 _INT8_MAX = 127
+_INT8_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
+"""Above this, 127 times the scale may round to infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ def _encode_int8(values: Float32Array) -> bytes:
     blocks = np.zeros((_int8_scales(len(values)), INT8_BLOCK), np.float32)
     blocks.reshape(-1)[: len(values)] = values
     scales = np.abs(blocks).max(axis=1) / np.float32(_INT8_MAX)
+    if scales.max(initial=0) > _INT8_LARGEST_SCALE:
+        raise RejectedError("an element is too large for int8: training has diverged")
     divisors = np.where(scales > 0, scales, np.float32(1))
     codes = np.clip(np.rint(blocks / divisors[:, None]), -_INT8_MAX, _INT8_MAX).astype(np.int8)
     packed: bytes = scales.astype("<f4").tobytes() + codes.reshape(-1)[: len(values)].tobytes()
@@ -120,7 +124,8 @@ def _decode_int8(data: memoryview, elements: int) -> Float32Array:
     if codes.min(initial=0) < -_INT8_MAX:
         raise RejectedError("the int8 fragment has the code -128, which no encoder writes")
     values = codes.astype(np.float32)
-    values *= np.repeat(scales, INT8_BLOCK)[:elements]
+    with np.errstate(over="ignore"):  # an infinite product is refused by the caller
+        values *= np.repeat(scales, INT8_BLOCK)[:elements]
     return values
 
 

@@ -58,8 +58,9 @@ def to_model(vector: Float32Array, module: torch.nn.Module, layout: ParameterLay
             f"the vector has {vector.shape} elements, the layout {layout.elements:,}: "
             "both must come from the same model configuration"
         )
+    matched = list(_matched(module, layout))  # all or nothing: refuse before the first copy
     with torch.no_grad():
-        for spec, parameter in _matched(module, layout):
+        for spec, parameter in matched:
             values = np.array(vector[spec.offset : spec.offset + spec.size], np.float32)
             parameter.copy_(torch.from_numpy(values).view(spec.shape))
 
@@ -139,5 +140,7 @@ def load_extras(module: torch.nn.Module, extras: Mapping[str, ExtraBytes]) -> No
             target = state.get(name)
             if target is None or target.numel() * target.element_size() != len(extra.data):
                 raise RejectedError(f"the checkpoint has a tensor {name} that the model has not")
+            if not extra.data:
+                continue
             raw = torch.frombuffer(bytearray(extra.data), dtype=torch.uint8)
             target.copy_(raw.view(target.dtype).view(target.shape))

@@ -19,7 +19,7 @@ def test_the_name_appears_when_the_block_ends(tmp_path: Path) -> None:
         file.write(b"whole")
         assert not target.exists()
     assert target.read_bytes() == b"whole"
-    assert os.listdir(tmp_path) == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
@@ -29,13 +29,13 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> Non
         file.write(b"half of the ne")
         raise PulledPlugError
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_error_leaves_no_new_file(tmp_path: Path) -> None:
     with pytest.raises(PulledPlugError), replacing(tmp_path / "file"):
         raise PulledPlugError
-    assert os.listdir(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_whoever_has_the_old_file_open_keeps_reading_it(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
         first.write(b"first")
         second.write(b"second")
     assert target.read_bytes() == b"first"  # its block ends last
-    assert os.listdir(tmp_path) == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_secrets_are_never_readable_by_others(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         (folder / "tapestry" / "manifest.json").write_text("{}")
         assert not target.exists()
     assert (target / "tapestry" / "manifest.json").read_text() == "{}"
-    assert os.listdir(tmp_path) == ["round-000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
 
 
 def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(PulledPlugError), building(tmp_path / "round-000001") as folder:
         (folder / "file").write_text("half")
         raise PulledPlugError
-    assert os.listdir(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_what_a_crash_left_of_a_folder_is_not_taken_up(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_what_a_crash_left_of_a_folder_is_not_taken_up(tmp_path: Path) -> None:
     (left_over / "stray").write_text("half")
     with building(target) as folder:
         (folder / "file").write_text("whole")
-    assert os.listdir(target) == ["file"]
-    assert os.listdir(tmp_path) == ["round-000001"]
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
 
 
 def test_a_folder_that_is_there_is_not_replaced(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where tensors lie in the parameter vector."""
 
 import hashlib
+from itertools import pairwise
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_fragments_cover_the_vector_once(elements: int, fragments: int, last: in
     bounds = [layout.bounds(index) for index in range(fragments)]
     assert bounds[0][0] == 0
     assert bounds[-1] == (elements - last, elements)
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(bounds))
 
 
 @pytest.mark.parametrize("index", [-1, 2])

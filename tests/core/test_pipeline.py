@@ -76,7 +76,7 @@ def test_a_round_by_hand() -> None:
         contribution("b", np.float32([2.0, 8.0]), layout, weight=0.75, clip_factor=0.5),
     ]
     after = stepped(np.float32([10.0, 10.0]), None, parts, layout=layout, optimizer=SGD)
-    # 10 - (.25 * 1 + .75 * .5 * 2), 10 - .75 * .5 * 8
+    # a gives .25 and 0, b gives .75 * .5 of 2 and of 8: 10 - 1 and 10 - 3
     np.testing.assert_array_equal(after.base, np.float32([9.0, 7.0]))
     np.testing.assert_array_equal(after.buffer, np.float32([0.0, 0.0]))
 

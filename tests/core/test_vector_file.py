@@ -201,7 +201,6 @@ def _without(name: str) -> Callable[[Header], object]:
         pytest.param(_set("frozen", "shape", [3]), id="extra of another shape"),
         pytest.param(_set("frozen", "dtype", "F64"), id="extra of another type"),
         pytest.param(_set("frozen", "dtype", "OBJECT"), id="extra of no type"),
-        pytest.param(_count("2"), id="count too small"),
         pytest.param(_count("5"), id="count too large"),
         pytest.param(_count("0"), id="no vector"),
         pytest.param(_count("-1"), id="negative count"),
@@ -221,6 +220,13 @@ def test_a_header_that_lies_is_refused(path: Path, change: Callable[[Header], ob
     path.write_bytes(join(change(header), data))
     with pytest.raises(UntrustedError, match="not a parameter vector"):
         open_vector_file(path)
+
+
+def test_a_tensor_taken_out_of_the_vector_makes_another_model(path: Path) -> None:
+    header, data = split(path)
+    path.write_bytes(join(_count("2")(header), data))
+    with pytest.raises(UntrustedError, match="not those of this federation's model"):
+        open_vector_file(path, LAYOUT)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_cap_that_cannot_hold_is_refused_with_what_to_do() -> None:
 
 
 def test_the_advice_for_a_third_is_three_members() -> None:
-    with pytest.raises(ConfigError, match="raise quorum to 3 or influence_cap to 0.5"):
+    with pytest.raises(ConfigError, match=r"raise quorum to 3 or influence_cap to 0\.5"):
         token_weights({"a": 1, "b": 1}, gamma=0.5, cap=1 / 3)
 
 

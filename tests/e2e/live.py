@@ -1,0 +1,152 @@
+"""A live federation for tests: real processes, real gRPC over mutual TLS, text files on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.status import status_of
+from tapestry_demo.federation import Processes, tapestry_command
+
+_WORDS = {
+    "fra": "le la une bibliothèque garde chaque livre dans sa langue et personne ne le sait",
+    "eus": "liburu bakoitzak bere hizkuntza du eta inork ez daki nork irakurriko duen bihar",
+    "ukr": "кожна книга має свою мову і ніхто не знає хто її прочитає завтра вранці",
+    "isl": "hver bók á sitt tungumál og enginn veit hver les hana á morgun í safninu",
+}
+
+
+def write_text(folder: Path, language: str, *, documents: int = 60) -> Path:
+    """Write a small corpus: shuffled sentences, a blank line between documents."""
+    words = _WORDS[language].split()
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for number in range(documents):
+        turned = [words[(number * 7 + i * (1 + number % 5)) % len(words)] for i in range(90)]
+        texts.append(f"{number}. {' '.join(turned)}.")
+    (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    return folder
+
+
+@dataclass
+class Live:
+    """A federation in a temporary folder."""
+
+    folder: Path
+    processes: Processes
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def home(self) -> CoordinatorHome:
+        return CoordinatorHome(self.folder / "coordinator")
+
+    def found(self, *, rounds: int, steps: int = 3, quorum: int = 2, **changes: Any) -> None:
+        """Found the federation; `changes` go into the table `[rounds]`."""
+        self.call(
+            "coordinator", "init", str(self.home.folder), "--name", "loom",
+            "--address", f"localhost:{self.port}", "--rounds", str(rounds),
+            "--inner-steps", str(steps), "--quorum", str(quorum), "--vocabulary", "300",
+            "--pool", str(write_text(self.folder / "pool", "isl")),
+        )  # fmt: skip
+        settings = self.home.load_settings()
+        network = settings.network.model_copy(
+            update={
+                "listen": f"127.0.0.1:{self.port}",
+                "enrolment_listen": f"127.0.0.1:{self.port + 1}",
+            }
+        )
+        rounds_table = settings.rounds.model_copy(
+            update={"gather_seconds": 60.0, "grace_seconds": 60.0, **changes}
+        )
+        inner = settings.inner.model_copy(update={"sequences": 2, "sequence_tokens": 32})
+        settings_module.save(
+            self.home.folder,
+            settings.model_copy(
+                update={"network": network, "rounds": rounds_table, "inner": inner}
+            ),
+        )
+
+    def serve(self) -> None:
+        """Start the coordinator and wait until it listens."""
+        self.start("coordinator", "coordinator", "serve", str(self.home.folder))
+        self.wait(lambda: "enrolment:" in self.log("coordinator"))
+
+    def invite(self, member: str) -> str:
+        """Return an invitation's text."""
+        return self.call("coordinator", "invite", member, "--dir", str(self.home.folder)).strip()
+
+    def join(self, member: str, language: str) -> Path:
+        """Make a node with its text; return its folder."""
+        node = self.folder / member
+        write_text(self.folder / f"{member}-text", language)
+        self.call("node", "join", self.invite(member), "--dir", str(node), "--language", language)
+        return node
+
+    def run_node(self, member: str) -> None:
+        """Start a node's daemon; it ends when no further round is planned."""
+        self.start(
+            member, "node", "run", str(self.folder / member), "--until-finished",
+            "--data", str(self.folder / f"{member}-text"),
+        )  # fmt: skip
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start a `tapestry` process."""
+        old = os.environ.copy()
+        os.environ.update(self.environment)
+        try:
+            self.processes.start(name, tapestry_command(*arguments))
+        finally:
+            os.environ.clear()
+            os.environ.update(old)
+
+    def kill(self, name: str) -> None:
+        """End a process at once, as a crash would."""
+        process = self.processes.running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed."""
+        return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8")
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        """Run a `tapestry` command; return its output, stderr if it is expected to fail."""
+        done = subprocess.run(
+            tapestry_command(*arguments),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **self.environment},
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """Return where the federation stands."""
+        return status_of(self.home)
+
+    def progress(self, member: str) -> dict[str, Any]:
+        """Return what a node says it does."""
+        path = self.folder / member / "progress.json"
+        table: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return table
+
+    def wait(self, condition: Callable[[], bool], *, seconds: float = 90.0) -> None:
+        """Wait until `condition` holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            logs = {name: self.log(name)[-2000:] for name in self.processes.running}
+            assert time.monotonic() < deadline, "\n".join(f"{n}: {t}" for n, t in logs.items())
+            time.sleep(0.1)
+
+    def wait_done(self, member: str) -> None:
+        """Wait until a node ended by itself, without an error."""
+        self.wait(lambda: self.processes.is_done(member))

@@ -1,0 +1,166 @@
+"""The whole loop with real processes, and what happens when parts of it die."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tapestry.checkpoints.verify import verify_checkpoint
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(live: Live) -> None:
+    live.found(rounds=2)
+    live.serve()
+    for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):
+        live.join(member, language)
+        live.run_node(member)
+    live.wait_done("fr-bnf")
+    live.wait_done("eu-lib")
+    checkpoint = live.home.checkpoint(2)
+    said = live.call("checkpoint", "verify", str(checkpoint))
+    assert "verified: checkpoint 2 of loom" in said
+
+    live.wait(lambda: len(verify_checkpoint(checkpoint).card.evaluations) == 2, seconds=20)
+    verified = verify_checkpoint(checkpoint)
+    made = verified.manifest.made
+    assert made is not None
+    assert [p.member_id for p in made.participation] == ["eu-lib", "fr-bnf"]
+    assert [p.weight for p in made.participation] == [0.5, 0.5]  # equal tokens
+    assert [p.tokens for p in made.participation] == [3 * 2 * 32] * 2  # steps, sequences, length
+    assert verified.lineage.newest.round == 2
+
+    loads = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer;"
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1], local_files_only=True);"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True);"
+        "assert 'tapestry' not in sys.modules;"
+        "text = 'Ніхто не знає 😀\\n';"
+        "assert t.decode(t(text).input_ids) == text;"
+        "print(sum(p.numel() for p in m.parameters()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", loads, str(checkpoint)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == verified.manifest.elements
+
+    pulled = live.folder / "pulled"
+    live.call("checkpoint", "pull", str(pulled), "--dir", str(live.folder / "fr-bnf"))
+    assert verify_checkpoint(pulled).manifest_digest == verified.manifest_digest
+
+    audit = json.loads(live.call("node", "audit", str(live.folder / "fr-bnf"), "--json"))
+    sent = audit["by_call"]["TransferService/PutFragment"]["bytes"]
+    encoded = 2 * (verified.manifest.elements * 8.125 / 8)  # two rounds of int8
+    assert encoded <= sent <= 1.01 * encoded
+
+    said = live.call(
+        "finetune", "language", str(checkpoint), str(live.folder / "ours"), "--steps", "3",
+        "--data", str(live.folder / "fr-bnf-text"),
+    )  # fmt: skip
+    assert "3 steps from checkpoint 2" in said
+    parent = json.loads((live.folder / "ours" / "tapestry-parent.json").read_text())
+    assert parent["manifest"] == verified.manifest_digest
+
+
+def test_a_killed_node_does_not_hold_the_round_and_comes_back(live: Live) -> None:
+    live.found(rounds=2, steps=150, grace_seconds=1.0)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+        live.join(member, language)
+        live.run_node(member)
+    live.wait(lambda: live.progress("c-lib").get("step", 0) > 2)
+    live.kill("c-lib")
+    live.wait(lambda: live.status()["newest_checkpoint"] >= 1)
+    made = verify_checkpoint(live.home.checkpoint(1)).manifest.made
+    assert made is not None
+    assert [p.member_id for p in made.participation] == ["a-lib", "b-lib"]
+    assert [(a.member_id, a.reason) for a in made.absent] == [
+        ("c-lib", "no contribution before the round closed")
+    ]
+    live.run_node("c-lib")
+    for member in ("a-lib", "b-lib", "c-lib"):
+        live.wait_done(member)
+    assert live.status()["newest_checkpoint"] == 2
+
+
+def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
+    live.found(rounds=2, steps=60)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
+        live.join(member, language)
+        live.run_node(member)
+    live.wait(lambda: live.progress("a-lib").get("step", 0) > 2)
+    live.kill("coordinator")
+    time.sleep(2)  # the nodes finish their inner steps meanwhile and find nobody to send to
+    live.serve()
+    for member in ("a-lib", "b-lib"):
+        live.wait_done(member)
+        log = live.log(member)
+        assert "trying again" in log
+        assert log.count("round 1: 60 inner steps") == 1, "nothing is trained twice"
+    assert live.call("checkpoint", "verify", str(live.home.checkpoint(2)))
+
+
+def test_a_contribution_spooled_before_a_crash_is_sent_without_training_again(live: Live) -> None:
+    live.found(rounds=1, steps=20)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
+        live.join(member, language)
+        live.run_node(member)
+    live.wait(lambda: live.progress("a-lib").get("step", 0) > 1)
+    live.kill("coordinator")
+    spool = live.folder / "a-lib" / "spool" / "round-000001" / "contribution.json"
+    live.wait(spool.is_file)
+    live.kill("a-lib")
+    live.run_node("a-lib")
+    live.serve()
+    live.wait_done("a-lib")
+    live.wait_done("b-lib")
+    assert "inner steps" not in live.log("a-lib"), "the restarted node only sends"
+    assert not spool.exists()
+    assert (live.folder / "a-lib" / "receipts" / "round-000001.json").is_file()
+
+
+def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) -> None:
+    live.found(rounds=1)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+        node = live.join(member, language)
+        if member == "c-lib":
+            path = node / "node.toml"
+            text = path.read_text().replace("min_inner_steps = 1", "min_inner_steps = 100")
+            path.write_text(text)
+        live.run_node(member)
+    live.wait_done("a-lib")
+    made = verify_checkpoint(live.home.checkpoint(1)).manifest.made
+    assert made is not None
+    (absence,) = made.absent
+    assert absence.member_id == "c-lib"
+    assert "min_inner_steps = 100, the plan has 3" in absence.reason
+
+
+def test_a_full_disk_while_publishing_leaves_nothing_half_written_and_is_tried_again(
+    live: Live,
+) -> None:
+    live.found(rounds=1, steps=40)
+    live.serve()
+    coordinator = live.processes.running["coordinator"].pid
+    model_bytes = (live.home.checkpoint(0) / "model.safetensors").stat().st_size
+    soft = model_bytes // 2
+    _soft, hard = resource.prlimit(coordinator, resource.RLIMIT_FSIZE)
+    resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (soft, hard))
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
+        live.join(member, language)
+        live.run_node(member)
+    live.wait(lambda: "tried again" in live.log("coordinator"))
+    assert "File too large" in live.log("coordinator")
+    assert "Traceback" not in live.log("coordinator")
+    assert sorted(p.name for p in live.home.published.iterdir()) == ["round-000000"]
+    resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (hard, hard))
+    live.wait(lambda: live.status()["newest_checkpoint"] == 1)
+    verify_checkpoint(live.home.checkpoint(1))
