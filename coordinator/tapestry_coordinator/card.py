@@ -1,18 +1,25 @@
 """The model card of a checkpoint: README.md, results.json and a plot, under one signature."""
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tapestry.checkpoints.folder import CARD_FILE, STATEMENTS, file_entry
-from tapestry.checkpoints.manifest import Card, CardEntry, Lineage, Manifest
+from tapestry.checkpoints.folder import (
+    CARD_FILE,
+    STATEMENTS,
+    file_entry,
+    read_envelope,
+)
+from tapestry.checkpoints.manifest import Card, CardEntry, FileEntry, Lineage, Manifest
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope, to_json
-from tapestry.storage.atomic import write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
 from tapestry_coordinator.registry import StoredEvaluation
 
 README_FILE = "README.md"
@@ -46,22 +53,19 @@ def write_card(
     manifest = Manifest.parsed(lineage[-1].payload, what="manifest")
     known = [e for e in evaluations if e.round <= manifest.round]
     own = [e for e in known if e.round == manifest.round]
-    (folder / STATEMENTS).mkdir(exist_ok=True)
-    names = [README_FILE, RESULTS_FILE]
-    write_atomic(folder / RESULTS_FILE, _results_json(known))
+    contents = {RESULTS_FILE: _results_json(known).encode()}
     if own:
-        names.append(PLOT_FILE)
-        write_atomic(folder / PLOT_FILE, plot_history(known))
+        contents[PLOT_FILE] = plot_history(known)
     for image in sorted(notes.glob("*.png")):
-        names.append(f"{STATEMENTS}/{image.name}")
-        write_atomic(folder / names[-1], image.read_bytes())
+        contents[f"{STATEMENTS}/{image.name}"] = image.read_bytes()
     added = notes / NOTES_FILE
     text = added.read_text(encoding="utf-8") if added.is_file() else ""
     readme = _readme(genesis, manifest, own, notes=text, has_plot=bool(own))
-    write_atomic(folder / README_FILE, readme)
+    contents[README_FILE] = readme.encode()
     card = Card(
         manifest=payload_digest(lineage[-1]),
-        files=tuple(file_entry(folder, name) for name in sorted(names)),
+        files=tuple(_entry(name, contents[name]) for name in sorted(contents)),
+        replaced=_standing(folder, genesis, contents),
         evaluations=tuple(
             CardEntry(
                 member_id=e.member_id,
@@ -72,7 +76,51 @@ def write_card(
             for e in own
         ),
     )
-    write_atomic(folder / CARD_FILE, to_json(card.signed(key)))
+    _place(folder, {CARD_FILE: to_json(card.signed(key)), **contents})
+    for entry in card.replaced:
+        if entry.name not in contents:
+            (folder / entry.name).unlink(missing_ok=True)
+
+
+def _entry(name: str, content: bytes) -> FileEntry:
+    digest = hashlib.sha256(content).hexdigest()
+    return FileEntry(name=name, size_bytes=len(content), digest=digest)
+
+
+def _standing(
+    folder: Path, genesis: Lineage, contents: Mapping[str, bytes]
+) -> tuple[FileEntry, ...]:
+    """Return what stands in the places of a card's new files: signed once, and still there."""
+    if not (folder / CARD_FILE).is_file():
+        return ()
+    envelope = read_envelope(folder / CARD_FILE, what="card")
+    card = Card.opened(envelope, public_key=genesis.coordinator_key, what="card")
+    known = [*card.files, *card.replaced]
+    standing = []
+    for name in sorted({*contents, *(entry.name for entry in known)}):
+        is_there = (folder / name).is_file()
+        found = file_entry(folder, name) if is_there else _entry(name, b"")
+        is_new = name in contents and found == _entry(name, contents[name])
+        if not is_new and (found in known or not is_there):
+            standing.append(found)
+    return tuple(standing)
+
+
+def _place(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files in the order of `contents`: made durable beside the folder, then moved in."""
+    (folder / STATEMENTS).mkdir(exist_ok=True)
+    prepared = folder.with_name(f".{folder.name}.card{TEMPORARY_SUFFIX}")
+    shutil.rmtree(prepared, ignore_errors=True)
+    (prepared / STATEMENTS).mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            write_atomic(prepared / name, content)
+        for name in contents:
+            (prepared / name).replace(folder / name)
+    finally:
+        shutil.rmtree(prepared, ignore_errors=True)
+    for touched in (folder / STATEMENTS, folder):
+        sync_folder(touched)
 
 
 def _results_json(evaluations: Sequence[StoredEvaluation]) -> str:

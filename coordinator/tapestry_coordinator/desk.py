@@ -83,6 +83,8 @@ class Desk:
         self.state = self._recovered(self._newest + 1)
         self._files: dict[str, Path] = {}
         self._pool = _shared_pool(home)
+        if self._pool is not None:
+            self._files[self._pool[0]] = home.pool
         self._measured: dict[int, float] = {self._newest: 0.0}
         """Rounds whose card is older than their evaluations, and since when."""
         for number in range(self._newest + 1):
@@ -203,7 +205,7 @@ class Desk:
         with self._changed:
             self._require_round(contribution.round, member_id)
             plan = self._plan()
-            _require_fit(contribution, plan, self.settings)
+            _require_fit(contribution, plan)
             now = self.clock()
             receipt = Receipt(
                 genesis=plan.genesis,
@@ -267,8 +269,7 @@ class Desk:
         fraction = settings.shared.fraction
         shared = None
         if self._pool is not None and fraction > 0:
-            digest, size, path = self._pool
-            self._files[digest] = path
+            digest, size = self._pool
             shared = SharedSlice(fraction=fraction, pool_digest=digest, pool_bytes=size)
         return RoundPlan(
             genesis=self.genesis.genesis_digest,
@@ -379,9 +380,7 @@ class Desk:
             return sorted(member for member, count in self._here.items() if count > 0)
 
 
-def _require_fit(
-    contribution: Contribution, plan: RoundPlan, settings: CoordinatorSettings
-) -> None:
+def _require_fit(contribution: Contribution, plan: RoundPlan) -> None:
     """Refuse a contribution that is not an answer to `plan`."""
     if contribution.genesis != plan.genesis or contribution.base != plan.base:
         raise RejectedError("the contribution starts from another checkpoint: train again")
@@ -391,14 +390,14 @@ def _require_fit(
             f"the contribution claims {contribution.tokens:,} tokens in {contribution.steps} "
             f"steps, the plan allows {most:,} in {plan.inner.steps}"
         )
-    if settings.aggregation.codec != contribution.codec:
+    if plan.codec != contribution.codec:
         raise RejectedError(f"the contribution is in {contribution.codec}, not {plan.codec}")
 
 
-def _shared_pool(home: CoordinatorHome) -> tuple[str, int, Path] | None:
-    """Return digest, size and path of the open pool, if there is one."""
+def _shared_pool(home: CoordinatorHome) -> tuple[str, int] | None:
+    """Return digest and size of the open pool, if there is one."""
     if not home.pool.is_file():
         return None
     with home.pool.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest, home.pool.stat().st_size, home.pool
+    return digest, home.pool.stat().st_size

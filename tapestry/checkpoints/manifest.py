@@ -132,12 +132,18 @@ class CardEntry(Statement):
 
 
 class Card(Statement):
-    """Documentation of one checkpoint: renewed as measurements come in."""
+    """Documentation of one checkpoint: renewed as measurements come in.
+
+    A renewed card is written before its files, and says what may still stand in their places: so
+    the folder verifies at every moment of a renewal, and after a crash in the middle of one.
+    """
 
     payload_type = "application/vnd.tapestry.card.v1+json"
 
     manifest: HexDigest
     files: tuple[FileEntry, ...]
+    replaced: tuple[FileEntry, ...] = ()
+    """Files of the card before; an empty one stands for a name that was not there."""
     evaluations: tuple[CardEntry, ...] = ()
 
 

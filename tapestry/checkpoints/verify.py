@@ -4,6 +4,7 @@ In order: signatures and lineage, every file's size and SHA-256, the parameter v
 the card. The first wrong thing is named.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,6 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
     if vector_root(model.vector, model.layout).hex() != manifest.vector_root:
         raise UntrustedError(f"{folder / MODEL_FILE}: the vector's root is not the manifest's")
     card = _verify_card(folder, lineage)
-    _refuse_unlisted(folder, manifest, card)
     return VerifiedCheckpoint(
         folder=folder,
         manifest=manifest,
@@ -69,35 +69,51 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
     )
 
 
-def _verify_file(folder: Path, entry: FileEntry) -> None:
+def _verify_file(folder: Path, entry: FileEntry, earlier: Sequence[FileEntry] = ()) -> None:
+    """Refuse a file that is neither `entry` nor one of the `earlier` ones in its place."""
     path = folder / entry.name
     if path.is_symlink() or not path.is_file():
+        if any(e.size_bytes == 0 for e in earlier):
+            return
         raise UntrustedError(f"{path}: missing, or not a plain file; fetch the checkpoint again")
     found = file_entry(folder, entry.name)
+    if found == entry or found in earlier:
+        return
     if found.size_bytes != entry.size_bytes:
         raise UntrustedError(
             f"{path}: {found.size_bytes:,} bytes, the manifest says {entry.size_bytes:,}; "
             "fetch the checkpoint again"
         )
-    if found.digest != entry.digest:
-        raise UntrustedError(
-            f"{path}: changed: SHA-256 {found.digest[:16]}, the manifest says "
-            f"{entry.digest[:16]}; fetch the checkpoint again"
-        )
+    raise UntrustedError(
+        f"{path}: changed: SHA-256 {found.digest[:16]}, the manifest says "
+        f"{entry.digest[:16]}; fetch the checkpoint again"
+    )
 
 
 def _verify_card(folder: Path, lineage: Lineage) -> Card:
-    envelope = read_envelope(folder / CARD_FILE, what="card")
-    card = Card.opened(envelope, public_key=lineage.coordinator_key, what="card")
-    if card.manifest != lineage.newest_digest:
-        raise UntrustedError(f"{folder / CARD_FILE}: the card of another checkpoint")
-    for entry in card.files:
-        _verify_file(folder, entry)
-    return card
+    """Verify the card and that no file is in the folder which nobody signed.
+
+    A coordinator may renew the card while it is read: if it did, the new one counts.
+    """
+    while True:
+        envelope = read_envelope(folder / CARD_FILE, what="card")
+        card = Card.opened(envelope, public_key=lineage.coordinator_key, what="card")
+        if card.manifest != lineage.newest_digest:
+            raise UntrustedError(f"{folder / CARD_FILE}: the card of another checkpoint")
+        try:
+            for entry in card.files:
+                _verify_file(folder, entry, [e for e in card.replaced if e.name == entry.name])
+            _refuse_unlisted(folder, lineage.newest, card)
+        except UntrustedError:
+            if read_envelope(folder / CARD_FILE, what="card") == envelope:
+                raise
+        else:
+            return card
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest, card: Card) -> None:
-    listed = {entry.name for entry in (*manifest.files, *card.files)} | OWN_FILES
+    entries = (*manifest.files, *card.files, *card.replaced)
+    listed = {entry.name for entry in entries} | OWN_FILES
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and name not in listed:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from tapestry.errors import TapestryError
 
 def run_app(app: typer.Typer, arguments: list[str]) -> int:
     """Run a typer application as `tapestry NAME ...`; return the exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters comes as an error of ours
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments[1:], prog_name=f"tapestry {arguments[0]}")

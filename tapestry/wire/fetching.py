@@ -13,13 +13,12 @@ import grpc
 
 from tapestry.checkpoints.folder import (
     CARD_FILE,
-    STATEMENTS,
     building,
     write_statements,
 )
 from tapestry.checkpoints.manifest import Card, FileEntry, Manifest, verify_lineage
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
-from tapestry.errors import UntrustedError
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.storage.atomic import write_atomic
 from tapestry.v1 import transfer_pb2, transfer_pb2_grpc
@@ -141,24 +140,34 @@ class Fetcher:
         Raises:
             UntrustedError: Something does not verify; `target` is not made.
         """
-        manifest_envelope, card_envelope = self.describe(round_number)
+        manifest_envelope, _card = self.describe(round_number)
         claimed = Manifest.parsed(manifest_envelope.payload, what="manifest")
         envelopes = self.lineage(claimed.round)
         lineage = verify_lineage(envelopes, pinned=federation)
-        key = lineage.coordinator_key
         if envelopes[-1].payload != manifest_envelope.payload:
             raise UntrustedError("the manifest is not the end of its lineage; not taken")
-        card = Card.opened(card_envelope, public_key=key, what="card")
         parts = target.with_name(f".{target.name}.parts")
-        entries = [*lineage.newest.files, *card.files]
         with building(target) as folder:
-            self.fetch_files(entries, folder, parts=parts, on_bytes=on_bytes)
+            self.fetch_files(lineage.newest.files, folder, parts=parts, on_bytes=on_bytes)
             write_statements(folder, envelopes)
-            (folder / STATEMENTS).mkdir(exist_ok=True)
-            write_atomic(folder / CARD_FILE, to_json(card_envelope))
+            self._fetch_card(folder, claimed.round, key=lineage.coordinator_key, parts=parts)
             verify_checkpoint(folder, federation=federation)
         shutil.rmtree(parts, ignore_errors=True)
         return verify_checkpoint(target, federation=federation)
+
+    def _fetch_card(self, folder: Path, round_number: int, *, key: bytes, parts: Path) -> None:
+        """Put card and its files into `folder`; once more if it is renewed meanwhile."""
+        while True:
+            _manifest, envelope = self.describe(round_number)
+            card = Card.opened(envelope, public_key=key, what="card")
+            try:
+                self.fetch_files(card.files, folder, parts=parts)
+            except (RejectedError, UntrustedError):
+                if self.describe(round_number)[1] == envelope:
+                    raise
+            else:
+                write_atomic(folder / CARD_FILE, to_json(envelope))
+                return
 
 
 def _equal_file(entry: FileEntry, folders: Sequence[Path]) -> Path | None:

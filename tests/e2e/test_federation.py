@@ -89,7 +89,7 @@ def test_a_killed_node_does_not_hold_the_round_and_comes_back(live: Live) -> Non
 
 
 def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
-    live.found(rounds=2, steps=60)
+    live.found(rounds=2, steps=200)
     live.serve()
     for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
         live.join(member, language)
@@ -102,12 +102,12 @@ def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
         live.wait_done(member)
         log = live.log(member)
         assert "trying again" in log
-        assert log.count("round 1: 60 inner steps") == 1, "nothing is trained twice"
+        assert log.count("round 1: 200 inner steps") == 1, "nothing is trained twice"
     assert live.call("checkpoint", "verify", str(live.home.checkpoint(2)))
 
 
 def test_a_contribution_spooled_before_a_crash_is_sent_without_training_again(live: Live) -> None:
-    live.found(rounds=1, steps=20)
+    live.found(rounds=1, steps=200)
     live.serve()
     for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
         live.join(member, language)
