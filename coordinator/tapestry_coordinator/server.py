@@ -1,6 +1,7 @@
 """One coordinator process: two listening ports, a clock, and an aggregator."""
 
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -169,6 +170,9 @@ class CoordinatorServer:
         keep = self.settings.keep
         if keep.contribution_rounds:
             self._store.prune(before=number - keep.contribution_rounds + 1)
+        if keep.checkpoints:
+            for old in range(1, number - keep.checkpoints + 1):
+                shutil.rmtree(self.home.checkpoint(old), ignore_errors=True)
         self.home.outer_state(number - 2).unlink(missing_ok=True)
 
     def _renew_cards(self) -> None:

@@ -108,7 +108,9 @@ class KeepSettings(Settings):
     """How much history stays on the disk; 0 keeps everything."""
 
     checkpoints: Annotated[int, Field(ge=0)] = 0
+    """The newest that many, and genesis, which always stays."""
     contribution_rounds: Annotated[int, Field(ge=0)] = 10
+    """Contributions to the newest that many rounds, as they were received."""
 
 
 class CoordinatorSettings(Settings):

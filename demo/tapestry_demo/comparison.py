@@ -1,4 +1,4 @@
-"""What the consensus is compared with; `python -m tapestry_demo.comparison JOB.json` does one job.
+"""What the consensus is compared with; `python -m tapestry_demo.comparison JOB.json ...` does jobs.
 
 Each job trains or loads a model and measures it on the held-out text of *every* institution.
 That needs all texts in one place, which is what a federation is there to avoid: only the
@@ -48,6 +48,11 @@ class Job:
     result: str
     """File for the outcome."""
     progress: str
+
+    @property
+    def batches(self) -> int:
+        """Batches of one institution's size that it trains on: what it costs."""
+        return self.steps * len(self.train_on)
 
 
 class Central:
@@ -124,12 +129,13 @@ def _batches(objective: Objective, job: Job, corpus: Any, inner: InnerSettings) 
     )
 
 
-def main(path: str) -> None:
-    """Do the job in the file at `path`."""
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
-    job = Job(**{**table, "train_on": tuple(table["train_on"])})
-    write_atomic(Path(job.result), json.dumps(run_job(job)))
+def main(paths: Sequence[str]) -> None:
+    """Do the jobs in the files at `paths`, one after the other: torch is imported once."""
+    for path in paths:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        job = Job(**{**table, "train_on": tuple(table["train_on"])})
+        write_atomic(Path(job.result), json.dumps(run_job(job)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -27,7 +27,7 @@ from tapestry_demo.federation import (
 )
 from tapestry_demo.report import Results
 from tapestry_demo.texts import POOL_FOLDER, write_texts
-from tapestry_demo.view import watch_jobs, watch_rounds
+from tapestry_demo.view import Work, watch_jobs, watch_rounds
 
 FULL = Scale(
     rounds=16,
@@ -207,27 +207,18 @@ def _compare(
         )
 
     members = [i.member_id for i in institutions]
-    jobs = [job("central", genesis, members, scale.steps)]
-    jobs += [job(f"alone-{m}", genesis, [m], scale.steps) for m in members]
-    jobs += [job("consensus", newest, [], 0)]
+    central = [job("central", genesis, members, scale.steps)]
+    alone = [job(f"alone-{m}", genesis, [m], scale.steps) for m in members]
+    alone += [job("consensus", newest, [], 0)]
+    finished = [job(f"finished-{m}", folder / "finished" / m, [], 0) for m in members]
+    (folder / "finished").mkdir()
     with Processes(folder / "logs") as processes:
-        watch_jobs(console, [_command(j, jobs_folder, len(members)) for j in jobs], processes)
-        finishing = []
-        for institution in institutions:
-            out = folder / "finished" / institution.member_id
-            command = ["node", "finish", str(out), "--dir", str(institution.home(folder))]
-            finishing.append(
-                (
-                    f"finish-{institution.member_id}",
-                    scale.inner_steps,
-                    jobs_folder / "none",
-                    tapestry_command(*command, "--data", str(institution.text)),
-                )
-            )
-        (folder / "finished").mkdir()
-        watch_jobs(console, finishing, processes)
-        measured = [job(f"finished-{m}", folder / "finished" / m, [], 0) for m in members]
-        watch_jobs(console, [_command(j, jobs_folder, 1) for j in measured], processes)
+        works = [_finishing(folder, institution) for institution in institutions]
+        works += [
+            _comparing("central", jobs_folder, central + finished[::2]),
+            _comparing("alone", jobs_folder, alone + finished[1::2]),
+        ]
+        watch_jobs(console, works, processes)
     return Results(
         institutions=institutions,
         scale=scale,
@@ -240,12 +231,24 @@ def _compare(
     )
 
 
-def _command(job: Job, folder: Path, members: int) -> tuple[str, int, Path, list[str]]:
-    path = folder / f"{job.name}.json"
-    write_job(path, job)
-    steps = job.steps * (members if len(job.train_on) > 1 else 1)
-    command = [sys.executable, "-m", "tapestry_demo.comparison", str(path)]
-    return job.name, steps, Path(job.progress), command
+def _finishing(folder: Path, institution: Institution) -> Work:
+    """Return a node's local finish."""
+    out, home = folder / "finished" / institution.member_id, institution.home(folder)
+    command = ["node", "finish", str(out), "--dir", str(home), "--data", str(institution.text)]
+    return Work(name=f"finish-{institution.member_id}", command=tapestry_command(*command))
+
+
+def _comparing(name: str, folder: Path, jobs: Sequence[Job]) -> Work:
+    """Return a process that does `jobs` one after the other."""
+    paths = [folder / f"{job.name}.json" for job in jobs]
+    for path, job in zip(paths, jobs, strict=True):
+        write_job(path, job)
+    return Work(
+        name=name,
+        command=[sys.executable, "-m", "tapestry_demo.comparison", *map(str, paths)],
+        steps=sum(job.batches for job in jobs),
+        progress=[(Path(job.progress), max(1, len(job.train_on))) for job in jobs],
+    )
 
 
 def _result(folder: Path, name: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,34 +94,36 @@ def _progress(home: Path) -> dict[str, Any]:
     return {}
 
 
-def watch_jobs(
-    console: Console, jobs: Sequence[tuple[str, int, Path, list[str]]], processes: Processes
-) -> None:
-    """Run jobs two at a time and show how far they are.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A process to run, and how to see how far it is."""
 
-    Args:
-        console: Where to show.
-        jobs: Name, steps, progress file, and command line of each.
-        processes: Starts and ends them.
+    name: str
+    command: Sequence[str]
+    steps: int = 0
+    """Of all its progress files together."""
+    progress: Sequence[tuple[Path, int]] = ()
+    """Files that hold a step number, and what a step counts."""
+
+
+def watch_jobs(console: Console, works: Sequence[Work], processes: Processes) -> None:
+    """Run `works` two at a time and show how far they are.
 
     Raises:
-        TapestryError: A job failed.
+        TapestryError: One failed.
     """
-    waiting = list(jobs)
-    active: list[tuple[str, Path]] = []
+    waiting, active = list(works), list[str]()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("comparing", total=sum(steps for _n, steps, _p, _c in jobs))
-        files = [path for _name, _steps, path, _command in jobs]
+        task = progress.add_task("comparing", total=sum(work.steps for work in works))
         while waiting or active:
             while waiting and len(active) < 2:
-                name, _steps, path, command = waiting.pop(0)
-                processes.start(name, command)
-                active.append((name, path))
-            active = [(name, path) for name, path in active if not processes.is_done(name)]
-            names = ", ".join(name for name, _path in active)
-            done = sum(_steps_done(path) for path in files)
-            progress.update(task, completed=done, description=f"comparing: {names}")
+                work = waiting.pop(0)
+                processes.start(work.name, work.command)
+                active.append(work.name)
+            active = [name for name in active if not processes.is_done(name)]
+            done = sum(_steps_done(f) * each for work in works for f, each in work.progress)
+            progress.update(task, completed=done, description=f"comparing: {', '.join(active)}")
             time.sleep(_REFRESH_SECONDS / 2)
 
 
