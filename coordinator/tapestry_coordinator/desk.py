@@ -131,6 +131,13 @@ class Desk:
                 notice=self._notice(state, member_id),
             )
 
+    def wait_until_closed(self, *, timeout_seconds: float) -> bool:
+        """Wait until the round is to be aggregated; tell whether it is."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.state.phase is Phase.AGGREGATING, timeout_seconds
+            )
+
     def wake(self) -> None:
         """Make every waiting stream look again (shutting down)."""
         with self._changed:

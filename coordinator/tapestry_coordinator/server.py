@@ -18,7 +18,9 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
-from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc, transfer_pb2_grpc
+from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
+from tapestry.wire.allocation import reuse_large_blocks
+from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
@@ -26,7 +28,6 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry, database_url
-from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -72,6 +73,7 @@ class CoordinatorServer:
         Raises:
             ConfigError: A port is in use.
         """
+        reuse_large_blocks()
         servers = self._start_servers()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
@@ -114,9 +116,10 @@ class CoordinatorServer:
         rounds_pb2_grpc.add_RoundsServiceServicer_to_server(
             RoundsService(self.desk, self._stopping), members
         )
-        transfer_pb2_grpc.add_TransferServiceServicer_to_server(
-            TransferService(self.desk, self._store, self._layout), members
+        transfer = TransferService(  # type: ignore[abstract] # its two large calls: wire.bulk
+            self.desk, self._store, self._layout
         )
+        add_transfer_service(transfer, transfer, members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -134,16 +137,14 @@ class CoordinatorServer:
     # Aggregation and cards, in one thread
 
     def _aggregate_forever(self) -> None:
-        wait = _TICK_SECONDS
-        while not self._stopping.wait(wait):
-            wait = _TICK_SECONDS
+        while not self._stopping.is_set():
             try:
-                if self.desk.state.phase is Phase.AGGREGATING:
+                if self.desk.wait_until_closed(timeout_seconds=_TICK_SECONDS):
                     self._aggregate()
                 self._renew_cards()
             except (TapestryError, OSError) as error:
                 _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
-                wait = _RETRY_SECONDS
+                self._stopping.wait(_RETRY_SECONDS)
 
     def _aggregate(self) -> None:
         state = self.desk.state

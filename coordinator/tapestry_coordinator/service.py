@@ -34,6 +34,7 @@ from tapestry.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from tapestry.wire.bulk import PutFragment
 from tapestry.wire.limits import FETCH_CHUNK_BYTES
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
@@ -217,7 +218,7 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
 
 
 class TransferService(transfer_pb2_grpc.TransferServiceServicer):
-    """Checkpoints down, contributions up."""
+    """Checkpoints down, contributions up; `put_fragment` and `fetch` are `wire.bulk`'s."""
 
     def __init__(self, desk: Desk, store: FragmentStore, layout: ParameterLayout) -> None:
         """Receive contributions into `store`."""
@@ -253,15 +254,14 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             for envelope in self._desk.registry.lineage(min(request.last_round, 2**53)):
                 yield transfer_pb2.LineageResponse(manifest=envelope_message(envelope))
 
-    def Fetch(
+    def fetch(
         self, request: transfer_pb2.FetchRequest, context: grpc.ServicerContext
-    ) -> Iterator[transfer_pb2.FetchResponse]:
+    ) -> Iterator[bytes]:
         """Send a published file from an offset on."""
         with status_from_errors(context):
             identify(context, self._desk)
             path = self._desk.file(digest_value(request.digest, what="digest"))
-            for data in _chunks(path, request.offset_bytes):
-                yield transfer_pb2.FetchResponse(data=data)
+            yield from _chunks(path, request.offset_bytes)
 
     def OpenUpload(
         self, request: transfer_pb2.OpenUploadRequest, context: grpc.ServicerContext
@@ -282,8 +282,8 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             )
         return transfer_pb2.OpenUploadResponse(missing=pack_missing(missing))
 
-    def PutFragment(
-        self, request: transfer_pb2.PutFragmentRequest, context: grpc.ServicerContext
+    def put_fragment(
+        self, request: PutFragment, context: grpc.ServicerContext
     ) -> transfer_pb2.PutFragmentResponse:
         """Validate and store one fragment."""
         with status_from_errors(context):

@@ -134,9 +134,12 @@ def plot(results: Results) -> bytes:
         languages = [i.language for i in results.institutions]
         middle.set_xticks(range(len(languages)), languages)
         middle.set(title="on one's own language")
-        middle.legend(frameon=False, fontsize=8, loc="lower right")
-        right.set_xticks(range(len(KINDS)), [k.replace(", ", ",\n") for k in KINDS], rotation=30)
+        middle.margins(y=0.2)
+        middle.legend(frameon=False, fontsize=8, loc="upper center", ncols=len(KINDS))
+        names = [kind.replace(", ", ",\n") for kind in KINDS]
+        right.set_xticks(range(len(KINDS)), names, rotation=45, ha="right", rotation_mode="anchor")
         right.set(title="mean over all languages")
+        right.margins(y=0.12)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -35,9 +35,9 @@ class Departure:
     call: str
     """Service and method."""
     bytes: int
-    """Length of the request message; TLS and HTTP/2 framing come on top."""
+    """Length of the request message, of a fragment its data; TLS and HTTP/2 come on top."""
     digest: str
-    """SHA-256 of the request message."""
+    """SHA-256 of the same."""
     previous: str
     """SHA-256 of the line before; zeros for the first."""
 
@@ -58,14 +58,19 @@ class EgressLedger:
 
     def record(self, call: str, message: bytes) -> None:
         """Write the line of a request that is about to leave."""
-        digest = hashlib.sha256(message).hexdigest()
+        self.record_digest(
+            call, size_bytes=len(message), digest=hashlib.sha256(message).hexdigest()
+        )
+
+    def record_digest(self, call: str, *, size_bytes: int, digest: str) -> None:
+        """Write the line of a request whose SHA-256 is known already."""
         with self._lock:
             departure = Departure(
                 index=self._index,
                 time=self._clock(),
                 to=self._to,
                 call=call,
-                bytes=len(message),
+                bytes=size_bytes,
                 digest=digest,
                 previous=self._previous,
             )
@@ -76,7 +81,7 @@ class EgressLedger:
                 os.fsync(self._file.fileno())
             self._index += 1
             self._previous = hashlib.sha256(line).hexdigest()
-            self.bytes_sent += len(message)
+            self.bytes_sent += size_bytes
 
     def close(self) -> None:
         """Make the ledger durable and close it."""

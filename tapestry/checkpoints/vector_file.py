@@ -10,7 +10,9 @@ map of it, whatever its size.
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +23,13 @@ from tapestry.errors import RejectedError, UntrustedError
 from tapestry.params.codecs import Float32Array
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
+from tapestry.storage.atomic import RollingSync
 
 MODEL_FILE = "model.safetensors"
 
 _COUNT_KEY = "tapestry.vector_tensors"
+_MOST_BEHIND = 3
+"""Fragments that wait for their hashes while the next is made."""
 _MAX_HEADER_BYTES = 100_000_000
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
@@ -56,7 +61,11 @@ class WrittenVector:
 
 
 class VectorWriter:
-    """Write a vector file fragment by fragment, hashing on the way."""
+    """Write a vector file fragment by fragment.
+
+    The two hashes, of the whole file and of each fragment, are computed by threads beside the
+    caller's own work, which waits when they are more than a few fragments behind.
+    """
 
     def __init__(
         self, file: BinaryIO, layout: ParameterLayout, extras: Mapping[str, ExtraTensor]
@@ -66,8 +75,12 @@ class VectorWriter:
         self._layout = layout
         self._extras = extras
         self._whole = hashlib.sha256()
-        self._digests: list[bytes] = []
+        self._whole_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-file")
+        self._fragment_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-fragments")
+        self._behind: deque[Future[None]] = deque()
+        self._digests: list[Future[bytes]] = []
         self._size = 0
+        self._sync = RollingSync(file)
         self._emit(_header(layout, extras))
 
     def write(self, fragment: Float32Array) -> None:
@@ -76,7 +89,7 @@ class VectorWriter:
         if fragment.shape != (stop - start,):
             raise ValueError(f"fragment {len(self._digests)} has shape {fragment.shape}")
         data = fragment.astype("<f4", copy=False).tobytes()
-        self._digests.append(fragment_digest(data))
+        self._digests.append(self._fragment_thread.submit(fragment_digest, data))
         self._emit(data)
 
     def finish(self) -> WrittenVector:
@@ -85,16 +98,22 @@ class VectorWriter:
             raise ValueError(f"{len(self._digests)} of {self._layout.fragments} fragments written")
         for name in sorted(self._extras):
             self._emit(self._extras[name].data)
+        self._sync.close()
+        self._whole_thread.shutdown()
+        self._fragment_thread.shutdown()
         return WrittenVector(
             size_bytes=self._size,
             digest=self._whole.digest(),
-            root=fragments_root(self._digests),
+            root=fragments_root([digest.result() for digest in self._digests]),
         )
 
     def _emit(self, data: bytes) -> None:
+        self._behind.append(self._whole_thread.submit(self._whole.update, data))
         self._file.write(data)
-        self._whole.update(data)
+        self._sync.wrote(len(data))
         self._size += len(data)
+        while len(self._behind) > _MOST_BEHIND:
+            self._behind.popleft().result()
 
 
 @dataclass(frozen=True, slots=True)

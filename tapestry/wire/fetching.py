@@ -7,21 +7,25 @@ takes its place only after its SHA-256 is what the signed manifest says.
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import grpc
 
 from tapestry.checkpoints.folder import (
     CARD_FILE,
+    MANIFEST_FILE,
     building,
+    read_envelope,
     write_statements,
 )
 from tapestry.checkpoints.manifest import Card, FileEntry, Manifest, verify_lineage
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
-from tapestry.storage.atomic import write_atomic
+from tapestry.storage.atomic import RollingSync, write_atomic
 from tapestry.v1 import transfer_pb2, transfer_pb2_grpc
+from tapestry.wire.bulk import BulkStub
 from tapestry.wire.limits import CALL_SECONDS, MAX_FETCH_SECONDS
 from tapestry.wire.messages import envelope_value
 from tapestry.wire.statuses import errors_from_status
@@ -38,6 +42,7 @@ class Fetcher:
     def __init__(self, channel: grpc.Channel, address: str) -> None:
         """Call over `channel`; `address` is for messages."""
         self._stub = transfer_pb2_grpc.TransferServiceStub(channel)
+        self._bulk = BulkStub(channel)
         self._address = address
 
     def describe(self, round_number: int | None = None) -> tuple[Envelope, Envelope]:
@@ -78,15 +83,16 @@ class Fetcher:
                 request = transfer_pb2.FetchRequest(
                     digest=bytes.fromhex(entry.digest), offset_bytes=done
                 )
-                with errors_from_status(self._address):
-                    for response in self._stub.Fetch(request, timeout=MAX_FETCH_SECONDS):
-                        done += len(response.data)
+                with errors_from_status(self._address), closing(RollingSync(file)) as sync:
+                    for data in self._bulk.fetch(request, timeout=MAX_FETCH_SECONDS):
+                        done += len(data)
                         if done > entry.size_bytes:
                             break
-                        file.write(response.data)
-                        whole.update(response.data)
+                        file.write(data)
+                        sync.wrote(len(data))
+                        whole.update(data)
                         if on_bytes is not None:
-                            on_bytes(len(response.data))
+                            on_bytes(len(data))
         if whole.hexdigest() != entry.digest or done != entry.size_bytes:
             path.unlink()
             raise UntrustedError(
@@ -171,11 +177,23 @@ class Fetcher:
 
 
 def _equal_file(entry: FileEntry, folders: Sequence[Path]) -> Path | None:
-    """Return a file in one of `folders` that has the entry's name, size and digest."""
+    """Return a file in one of `folders` that has the entry's name, size and digest.
+
+    What a folder's own manifest says decides which file is worth hashing: the large one is another
+    in every checkpoint.
+    """
     for folder in folders:
         path = folder / entry.name
-        if path.is_file() and path.stat().st_size == entry.size_bytes:
+        if entry in _listed(folder) and path.is_file():
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == entry.digest:
                     return path
     return None
+
+
+def _listed(folder: Path) -> tuple[FileEntry, ...]:
+    """Return the files that the manifest in `folder` names; none if there is no manifest."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return ()
+    envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
+    return Manifest.parsed(envelope.payload, what="manifest").files

@@ -12,12 +12,16 @@ CALL_SECONDS = 60.0
 COMMIT_SECONDS = 600.0
 """Deadline of calls after which the coordinator may have gigabytes to flush or to hash."""
 UPLOADS_IN_FLIGHT = 4
+WINDOW_BYTES = 8 * MEBIBYTE
+"""What one stream may send ahead of its reader: 8 MiB fill 600 Mbit/s at a round trip of 100 ms."""
 
 _COMMON = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * KIBIBYTE),
     ("grpc.default_compression_algorithm", 0),
+    ("grpc.http2.bdp_probe", 0),  # else windows, and memory with them, grow to the line's product
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
