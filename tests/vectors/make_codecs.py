@@ -1,8 +1,8 @@
-"""Write codecs.json: golden bytes of every codec, from exact rational arithmetic alone.
+"""Write codecs.json and downlink.json: golden bytes, from exact rational arithmetic alone.
 
 Imports nothing of Tapestry and no numerical library: every float32 result is the exact rational
 number rounded once, to nearest and ties to even, as IEEE 754 says. Run it with
-`python tests/vectors/make_codecs.py`; `tests/core/test_codecs.py` compares.
+`python tests/vectors/make_codecs.py`; tests/core/test_codecs.py and test_downlink.py compare.
 """
 
 import json
@@ -124,9 +124,15 @@ def from_binary(digits: str) -> bytes:
     return int(digits, 2).to_bytes((len(digits) + 7) // 8, "little")
 
 
-def noise(count: int, scale: float) -> list[float]:
+def add(left: list[float], right: list[float], *, sign: int = 1) -> list[float]:
+    """Return left + sign * right, each rounded to float32."""
+    pairs = zip(left, right, strict=True)
+    return [rounded(Fraction(x) + sign * Fraction(y), DIGITS) for x, y in pairs]
+
+
+def noise(count: int, scale: float, *, seed: int = 42) -> list[float]:
     """Return pseudo-random float32 values in (-scale, scale), by Knuth's MMIX generator."""
-    state, values = 42, []
+    state, values = seed, []
     for _ in range(count):
         state = (6364136223846793005 * state + 1442695040888963407) % 2**64
         unit = Fraction(state >> 32, 2**31) - 1
@@ -160,6 +166,18 @@ TOPK_CASES: dict[str, list[float]] = {
     "a nearly empty chunk, then ties": [*NEARLY_EMPTY, *map(float, map(round, noise(700, 3.0)))],
 }
 
+STEPS: dict[str, tuple[list[float], list[float], list[float] | None]] = {
+    "nothing changes": (noise(5, 1.0), noise(5, 1.0), None),
+    "from the exact state": (noise(300, 1.0), add(noise(300, 1.0), noise(300, 0.01, seed=7)), None),
+    "with a residual": (
+        noise(300, 1.0),
+        add(noise(300, 1.0), noise(300, 0.01, seed=7)),
+        noise(300, 1e-4, seed=8),
+    ),
+    "smaller than the last place": (noise(9, 100.0), noise(9, 100.0), noise(9, 1e-7, seed=9)),
+}
+
+
 def words(values: list[float]) -> str:
     """Return the patterns of float32 values in hexadecimal."""
     return " ".join(f"{bits(value):08x}" for value in values)
@@ -178,10 +196,30 @@ def golden_codecs() -> list[dict[str, object]]:
     return vectors
 
 
+def golden_steps() -> list[dict[str, object]]:
+    """Return every downlink step."""
+    vectors = []
+    for name, (held, exact, residual) in STEPS.items():
+        target = exact if residual is None else add(exact, residual)
+        given = {"held": words(held), "exact": words(exact)}
+        if residual is not None:
+            given["residual"] = words(residual)
+        for codec in (int8, int4):
+            data, decoded = codec(add(target, held, sign=-1))
+            stepped = add(held, decoded)
+            left = add(target, stepped, sign=-1)
+            step = {"bytes": data.hex(), "held": words(stepped), "residual": words(left)}
+            vectors.append(
+                {"name": name, "codec": f"delta-{codec.__name__}", **given, "step": step}
+            )
+    return vectors
+
+
 def main() -> None:
-    """Write the file next to this program."""
-    path = Path(__file__).with_name("codecs.json")
-    path.write_text(json.dumps(golden_codecs(), indent=1) + "\n", encoding="utf-8")
+    """Write the files next to this program."""
+    for name, vectors in (("codecs", golden_codecs()), ("downlink", golden_steps())):
+        path = Path(__file__).with_name(f"{name}.json")
+        path.write_text(json.dumps(vectors, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
