@@ -74,8 +74,9 @@ class InnerTable(Settings):
 class AggregationSettings(Settings):
     """How contributions become an update."""
 
-    codec: Literal["float32", "bfloat16", "int8"] = "int8"
-    """How pseudo-gradients travel."""
+    codec: Literal["float32", "bfloat16", "int8", "int4", "topk"] = "int8"
+    """How pseudo-gradients travel; `topk` (SparseLoCo) goes with optimizer `sgd`, learning_rate 1,
+    and more rounds of fewer steps."""
     gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
     """Weights are proportional to tokens**gamma: 0 equal, 1 proportional."""
     influence_cap: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0

@@ -25,7 +25,8 @@ from tapestry.storage.atomic import write_atomic
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.egress import EgressLedger
 from tapestry_node.home import NodeHome
-from tapestry_node.trainer import Spooled, Trainer, find_spooled
+from tapestry_node.residual import accept_residual
+from tapestry_node.trainer import Spooled, Trainer, find_spooled, find_unsettled
 
 _log = logging.getLogger(__name__)
 
@@ -318,9 +319,10 @@ class Daemon:
             self._evaluate(manifest, envelope)
             spooled = find_spooled(self._home, plan, trainer.layout)
             if spooled is None:
+                self._settle(trainer)
                 spooled = self._train(plan, trainer, self._checkpoint(manifest, envelope), listener)
             if spooled is not None:
-                self._contribute(plan, spooled)
+                self._contribute(spooled)
         except UnavailableError:
             raise
         except RejectedError as error:
@@ -403,9 +405,21 @@ class Daemon:
             self._home.trainer_state(self._state.contributed) if self._state.contributed else None
         )
 
-    def _contribute(self, plan: RoundPlan, spooled: Spooled) -> None:
+    def _settle(self, trainer: Trainer) -> None:
+        """Find out what became of older contributions before the next uses what they left."""
+        for spooled in find_unsettled(self._home, trainer.layout):
+            try:
+                self._contribute(spooled)
+            except UnavailableError:
+                raise
+            except RejectedError as error:
+                _log.warning("round %d: not taken: %s", spooled.contribution.round, error)
+                trainer.keep_refused(spooled)
+
+    def _contribute(self, spooled: Spooled) -> None:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
-        self._write_progress(f"sending the contribution to round {plan.round}")
+        number = spooled.contribution.round
+        self._write_progress(f"sending the contribution to round {number}")
         receipt_envelope = self._client.upload(
             spooled.contribution,
             spooled.envelope,
@@ -413,7 +427,7 @@ class Daemon:
             spooled.read_fragment,
             on_bytes=lambda _size: self._write_progress(None),
         )
-        what = f"receipt of round {plan.round}"
+        what = f"receipt of round {number}"
         receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
         if receipt.contribution != payload_digest(spooled.envelope):
             raise UntrustedError(f"{what}: is for another contribution; the spool is kept")
@@ -422,10 +436,11 @@ class Daemon:
             self._home.folder / "receipts" / f"{spooled.folder.name}.json",
             to_json(receipt_envelope),
         )
-        self._state = replace(self._state, contributed=plan.round)
+        self._state = replace(self._state, contributed=max(number, self._state.contributed))
         self._home.save_state(self._state)
+        accept_residual(spooled.folder, self._home.residual)
         shutil.rmtree(spooled.folder)
-        _log.info("round %d: contributed (%s bytes)", plan.round, f"{sent:,}")
+        _log.info("round %d: contributed (%s bytes)", number, f"{sent:,}")
 
     def _renew_if_due(self) -> None:
         """Renew the member certificate at half of its life."""

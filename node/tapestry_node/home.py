@@ -6,7 +6,7 @@ identity/      keys and certificates (0600)
 checkpoints/   consensus checkpoints as fetched, the newest few
 pool/          the federation's open pool of text, if it has one
 corpus/        the institution's text, tokenized (0700); never leaves
-trainer/       the inner optimizer's state, kept across rounds
+trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback
 spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements
 egress.jsonl   hash-chained record of everything that left
@@ -83,6 +83,15 @@ class NodeHome:
     def trainer_state(self, round_number: int) -> Path:
         """The inner optimizer's state after a round."""
         return self.folder / "trainer" / f"{folder_name(round_number)}.safetensors"
+
+    @property
+    def residual(self) -> Path:
+        """What a lossy codec left unsent, in rounds with a receipt; never leaves."""
+        return self.folder / "trainer" / "residual.f32"
+
+    def spooled(self) -> list[Path]:
+        """Return the folders of contributions without a receipt, the oldest first."""
+        return sorted((self.folder / "spool").glob("round-*"))
 
     def make_folders(self) -> None:
         """Make what is missing; only the owner may read."""

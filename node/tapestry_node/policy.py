@@ -35,7 +35,7 @@ class Policy(Settings):
 
     objectives: tuple[str, ...] = ("causal-lm",)
     """What may be trained here."""
-    codecs: tuple[str, ...] = ("float32", "bfloat16", "int8")
+    codecs: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4", "topk")
     """How pseudo-gradients may be coded."""
     min_quorum: Annotated[int, Field(ge=1)] = 2
     """A round that would publish an update made of fewer contributions is refused."""

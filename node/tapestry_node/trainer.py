@@ -35,6 +35,7 @@ from tapestry.params.modules import fragment_of, load_extras, to_model
 from tapestry.storage.atomic import sync_folder, write_atomic
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
+from tapestry_node.residual import SPOOLED_RESIDUAL, fragment_encoder, refuse_residual
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class Trainer:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         codec = codec_named(plan.codec)
-        digests, squared_norms = self._encode(folder / _FRAGMENTS_FILE, codec, base.vector)
+        digests, squared_norms = self._encode(folder, codec, base.vector)
         optimizer.save(self._home.trainer_state(plan.round))
         statistics = self.objective.round_statistics(self.module, self.batches(plan))
         contribution = Contribution(
@@ -220,34 +221,65 @@ class Trainer:
         )
 
     def _encode(
-        self, path: Path, codec: Codec, base: Float32Array
+        self, folder: Path, codec: Codec, base: Float32Array
     ) -> tuple[list[bytes], list[float]]:
         """Write the encoded fragments of base - local; return digests and squared norms."""
         digests, squared_norms = [], []
-        with path.open("wb") as file:
+        encoder = fragment_encoder(
+            codec, residual=self._home.residual, spool=folder, layout=self.layout
+        )
+        with (folder / _FRAGMENTS_FILE).open("wb") as file, encoder as encode:
             for index in range(self.layout.fragments):
                 start, stop = self.layout.bounds(index)
                 local = fragment_of(self.module, self.layout, index)
                 delta = pseudo_gradient(np.asarray(base[start:stop], np.float32), local)
-                data = codec.encode(delta)
+                data, decoded = encode(index, delta)
                 digests.append(fragment_digest(data))
-                squared_norms.append(squared_norm(codec.decode(data, stop - start)))
+                squared_norms.append(squared_norm(decoded))
                 file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return digests, squared_norms
 
+    def keep_refused(self, spooled: Spooled) -> None:
+        """Add what a contribution that was not taken would have brought to the next one."""
+        refuse_residual(
+            spooled.folder,
+            self._home.residual,
+            codec=codec_named(spooled.contribution.codec),
+            layout=self.layout,
+            read_fragment=spooled.read_fragment,
+        )
+        shutil.rmtree(spooled.folder)
+
 
 def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Spooled | None:
     """Return the finished contribution to a plan that an earlier process left, if any."""
-    folder = home.spool(plan.round)
+    spooled = _read_spooled(home.spool(plan.round), layout)
+    if spooled is None:
+        return None
+    contribution = spooled.contribution
+    return spooled if (contribution.base, contribution.codec) == (plan.base, plan.codec) else None
+
+
+def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
+    """Return finished contributions whose residual waits for what became of them, oldest first."""
+    folders = (folder for folder in home.spooled() if (folder / SPOOLED_RESIDUAL).is_file())
+    found = (_read_spooled(folder, layout) for folder in folders)
+    return [spooled for spooled in found if spooled is not None]
+
+
+def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
+    """Return the contribution in a spool, or None if it is unfinished.
+
+    Raises:
+        RejectedError: It is of another model.
+    """
     path = folder / _CONTRIBUTION_FILE
     if not path.is_file():
         return None
-    envelope = from_json(path.read_bytes(), what=f"spooled contribution to round {plan.round}")
+    envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
     contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
-    if (contribution.base, contribution.codec) != (plan.base, plan.codec):
-        return None
     digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
     if len(digests) != layout.fragments:
         raise RejectedError(f"{folder}: the spool is of another model; remove it")

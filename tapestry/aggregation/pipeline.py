@@ -61,12 +61,14 @@ def outer_step(
         RejectedError: A recorded fragment does not decode.
     """
     ordered = sorted(contributions, key=lambda contribution: contribution.member_id)
+    first, last = layout.bounds(0)
+    scratch = np.empty(last - first, np.float32)
     for index in range(layout.fragments):
         start, stop = layout.bounds(index)
         total = np.zeros(stop - start, np.float32)
         for contribution in ordered:
-            decoded = contribution.codec.decode(contribution.read_fragment(index), stop - start)
-            delta = decoded if decoded.flags.writeable else decoded.copy()
+            delta = scratch[: stop - start]
+            contribution.codec.decode_into(contribution.read_fragment(index), delta)
             add_weighted(total, delta, contribution.weight * contribution.clip_factor)
         new_base = np.array(base[start:stop], np.float32)
         new_buffer = (

@@ -81,7 +81,7 @@ def test_a_round_by_hand() -> None:
     np.testing.assert_array_equal(after.buffer, np.float32([0.0, 0.0]))
 
 
-@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8", "int4", "topk"])
 def test_two_rounds_agree_with_float64(codec: str) -> None:
     base = noise(LAYOUT, seed=0)
     buffer: Float32Array | None = None

@@ -74,6 +74,12 @@ class Live:
             ),
         )
 
+    def aggregate(self, **changes: Any) -> None:
+        """Change the table `[aggregation]` of a founded federation."""
+        settings = self.home.load_settings()
+        table = settings.aggregation.model_copy(update=changes)
+        settings_module.save(self.home.folder, settings.model_copy(update={"aggregation": table}))
+
     def serve(self) -> None:
         """Start the coordinator and wait until it listens."""
         self.start("coordinator", "coordinator", "serve", str(self.home.folder))

@@ -126,6 +126,34 @@ def test_a_contribution_spooled_before_a_crash_is_sent_without_training_again(li
     assert (live.folder / "a-lib" / "receipts" / "round-000001.json").is_file()
 
 
+def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) -> None:
+    live.found(rounds=3, steps=100, grace_seconds=1.0)
+    live.aggregate(codec="topk", optimizer="sgd", learning_rate=1.0)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+        live.join(member, language)
+        live.run_node(member)
+    spool = live.folder / "c-lib" / "spool" / "round-000001"
+    live.wait(lambda: live.progress("c-lib").get("step", 0) > 2)
+    live.kill("coordinator")
+    live.wait((spool / "contribution.json").is_file)
+    live.kill("c-lib")
+    late = (spool / "residual.f32").stat().st_size
+    live.serve()
+    live.wait(lambda: live.status()["newest_checkpoint"] >= 1)
+    live.run_node("c-lib")
+    for member in ("a-lib", "b-lib", "c-lib"):
+        live.wait_done(member)
+    assert "round 1: not taken: " in live.log("c-lib")
+    assert not spool.exists()
+    verified = verify_checkpoint(live.home.checkpoint(3))
+    assert verified.manifest.made is not None
+    assert verified.manifest.made.codec == "topk"
+    for member in ("a-lib", "b-lib"):
+        residual = live.folder / member / "trainer" / "residual.f32"
+        assert residual.stat().st_size == late == 4 * verified.manifest.elements
+
+
 def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) -> None:
     live.found(rounds=1)
     live.serve()
