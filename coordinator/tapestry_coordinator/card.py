@@ -263,7 +263,8 @@ def _participants(manifest: Manifest) -> list[str]:
         "## Participation",
         "",
         (
-            f"{made.inner.steps} inner steps a member, codec `{made.codec}`, outer optimizer "
+            f"{made.inner.steps} inner steps a member, codec `{made.codec}`, "
+            f"{made.rule.described}, outer optimizer "
             f"`{made.outer.optimizer}` (learning rate {made.outer.learning_rate:g}, momentum "
             f"{made.outer.momentum:g}), influence cap {made.influence_cap:.4g}."
         ),
@@ -276,4 +277,5 @@ def _participants(manifest: Manifest) -> list[str]:
         ),
         *(f"| {a.member_id} | absent: {a.reason} | | |" for a in made.absent),
         "",
+        *(f"`{p.member_id}` has no weight: {p.reason}.\n" for p in made.participation if p.reason),
     ]

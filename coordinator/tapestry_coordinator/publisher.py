@@ -6,8 +6,7 @@ decide every byte, so a coordinator that crashed in the middle does it again and
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +14,6 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tapestry.aggregation.outer import OuterOptimizer, default_learning_rate
-from tapestry.aggregation.pipeline import WeightedContribution, outer_step
-from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
 from tapestry.checkpoints.folder import (
     MANIFEST_FILE,
     building,
@@ -28,22 +24,12 @@ from tapestry.checkpoints.manifest import (
     Absence,
     FileEntry,
     Manifest,
-    OuterRecord,
     Participation,
-    RoundRecord,
 )
-from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
-from tapestry.checkpoints.vector_file import (
-    MODEL_FILE,
-    VectorWriter,
-    WrittenVector,
-    open_vector_file,
-)
+from tapestry.checkpoints.statements import RoundPlan
+from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.identity.envelopes import Envelope
-from tapestry.params.codecs import Float32Array, codec_named
-from tapestry.params.fragments import fragment_digest, fragments_root
-from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import replacing
+from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
@@ -81,25 +67,23 @@ class Publisher:
 
         Raises:
             OSError: The disk is full; nothing is left of the attempt.
-            UnavailableError: A recorded contribution is damaged on this disk.
+            ConfigError: The aggregation rule cannot hold with so few contributions.
+            UnavailableError: A recorded contribution or the outer state is damaged on this disk.
         """
         number = closed.plan.round
         target = self.home.checkpoint(number)
         if target.is_dir():
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
-        declared = [
-            Contribution.parsed(stored.envelope.payload, what=f"contribution of {stored.member_id}")
-            for stored in closed.contributions
-        ]
-        participation = self._participation(closed.contributions, declared)
-        optimizer = self._optimizer(len(participation))
         with building(target) as folder:
-            base_folder = self.home.checkpoint(number - 1)
-            written, state_root = self._aggregate(
-                closed.plan, participation, optimizer, base_folder, folder
-            )
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
-            files = _carry_over(base, base_folder, folder)
+            aggregated = self._aggregator().aggregate(
+                closed.plan,
+                closed.contributions,
+                plan_digest=closed.plan_digest,
+                base=base,
+                folder=folder,
+            )
+            files = _carry_over(base, self.home.checkpoint(number - 1), folder)
             manifest = Manifest(
                 round=number,
                 genesis=closed.plan.genesis,
@@ -107,24 +91,12 @@ class Publisher:
                 created_at=closed.closed_at,
                 layout=closed.plan.layout,
                 elements=base.elements,
-                vector_root=written.root.hex(),
-                files=tuple(sorted([*files, _model_entry(written)], key=lambda e: e.name)),
-                made=RoundRecord(
-                    plan=closed.plan_digest,
-                    inner=closed.plan.inner,
-                    codec=closed.plan.codec,
-                    quorum=closed.plan.quorum,
-                    gamma=self.settings.gamma,
-                    influence_cap=self._cap(len(participation)),
-                    clip=self.settings.clip,
-                    participation=participation,
-                    absent=_absences(closed, participation),
-                    outer=OuterRecord(
-                        optimizer=optimizer.name,
-                        learning_rate=optimizer.learning_rate,
-                        momentum=optimizer.momentum,
-                        state_root=state_root,
-                    ),
+                vector_root=aggregated.written.root.hex(),
+                files=tuple(
+                    sorted([*files, _model_entry(aggregated.written)], key=lambda e: e.name)
+                ),
+                made=aggregated.made.model_copy(
+                    update={"absent": _absences(closed, aggregated.made.participation)}
                 ),
                 software=software(),
             )
@@ -140,92 +112,13 @@ class Publisher:
         _log.info("published checkpoint %d in %s", number, target)
         return envelope
 
-    def _participation(
-        self, stored: Sequence[StoredContribution], declared: Sequence[Contribution]
-    ) -> tuple[Participation, ...]:
-        tokens = {c.member_id: c.tokens for c in declared}
-        weights = token_weights(tokens, gamma=self.settings.gamma, cap=self._cap(len(tokens)))
-        norms = {c.member_id: c.norm for c in stored}
-        factors = clip_factors(norms, clip=self.settings.clip)
-        return tuple(
-            Participation(
-                member_id=contribution.member_id,
-                tokens=contribution.tokens,
-                weight=weights[contribution.member_id],
-                clip_factor=factors[contribution.member_id],
-                norm=norms[contribution.member_id],
-                root=contribution.root,
-                contribution=payload_digest(record.envelope),
-            )
-            for record, contribution in zip(stored, declared, strict=True)
-        )
-
-    def _cap(self, members: int) -> float:
-        return self.settings.influence_cap or default_cap(members)
-
-    def _optimizer(self, members: int) -> OuterOptimizer:
-        name = self.settings.optimizer
-        return OuterOptimizer(
-            name=name,
-            learning_rate=self.settings.learning_rate or default_learning_rate(name, members),
-            momentum=self.settings.momentum if name == "nesterov" else 0.0,
-        )
-
-    def _aggregate(
-        self,
-        plan: RoundPlan,
-        participation: Sequence[Participation],
-        optimizer: OuterOptimizer,
-        base_folder: Path,
-        folder: Path,
-    ) -> tuple[WrittenVector, str | None]:
-        """Write the new vector and the outer state; return their digests."""
-        base = open_vector_file(base_folder / MODEL_FILE)
-        previous = self.home.outer_state(plan.round - 1)
-        state_path = self.home.outer_state(plan.round)
-        state_path.parent.mkdir(exist_ok=True)
-        codec = codec_named(plan.codec)
-        contributions = [
-            WeightedContribution(
-                member_id=part.member_id,
-                weight=part.weight,
-                clip_factor=part.clip_factor,
-                codec=codec,
-                read_fragment=_reader(self.store, plan.round, part.member_id),
-            )
-            for part in participation
-        ]
-        buffer = _map_state(previous, base.layout) if optimizer.has_state else None
-        digests: list[bytes] = []
-        with ExitStack() as stack:
-            model_file = stack.enter_context((folder / MODEL_FILE).open("wb"))
-            state_file = stack.enter_context(replacing(state_path))
-            writer = VectorWriter(model_file, base.layout, base.extras)
-            for fragment in outer_step(
-                base.vector, buffer, contributions, layout=base.layout, optimizer=optimizer
-            ):
-                writer.write(fragment.base)
-                data = fragment.buffer.astype("<f4", copy=False).tobytes()
-                digests.append(fragment_digest(data))
-                state_file.write(data)
-            written = writer.finish()
-        return written, fragments_root(digests).hex() if optimizer.has_state else None
+    def _aggregator(self) -> Aggregator:
+        return Aggregator(home=self.home, store=self.store, settings=self.settings)
 
 
 def software() -> dict[str, str]:
     """Return the versions that can matter to whoever repeats an aggregation."""
     return {"tapestry": version("tapestry-fl"), "numpy": np.__version__}
-
-
-def _reader(store: FragmentStore, round_number: int, member_id: str) -> Callable[[int], bytes]:
-    return lambda index: store.read(round_number, member_id, index)
-
-
-def _map_state(path: Path, layout: ParameterLayout) -> Float32Array | None:
-    """Map the outer state before this round; None before the first one."""
-    if not path.is_file():
-        return None
-    return np.memmap(path, dtype="<f4", mode="r", shape=(layout.elements,))
 
 
 def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:

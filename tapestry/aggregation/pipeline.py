@@ -1,32 +1,42 @@
 """One outer step over the whole vector, fragment by fragment.
 
-Pure: the same base, state, contributions and weights give the same bytes, on every run and
-machine. Holds a few fragments at a time, whatever the size of the model and the number of
-contributions.
+```
+weighted = decide(contributions, rule=rule, layout=layout)       # once; recorded in the manifest
+for fragment in outer_step(base, state, weighted, rule=rule, ...):  # repeated by whoever verifies
+```
+
+`decide` turns a rule of distances into one weight a contribution; what it decides is recorded.
+`outer_step` is pure: the same base, state, recorded bytes and recorded weights give the same bytes,
+on every run and machine, in whatever order the contributions come. Both hold a few fragments (the
+coordinate rules and `decide` one of every contribution), whatever the size of the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tapestry.aggregation.mean import add_weighted
+from tapestry.aggregation.contributions import (
+    WeightedContribution,
+    column_blocks,
+    in_member_order,
+    longest_fragment,
+)
+from tapestry.aggregation.gram import Float64Array, gram_of
+from tapestry.aggregation.merging import Merge, TrimmedMean, WeightedMean
+from tapestry.aggregation.mixing import mixing_shares
 from tapestry.aggregation.outer import OuterOptimizer
-from tapestry.params.codecs import Codec, Float32Array
+from tapestry.aggregation.rda import RdaMerge
+from tapestry.aggregation.rules import Rule
+from tapestry.params.codecs import Float32Array
 from tapestry.params.layout import ParameterLayout
 
+MEAN = Rule()
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightedContribution:
-    """A recorded contribution and what the round decided about it."""
-
-    member_id: str
-    weight: float
-    """Share in the average; over a round's contributions these sum to 1."""
-    clip_factor: float
-    codec: Codec
-    read_fragment: Callable[[int], bytes]
-    """Fragment index -> its bytes as they were received."""
+ReadBase = Callable[[int], Float32Array]
+"""Fragment index -> [n] float32 of the base, an array that may be overwritten."""
+ReadState = Callable[[int], tuple[Float32Array, ...]]
+"""Fragment index -> the optimizer's state vectors, [n] float32, which may be overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,44 +45,126 @@ class UpdatedFragment:
 
     index: int
     base: Float32Array
-    buffer: Float32Array
+    state: tuple[Float32Array, ...]
+
+
+def decide(
+    contributions: Sequence[WeightedContribution], *, rule: Rule, layout: ParameterLayout
+) -> list[WeightedContribution]:
+    """Return the contributions with the weights that `rule` gives them, in member order.
+
+    Gram rules and mixing read every fragment once. Coordinate rules give everybody one vote, and
+    with mixing also the neighbours that stand in for each.
+
+    Args:
+        contributions: With their clip factors, and the weights that tokens and cap gave them.
+        rule: Of the federation.
+        layout: Of the vector.
+
+    Raises:
+        ConfigError: The rule cannot hold with so few contributions.
+        RejectedError: A contribution does not decode, or is not finite.
+    """
+    ordered = in_member_order(contributions)
+    rule.require(len(ordered))
+    if not rule.needs_gram:
+        if not rule.is_one_vote_each:
+            return ordered
+        return [replace(part, weight=1 / len(ordered)) for part in ordered]
+    gram = gram_of(ordered, layout)
+    given_K = np.array([part.weight for part in ordered])
+    if not rule.mixing:
+        return _weighted(ordered, rule.weights(gram, given_K))
+    shares_KK = mixing_shares(gram, byzantine=rule.byzantine)
+    if not rule.is_by_coordinate:
+        return _weighted(ordered, rule.weights(gram.mixed(shares_KK), given_K) @ shares_KK)
+    members = [part.member_id for part in ordered]
+    return [
+        replace(
+            part,
+            weight=1 / len(ordered),
+            neighbours=tuple(members[k] for k in np.flatnonzero(shares_K)),
+        )
+        for part, shares_K in zip(ordered, shares_KK, strict=True)
+    ]
+
+
+def aggregate(
+    contributions: Sequence[WeightedContribution], *, rule: Rule, layout: ParameterLayout
+) -> Iterator[Float32Array]:
+    """Yield the aggregate's fragments in index order, by the weights that are recorded.
+
+    The array is the same one every time and is overwritten by the next.
+
+    Args:
+        contributions: At least one, as `decide` returned them or as a manifest records them.
+        rule: That `decide` was called with.
+        layout: Of the vector.
+
+    Raises:
+        ConfigError: The rule cannot hold with so few contributions.
+        RejectedError: A recorded fragment does not decode.
+    """
+    rule.require(len(contributions))
+    merge = _merge(contributions, rule, layout)
+    total = np.empty(longest_fragment(layout), np.float32)
+    for index in range(layout.fragments):
+        start, stop = layout.bounds(index)
+        merge(index, total[: stop - start])
+        yield total[: stop - start]
 
 
 def outer_step(
-    base: Float32Array,
-    buffer: Float32Array | None,
+    base: ReadBase,
+    state: ReadState | None,
     contributions: Sequence[WeightedContribution],
     *,
     layout: ParameterLayout,
     optimizer: OuterOptimizer,
+    rule: Rule = MEAN,
 ) -> Iterator[UpdatedFragment]:
     """Yield the updated fragments in index order.
 
-    Contributions are added in the order of their member ids, whatever order they come in.
-
     Args:
-        base: [P] float32, the base checkpoint; may be memory-mapped, is not changed.
-        buffer: [P] float32 momentum before this round, or None for zeros; not changed.
-        contributions: At least one.
+        base: Reads the base checkpoint.
+        state: Reads the optimizer's state before this round; None before the first one.
+        contributions: At least one, as `decide` returned them or as a manifest records them.
         layout: Of the vector.
         optimizer: The outer optimizer.
+        rule: That `decide` was called with.
 
     Raises:
+        ConfigError: The rule cannot hold with so few contributions.
         RejectedError: A recorded fragment does not decode.
     """
-    ordered = sorted(contributions, key=lambda contribution: contribution.member_id)
-    first, last = layout.bounds(0)
-    scratch = np.empty(last - first, np.float32)
-    for index in range(layout.fragments):
-        start, stop = layout.bounds(index)
-        total = np.zeros(stop - start, np.float32)
-        for contribution in ordered:
-            delta = scratch[: stop - start]
-            contribution.codec.decode_into(contribution.read_fragment(index), delta)
-            add_weighted(total, delta, contribution.weight * contribution.clip_factor)
-        new_base = np.array(base[start:stop], np.float32)
-        new_buffer = (
-            np.zeros_like(new_base) if buffer is None else np.array(buffer[start:stop], np.float32)
-        )
-        optimizer.step(new_base, total, new_buffer)
-        yield UpdatedFragment(index=index, base=new_base, buffer=new_buffer)
+    for index, total in enumerate(aggregate(contributions, rule=rule, layout=layout)):
+        new_base = base(index)
+        new_state = optimizer.initial_state(total.size) if state is None else state(index)
+        for block in column_blocks(total.size, rows=2 + optimizer.state_vectors):
+            optimizer.step(new_base[block], total[block], [vector[block] for vector in new_state])
+        yield UpdatedFragment(index=index, base=new_base, state=new_state)
+
+
+def in_memory(vector: Float32Array, layout: ParameterLayout) -> ReadBase:
+    """Return what reads the fragments of a vector that is in memory; it is not changed."""
+    return lambda index: np.array(vector[slice(*layout.bounds(index))], np.float32)
+
+
+def _merge(
+    contributions: Sequence[WeightedContribution], rule: Rule, layout: ParameterLayout
+) -> Merge:
+    if rule.is_by_coordinate:
+        return TrimmedMean(contributions, layout, trim=rule.trim(len(contributions)))
+    if rule.merge == "rda":
+        return RdaMerge(contributions, layout)
+    return WeightedMean(contributions, layout)
+
+
+def _weighted(
+    contributions: Sequence[WeightedContribution], weights_K: Float64Array
+) -> list[WeightedContribution]:
+    """Return contributions with new weights, inside [0, 1] whatever the last digit says."""
+    return [
+        replace(part, weight=min(max(float(weight), 0.0), 1.0))
+        for part, weight in zip(contributions, weights_K, strict=True)
+    ]

@@ -46,11 +46,16 @@ class Participation(Statement):
     member_id: MemberId
     tokens: Positive
     weight: Share
+    """Applied as it stands here; a coordinate rule gives everybody one vote, 1 / K."""
     clip_factor: Share
     norm: NotNegative
     root: HexDigest
     contribution: HexDigest
     """SHA-256 of the contribution's signed payload."""
+    neighbours: tuple[MemberId, ...] = ()
+    """Members whose mean stood in this contribution's place, for a coordinate rule with mixing."""
+    reason: str = ""
+    """Why the weight is 0, for the member to answer; empty otherwise."""
 
 
 class Absence(Statement):
@@ -63,11 +68,42 @@ class Absence(Statement):
 class OuterRecord(Statement):
     """The outer step as it was taken."""
 
-    optimizer: Literal["sgd", "nesterov"]
+    optimizer: Literal["sgd", "nesterov", "adam"]
     learning_rate: NotNegative
     momentum: Share
+    """Of `adam`: beta1."""
+    beta2: Share = 0.0
+    epsilon: NotNegative = 0.0
     state_root: HexDigest | None
-    """Merkle root over the float32 fragments of the momentum after the step."""
+    """Merkle root over the float32 fragments of the state vectors after the step, those of
+    fragment 0 first; None for an optimizer without a state."""
+
+
+class RuleRecord(Statement):
+    """The aggregation rule and its parameters."""
+
+    name: Literal[
+        "mean", "trimmed-mean", "median", "multi-krum", "geometric-median", "centred-clipping"
+    ] = "mean"
+    byzantine: Count = 0
+    """Members that may send anything, which trimmed-mean, multi-krum and mixing allow for."""
+    mixing: bool = False
+    """Whether nearest-neighbour mixing went before the rule."""
+    merge: Literal["mean", "rda"] = "mean"
+    radius: NotNegative = 1.0
+    """Of centred-clipping, in median norms."""
+
+    @property
+    def described(self) -> str:
+        """The rule and those of its parameters that had a part, for a person."""
+        words = [f"rule {self.name}"]
+        if self.mixing or self.name in {"trimmed-mean", "multi-krum"}:
+            words.append(f"for up to {self.byzantine} liars")
+        if self.name == "centred-clipping":
+            words.append(f"with radius {self.radius:g}")
+        if self.mixing:
+            words.append("after nearest-neighbour mixing")
+        return " ".join([*words, *(["merged by RDA"] if self.merge == "rda" else [])])
 
 
 class GenesisRecord(Statement):
@@ -92,8 +128,11 @@ class RoundRecord(Statement):
     inner: InnerSettings
     codec: str
     quorum: Positive
+    rule: RuleRecord = RuleRecord()
     gamma: Share
+    """Of the token weights; 0 where the rule gives everybody one vote."""
     influence_cap: Share
+    """Of the token weights; 1 where the rule gives everybody one vote."""
     clip: NotNegative
     participation: tuple[Participation, ...]
     absent: tuple[Absence, ...] = ()

@@ -124,6 +124,38 @@ class VectorFile:
     vector: Float32Array
     """[P] float32, memory-mapped, read only."""
     extras: dict[str, ExtraTensor]
+    path: Path
+    data_offset: int
+    """Bytes before the vector."""
+
+    def read_fragment(self, index: int) -> Float32Array:
+        """Return fragment `index` as [n] float32 of its own.
+
+        Read and not mapped: a process that goes through the whole of a large vector keeps no
+        page of it.
+
+        Raises:
+            UntrustedError: The file has become shorter.
+        """
+        return read_elements(self.path, self.data_offset, *self.layout.bounds(index))
+
+
+def read_elements(path: Path, data_offset: int, start: int, stop: int) -> Float32Array:
+    """Return elements `start` to `stop` of the float32 vector at `data_offset` of a file.
+
+    Raises:
+        UntrustedError: The file cannot be read, or ends before.
+    """
+    values = np.empty(stop - start, "<f4")
+    try:
+        with path.open("rb") as file:
+            file.seek(data_offset + 4 * start)
+            count = file.readinto(values.data)
+    except OSError as error:
+        raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
+    if count != values.nbytes:
+        raise UntrustedError(f"{path}: ends before element {stop:,}; restore it or fetch it again")
+    return values.astype(np.float32, copy=False)
 
 
 def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> VectorFile:
@@ -152,7 +184,7 @@ def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> Vecto
     if layout is not None and found.digest != layout.digest:
         raise UntrustedError(f"{path}: its tensors are not those of this federation's model")
     vector = np.memmap(path, dtype="<f4", mode="r", offset=data_offset, shape=(found.elements,))
-    return VectorFile(found, vector, extras)
+    return VectorFile(found, vector, extras, path, data_offset)
 
 
 def vector_root(vector: Float32Array, layout: ParameterLayout) -> bytes:

@@ -89,10 +89,11 @@ def show(folder: Folder, as_json: Json = False) -> None:
         f"  made by     {made.outer.optimizer} (learning rate {made.outer.learning_rate:g}, "
         f"momentum {made.outer.momentum:g}), codec {made.codec}, {made.inner.steps} inner steps"
     )
+    typer.echo(f"  by          {made.rule.described}")
     for part in made.participation:
         typer.echo(
             f"  {part.member_id:<24} weight {part.weight:.4f}  {part.tokens:>12,} tokens  "
-            f"clip {part.clip_factor:.3f}"
+            f"clip {part.clip_factor:.3f}{f'  {part.reason}' if part.reason else ''}"
         )
     for absence in made.absent:
         typer.echo(f"  {absence.member_id:<24} absent: {absence.reason}")

@@ -1,0 +1,70 @@
+"""The outer optimizer's state on disk: what the next round needs beside the checkpoint.
+
+A file without a header: for every fragment in index order its state vectors one after the other,
+little-endian float32. With one vector that is the vector itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tapestry.checkpoints.vector_file import read_elements
+from tapestry.errors import UnavailableError
+from tapestry.params.codecs import Float32Array
+from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.layout import ParameterLayout
+
+
+@dataclass(frozen=True, slots=True)
+class OuterStateFile:
+    """A written state, read fragment by fragment."""
+
+    path: Path
+    layout: ParameterLayout
+    vectors: int
+
+    def __post_init__(self) -> None:
+        """Make sure of the file's size.
+
+        Raises:
+            UnavailableError: It is missing, or no state of so many vectors.
+        """
+        expected = 4 * self.vectors * self.layout.elements
+        found = self.path.stat().st_size if self.path.is_file() else None
+        if found != expected:
+            size = "missing" if found is None else f"{found:,} bytes instead of {expected:,}"
+            raise UnavailableError(
+                f"{self.path}: the outer optimizer's state is {size}; restore it from a backup: "
+                "the round cannot be aggregated without it"
+            )
+
+    def read_fragment(self, index: int) -> tuple[Float32Array, ...]:
+        """Return the state vectors of fragment `index`, each [n] float32 of its own."""
+        start, stop = self.layout.bounds(index)
+        length = stop - start
+        first = self.vectors * start
+        return tuple(
+            read_elements(self.path, 0, first + v * length, first + (v + 1) * length)
+            for v in range(self.vectors)
+        )
+
+
+class OuterStateWriter:
+    """Writes a state fragment by fragment, hashing on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Write to `file`, from where it stands."""
+        self._file = file
+        self._digests: list[bytes] = []
+
+    def write(self, state: tuple[Float32Array, ...]) -> None:
+        """Append the next fragment's state vectors."""
+        for vector in state:
+            data = vector.astype("<f4", copy=False).tobytes()
+            self._digests.append(fragment_digest(data))
+            self._file.write(data)
+
+    @property
+    def root(self) -> bytes | None:
+        """Merkle root over the SHA-256 of the vectors written; None if there were none."""
+        return fragments_root(self._digests) if self._digests else None
