@@ -22,8 +22,8 @@ from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
-from tapestry_node.egress import EgressLedger
 from tapestry_node.home import NodeHome, require_node
 
 _NOISE = np.float32(1e-3)
@@ -110,7 +110,7 @@ class EchoNode:
                 self.client.fetcher.fetch_files(
                     manifest.files, folder, parts=self.home.checkpoints / ".parts", known=known
                 )
-            self.home.prune(contributed=0)
+            self.home.prune(contributed=0, newest=manifest.round)
         (self.home.folder / "echo.json").write_text(
             json.dumps({"round": manifest.round, "manifest": payload_digest(envelope)})
         )

@@ -60,14 +60,19 @@ def language(
     )
     columns = (*Progress.get_default_columns()[:3], TextColumn("{task.fields[loss]}"),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("training", total=steps, loss="")
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("training", total=steps, loss="")
 
-        def on_step(report: StepReport) -> bool:
-            progress.update(task, completed=report.step, loss=f"loss {report.loss:.3f}")
-            return True
+    def on_step(report: StepReport) -> bool:
+        progress.start()
+        progress.update(task, completed=report.step, loss=f"loss {report.loss:.3f}")
+        return True
 
+    try:
         parentage = train_language(run, federation=federation, on_step=on_step)
+    finally:
+        if progress.live.is_started:  # else a refusal would not be one line
+            progress.stop()
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from tapestry.checkpoints.localized import Parentage, write_localized
 from tapestry.checkpoints.statements import InnerSettings
@@ -108,12 +109,16 @@ def train_language(
 
 def _inner(run: LanguageRun, planned: InnerSettings | None) -> InnerSettings:
     """Return the training settings: the federation's, with what the user changed."""
-    learning_rate = planned.learning_rate / 2 if planned else 1e-3
-    return InnerSettings(
-        steps=run.steps,
-        sequences=run.sequences or (planned.sequences if planned else 8),
-        accumulation=planned.accumulation if planned else 1,
-        sequence_tokens=planned.sequence_tokens if planned else _GENESIS_TOKENS,
-        learning_rate=run.learning_rate or learning_rate,
-        warmup_steps=min(20, run.steps // 5),
-    )
+    settings: dict[str, Any] = {
+        "sequences": planned.sequences if planned else 8,
+        "accumulation": planned.accumulation if planned else 1,
+        "sequence_tokens": planned.sequence_tokens if planned else _GENESIS_TOKENS,
+        "learning_rate": planned.learning_rate / 2 if planned else 1e-3,
+    }
+    chosen = {"sequences": run.sequences, "learning_rate": run.learning_rate}
+    settings |= {key: value for key, value in chosen.items() if value is not None}
+    try:
+        return InnerSettings(steps=run.steps, warmup_steps=min(20, run.steps // 5), **settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]} = {first['input']}: {first['msg']}") from error

@@ -1,14 +1,12 @@
 """A sample of a model's text."""
 
-import tapestry.offline  # noqa: F401 - before transformers is imported
-
-# isort: split
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tapestry.errors import ConfigError
+from tapestry.objectives.loading import load_model, load_text_tokenizer
 
 
 def sample_text(folder: Path, *, prompt: str, tokens: int, temperature: float, seed: int) -> str:
@@ -17,18 +15,17 @@ def sample_text(folder: Path, *, prompt: str, tokens: int, temperature: float, s
     Raises:
         ConfigError: There is no model there that transformers loads.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
+    if tokens < 1:
+        raise ConfigError(f"{tokens} tokens: expected 1 or more")
+    model: Any = load_model(folder)
+    tokenizer = load_text_tokenizer(folder)
+    start = prompt or tokenizer.eos_token
+    if not start:
         raise ConfigError(
-            f"{folder}: no model that transformers loads: {str(error).splitlines()[0]}"
-        ) from error
+            f"{folder}: its tokenizer has no end of text to begin with; give a prompt"
+        )
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    start = prompt or tokenizer.eos_token
     inputs = tokenizer(start, return_tensors="pt", return_token_type_ids=False)
     output = model.eval().generate(
         **inputs,

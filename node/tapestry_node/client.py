@@ -19,13 +19,13 @@ from tapestry.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
-from tapestry.wire.bulk import PUT_FRAGMENT, BulkStub, PutFragment
+from tapestry.wire.bulk import BulkStub, PutFragment
+from tapestry.wire.egress import EgressLedger
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, UPLOADS_IN_FLIGHT
 from tapestry.wire.members import open_member_channel
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
-from tapestry_node.egress import EgressInterceptor, EgressLedger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +48,10 @@ class NodeClient:
         self.address = membership.address
         self._membership = membership
         self._identity = identity
-        self._channel = open_member_channel(membership, identity)
-        channel = grpc.intercept_channel(self._channel, EgressInterceptor(ledger))
+        self._channel = channel = open_member_channel(membership, identity, ledger)
         self._rounds = rounds_pb2_grpc.RoundsServiceStub(channel)
         self._transfer = transfer_pb2_grpc.TransferServiceStub(channel)
-        self._bulk = BulkStub(self._channel)
-        """For fragments only, which are entered in the ledger by the digest they already have."""
-        self._ledger = ledger
+        self._bulk = BulkStub(channel)
         self._enrolment = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         self.fetcher = Fetcher(channel, self.address)
 
@@ -149,7 +146,7 @@ class NodeClient:
             if opened.HasField("receipt"):
                 return envelope_value(opened.receipt)
             missing = unpack_missing(opened.missing, len(digests))
-            self._put_all(number, missing, digests, read_fragment, on_bytes)
+            self._put_all(number, missing, read_fragment, on_bytes)
             committed = self._transfer.Commit(
                 transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
                 timeout=COMMIT_SECONDS,
@@ -160,7 +157,6 @@ class NodeClient:
         self,
         number: int,
         indices: Sequence[int],
-        digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
         on_bytes: Callable[[int], None] | None,
     ) -> None:
@@ -175,9 +171,6 @@ class NodeClient:
 
         for index in indices:
             data = read_fragment(index)
-            self._ledger.record_digest(
-                PUT_FRAGMENT, size_bytes=len(data), digest=digests[index].hex()
-            )
             request = PutFragment(number, index, data)
             in_flight.append(
                 (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))

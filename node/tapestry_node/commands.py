@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -103,7 +104,8 @@ def run(
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    daemon.run()
+    with home.alone():
+        daemon.run()
 
 
 @app.command()
@@ -117,8 +119,9 @@ def status(
     home = require_node(folder or default_home("node"))
     membership, state = home.identity.load(), home.load_state()
     progress: dict[str, Any] = {}
-    if home.progress.is_file():
-        progress = json.loads(home.progress.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):  # written often and never awaited: may be cut short
+        found = json.loads(home.progress.read_text(encoding="utf-8"))
+        progress = found if isinstance(found, dict) else {}
     _begin, end = home.identity.validity()
     table = {
         "member_id": membership.member_id,
@@ -139,10 +142,17 @@ def status(
 @app.command()
 def audit(
     folder: Folder = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="A head that an earlier audit printed: proves that nothing is cut off."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Prove that the record of what left is whole, and add it up by call."""
-    from tapestry_node.egress import read_ledger  # noqa: PLC0415
+    """Prove that the record of what left is whole, and add it up by call.
+
+    Note the head that it prints: given to a later audit, it shows that the ledger only grew.
+    """
+    from tapestry.wire.egress import ledger_head, read_ledger  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
@@ -150,13 +160,14 @@ def audit(
         raise ConfigError(f"{home.egress}: nothing has left this node yet")
     requests: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for departure in read_ledger(home.egress):
+    for departure in read_ledger(home.egress, head=head):
         call = departure.call.rsplit(".", 1)[-1]
         requests[call] += 1
         sizes[call] += departure.bytes
     table = {
         "ledger": str(home.egress),
         "chain": "whole",
+        "head": ledger_head(home.egress),
         "requests": sum(requests.values()),
         "bytes": sum(sizes.values()),
         "by_call": {c: {"requests": requests[c], "bytes": sizes[c]} for c in sorted(requests)},
@@ -166,6 +177,7 @@ def audit(
         return
     typer.echo(f"the chain of {home.egress} is whole: {table['requests']:,} requests, "
                f"{table['bytes']:,} bytes of messages")  # fmt: skip
+    typer.echo(f"head {table['head']}")
     for call in sorted(requests):
         typer.echo(f"  {call:<36} {requests[call]:>8,} requests {sizes[call]:>16,} bytes")
 

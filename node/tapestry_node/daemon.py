@@ -22,8 +22,8 @@ from tapestry.errors import RejectedError, TapestryError, UnavailableError, Untr
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.objectives.training import StepReport
 from tapestry.storage.atomic import write_atomic
+from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
-from tapestry_node.egress import EgressLedger
 from tapestry_node.home import NodeHome
 from tapestry_node.residual import accept_residual
 from tapestry_node.trainer import Spooled, Trainer, find_spooled, find_unsettled
@@ -182,7 +182,7 @@ class Daemon:
                     if self._act(told, listener):
                         return
                     backoff = _FIRST_BACKOFF_SECONDS
-                except UnavailableError as error:
+                except (UnavailableError, OSError) as error:
                     _log.warning("%s; trying again", error)
                     version -= 1
                     self._stopping.wait(backoff)
@@ -268,7 +268,7 @@ class Daemon:
             (folder / "tapestry").mkdir()
             write_atomic(folder / "tapestry" / "manifest.json", to_json(envelope))
         _log.info("checkpoint %d is here (%s bytes)", manifest.round, f"{total:,}")
-        self._home.prune(contributed=self._state.contributed)
+        self._home.prune(contributed=self._state.contributed, newest=self._state.round)
         return target
 
     def _evaluate(self, manifest: Manifest, envelope: Envelope) -> None:
@@ -430,7 +430,10 @@ class Daemon:
         what = f"receipt of round {number}"
         receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
         if receipt.contribution != payload_digest(spooled.envelope):
-            raise UntrustedError(f"{what}: is for another contribution; the spool is kept")
+            raise RejectedError(
+                f"{what}: is for another contribution of this node, {receipt.contribution[:16]}: "
+                "it had sent one before it lost its state"
+            )
         sent = spooled.size_bytes
         write_atomic(
             self._home.folder / "receipts" / f"{spooled.folder.name}.json",

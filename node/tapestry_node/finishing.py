@@ -32,6 +32,8 @@ def finish_locally(
     manifest = Manifest.opened(envelope, public_key=key, what="manifest")
     if manifest.made is None:
         raise ConfigError(f"{folder}: is genesis; nothing to finish")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"{steps} steps: expected 1 or more")
     inner = manifest.made.inner
     inner = inner.model_copy(update={"steps": steps or inner.steps})
     settings = home.load_settings().node

@@ -15,17 +15,26 @@ progress.json  what it does right now, for status and the demonstration
 ```
 """
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from tapestry.checkpoints.folder import folder_name
 from tapestry.config import commented_toml, load_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.membership import IdentityFolder
 from tapestry.storage.atomic import write_atomic
+from tapestry.wire.egress import EGRESS_FILE
 from tapestry_node.policy import SETTINGS_FILE, NodeSettings
+from tapestry_node.residual import SPOOLED_RESIDUAL
 
 _KEPT_CHECKPOINTS = 2
 
@@ -33,6 +42,8 @@ _KEPT_CHECKPOINTS = 2
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeState:
     """What must survive a restart, beside the files themselves."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     round: int = -1
     """Newest consensus checkpoint that was verified; -1: none yet."""
@@ -44,6 +55,9 @@ class NodeState:
     """Newest round with a receipt."""
     objective: str = ""
     """What the federation trains, as its genesis says."""
+
+
+_STATE = TypeAdapter(NodeState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class NodeHome:
     @property
     def egress(self) -> Path:
         """The record of everything that left."""
-        return self.folder / "egress.jsonl"
+        return self.folder / EGRESS_FILE
 
     @property
     def checkpoints(self) -> Path:
@@ -118,26 +132,54 @@ class NodeHome:
         """
         path = self.folder / "state.json"
         try:
-            return NodeState(**json.loads(path.read_text(encoding="utf-8")))
+            return _STATE.validate_json(path.read_text(encoding="utf-8"), strict=True)
         except FileNotFoundError:
             return NodeState()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
+            cause = str(error).splitlines()[0]
             raise ConfigError(
-                f"{path}: cannot be read ({error}); remove it, and the node takes its place in "
-                "the federation up again from the newest checkpoint"
+                f"{path}: cannot be read ({cause}); remove it, and the node takes its place in the "
+                "federation up again from the newest checkpoint"
             ) from error
 
     def save_state(self, state: NodeState) -> None:
         """Write where the node stands, durably."""
         write_atomic(self.folder / "state.json", json.dumps(asdict(state)) + "\n")
 
-    def prune(self, *, contributed: int) -> None:
-        """Remove checkpoints and trainer states that no later step needs."""
+    def prune(self, *, contributed: int, newest: int) -> None:
+        """Remove what no later step needs.
+
+        Args:
+            contributed: Newest round with a receipt.
+            newest: Newest consensus checkpoint; contributions to its round come too late.
+        """
+        for folder in self.spooled():
+            is_late = folder.name <= self.spool(newest).name
+            if is_late and not (folder / SPOOLED_RESIDUAL).is_file():
+                shutil.rmtree(folder)
         for folder in sorted(self.checkpoints.glob("round-*"))[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(folder)
         for path in sorted((self.folder / "trainer").glob("round-*.safetensors")):
             if path.name < self.trainer_state(contributed).name:
                 path.unlink()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep a second daemon from running here; the lock ends with the process.
+
+        Raises:
+            ConfigError: One runs already.
+        """
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(
+                f"{self.folder}: this node runs already in another process; stop that first"
+            ) from None
+        finally:
+            os.close(descriptor)
 
 
 def require_node(folder: Path) -> NodeHome:

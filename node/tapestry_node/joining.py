@@ -1,7 +1,10 @@
 """From an invitation to a member: keys are made here and never leave."""
 
 import ssl
+from contextlib import closing
 from pathlib import Path
+
+import grpc
 
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.certificates import certificate_request, create_tls_key
@@ -11,6 +14,7 @@ from tapestry.identity.keys import generate_signing_key, public_bytes
 from tapestry.identity.membership import Membership
 from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc
 from tapestry.wire.channels import open_channel
+from tapestry.wire.egress import EgressInterceptor, EgressLedger
 from tapestry.wire.limits import CALL_SECONDS
 from tapestry.wire.statuses import errors_from_status
 from tapestry_node.home import NodeHome
@@ -28,6 +32,8 @@ def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
         UnavailableError: Nobody answers.
     """
     home = NodeHome(folder.resolve())
+    if home.folder.exists() and not home.folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name a folder for the node")
     if home.identity.folder.exists():
         known = home.identity.load()
         raise ConfigError(
@@ -40,8 +46,10 @@ def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
     tls_key, signing_key = create_tls_key(), generate_signing_key()
     request = certificate_request(tls_key, member_id=invitation.member_id)
     root_pem = ssl.DER_cert_to_PEM_cert(invitation.root_certificate).encode()
-    with open_channel(invitation.address, root_pem=root_pem) as channel:
-        stub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+    ledger = EgressLedger(home.egress, to=invitation.address, clock=lambda: now)
+    with closing(ledger), open_channel(invitation.address, root_pem=root_pem) as channel:
+        guarded = grpc.intercept_channel(channel, EgressInterceptor(ledger))
+        stub = enrolment_pb2_grpc.EnrolmentServiceStub(guarded)
         with errors_from_status(invitation.address):
             response = stub.Enrol(
                 enrolment_pb2.EnrolRequest(

@@ -157,16 +157,23 @@ class Trainer:
         return optimizer, base, losses
 
     def batches(self, plan: RoundPlan) -> Any:  # noqa: ANN401
-        """Return the batches of a plan: own text, and its share of the open pool."""
+        """Return the batches of a plan: own text, and its share of the open pool.
+
+        Raises:
+            RejectedError: There is too little text for the plan's sequences.
+        """
         shared = self._pool[1] if plan.shared is not None and self._pool is not None else None
-        return self.objective.batches(
-            self.corpus,
-            shared,
-            sequences=plan.inner.sequences,
-            sequence_tokens=plan.inner.sequence_tokens,
-            shared_fraction=plan.shared.fraction if plan.shared and shared is not None else 0.0,
-            seed=plan.seed,
-        )
+        try:
+            return self.objective.batches(
+                self.corpus,
+                shared,
+                sequences=plan.inner.sequences,
+                sequence_tokens=plan.inner.sequence_tokens,
+                shared_fraction=plan.shared.fraction if plan.shared and shared is not None else 0.0,
+                seed=plan.seed,
+            )
+        except ValueError as error:
+            raise RejectedError(f"the plan does not fit this node's text: {error}") from error
 
     def spool(
         self,
@@ -258,8 +265,9 @@ def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Sp
     spooled = _read_spooled(home.spool(plan.round), layout)
     if spooled is None:
         return None
-    contribution = spooled.contribution
-    return spooled if (contribution.base, contribution.codec) == (plan.base, plan.codec) else None
+    made = spooled.contribution
+    asked = (plan.base, plan.codec, plan.inner.steps, plan.inner.tokens)
+    return spooled if (made.base, made.codec, made.steps, made.tokens) == asked else None
 
 
 def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:

@@ -1,6 +1,8 @@
 """`tapestry checkpoint ...`: parse, call, render."""
 
 import json
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+
+_clock = time.time  # noqa: TID251 - the edge that owns the clock
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Folder = Annotated[Path, typer.Argument(help="A published checkpoint's folder, or a copy of one.")]
@@ -157,25 +161,34 @@ def pull(
     from rich.progress import Progress  # noqa: PLC0415
 
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
+    from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
     from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
     from tapestry.wire.members import open_member_channel  # noqa: PLC0415
 
     if out.exists():
         raise ConfigError(f"{out}: exists already; name a new folder")
-    identity = IdentityFolder((node or default_home("node")).resolve() / "identity")
+    home = (node or default_home("node")).resolve()
+    identity = IdentityFolder(home / "identity")
     membership = identity.load()
-    console = Console(stderr=True)
-    with (
-        open_member_channel(membership, identity) as channel,
-        Progress(console=console, transient=True) as progress,
-    ):
-        task = progress.add_task("fetching", total=None)
-        verified = Fetcher(channel, membership.address).pull(
-            out.resolve(),
-            round_number=round_number,
-            federation=membership.genesis,
-            on_bytes=lambda size: progress.advance(task, size),
-        )
+    ledger = EgressLedger(home / EGRESS_FILE, to=membership.address, clock=_clock)
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task("fetching", total=None)
+
+    def on_bytes(size: int) -> None:
+        progress.start()
+        progress.advance(task, size)
+
+    try:
+        with closing(ledger), open_member_channel(membership, identity, ledger) as channel:
+            verified = Fetcher(channel, membership.address).pull(
+                out.resolve(),
+                round_number=round_number,
+                federation=membership.genesis,
+                on_bytes=on_bytes,
+            )
+    finally:
+        if progress.live.is_started:  # else a refusal would not be one line
+            progress.stop()
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
 
 

@@ -62,8 +62,8 @@ class TrainingBatches:
         for stream, count in self._counts.items():
             if count < 1:
                 raise ValueError(
-                    f"the {_NAMES[stream]} stream has {len(self._streams[stream])} tokens, "
-                    f"a sequence needs {sequence_tokens + 1}"
+                    f"the {_NAMES[stream]} stream has {len(self._streams[stream]):,} tokens, "
+                    f"a sequence needs {sequence_tokens + 1:,}"
                 )
         self._sequences = sequences
         self._tokens = sequence_tokens

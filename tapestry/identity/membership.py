@@ -10,6 +10,7 @@ signing.key       the Ed25519 key that signs contributions (0600)
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.certificates import read_member_certificate
 from tapestry.identity.keys import load_signing_key, load_tls_key, private_pem, save_private_key
-from tapestry.storage.atomic import sync_folder, write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
 
 MEMBERSHIP_FILE = "membership.json"
 _ROOT_FILE = "root.crt"
@@ -59,7 +60,8 @@ class IdentityFolder:
         signing_key: Ed25519PrivateKey,
     ) -> None:
         """Write everything; the folder appears whole or not at all."""
-        temporary = self.folder.with_name(f".{self.folder.name}.part")
+        temporary = self.folder.with_name(f".{self.folder.name}{TEMPORARY_SUFFIX}")
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700)
         save_private_key(temporary / _TLS_KEY_FILE, tls_key)
         save_private_key(temporary / _SIGNING_KEY_FILE, signing_key)
@@ -79,6 +81,11 @@ class IdentityFolder:
         try:
             return Membership(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
+            if self.folder.exists():
+                raise ConfigError(
+                    f"{self.folder}: has no {MEMBERSHIP_FILE}: restore the folder from a backup, "
+                    "or move it away and ask for a new invitation"
+                ) from None
             raise ConfigError(
                 f"{self.folder.parent}: no node here; join a federation first: "
                 f"`tapestry node join INVITATION --dir {self.folder.parent}`"

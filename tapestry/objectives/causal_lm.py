@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils import logging as transformers_logging
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tapestry.data.batches import TrainingBatches, evaluation_windows
 from tapestry.data.corpus import Corpus, prepare_corpus
@@ -30,11 +29,9 @@ from tapestry.data.tokenizer import (
     train_tokenizer,
 )
 from tapestry.errors import ConfigError
+from tapestry.objectives.loading import build_model, load_model
 from tapestry.objectives.objective import Batches, Created, Evaluation, Statistics
 from tapestry.objectives.sizes import size_named
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 _ADOPTED_FILES = (
     "config.json",
@@ -44,6 +41,8 @@ _ADOPTED_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_ORIGIN_KEYS = frozenset({"_name_or_path", "auto_map", "name_or_path"})
+"""Where the founder keeps the model, and whose code would load it: neither is published."""
 _EVALUATION_SEQUENCES = 16
 
 
@@ -89,19 +88,7 @@ class CausalLM:
 
     def build(self, folder: Path) -> torch.nn.Module:
         """Return the model described by `config.json` in `folder`; its weights are unset."""
-        try:
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            module: torch.nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"{folder}: its config.json does not describe a causal language model that this "
-                f"version of transformers knows: {str(error).splitlines()[0]}"
-            ) from error
-        return module
+        return build_model(folder)
 
     def prepare(
         self,
@@ -195,41 +182,39 @@ def _summed_nats(
 
 def _adopt(folder: Path) -> Created:
     """Take an existing model in transformers' format as the model of genesis."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give a model in transformers' format")
-    if not list(folder.glob("*.safetensors")):
+    module: Any = load_model(folder)
+    tokenizer = load_tokenizer(folder)
+    _end_id(tokenizer, folder)
+    embeddings = module.get_input_embeddings().num_embeddings
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= embeddings:
         raise ConfigError(
-            f"{folder}: has no .safetensors file; other formats can run code when they are read. "
-            "Convert it with `save_pretrained(..., safe_serialization=True)`"
+            f"{folder}: its tokenizer has {highest + 1:,} tokens, the model embeds {embeddings:,}: "
+            "they do not belong together"
         )
-    try:
-        module = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigError(
-            f"{folder}: cannot be loaded as a causal language model: {str(error).splitlines()[0]}"
-        ) from error
-    load_tokenizer(folder)
     files = {
         name: (folder / name).read_bytes()
         for name in _ADOPTED_FILES
         if (folder / name).is_file() and name != "config.json"
     }
     files["config.json"] = _config_json(module.config, module)
+    if "tokenizer_config.json" in files:
+        files["tokenizer_config.json"] = _without_origin(files["tokenizer_config.json"])
     return Created(module=module, files=files, settings={"model": folder.name})
 
 
 def _config_json(config: Any, module: torch.nn.Module) -> bytes:  # noqa: ANN401
     """Return `config.json` with the class that loads it and the type that we publish."""
-    table = config.to_dict()
+    table = {key: value for key, value in config.to_dict().items() if key not in _ORIGIN_KEYS}
     table["architectures"] = [type(module).__name__]
     table["dtype"] = "float32"
     return (json.dumps(table, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _without_origin(content: bytes) -> bytes:
+    """Return a JSON table without the founder's paths and without pointers to code."""
+    table = {k: v for k, v in json.loads(content).items() if k not in _ORIGIN_KEYS}
+    return (json.dumps(table, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def _tokenizer_for(settings: Mapping[str, Any], *, default_vocabulary: int) -> Tokenizer:

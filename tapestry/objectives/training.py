@@ -96,6 +96,8 @@ class InnerOptimizer:
                     name, field = key.rsplit("|", 1)
                     parameter = self._named[name]
                     value = file.get_tensor(key)
+                    if field != "step" and value.shape != parameter.shape:
+                        raise ValueError(f"{key} has shape {tuple(value.shape)}")  # noqa: TRY301
                     on_device = value if field == "step" else value.to(parameter.device)
                     self._adamw.state[parameter][field] = on_device
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
@@ -119,7 +121,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
         ) from error

@@ -1,16 +1,23 @@
-"""A member's connection, from its identity folder."""
+"""A member's connection, from its identity folder, with its egress ledger in between."""
 
 import grpc
 
 from tapestry.identity.membership import IdentityFolder, Membership
 from tapestry.wire.channels import open_channel
+from tapestry.wire.egress import EgressInterceptor, EgressLedger
 
 
-def open_member_channel(membership: Membership, identity: IdentityFolder) -> grpc.Channel:
-    """Return a channel over mutual TLS with the member's certificate; nothing is sent yet."""
-    return open_channel(
+def open_member_channel(
+    membership: Membership, identity: IdentityFolder, ledger: EgressLedger
+) -> grpc.Channel:
+    """Return a channel over mutual TLS with the member's certificate; nothing is sent yet.
+
+    Every request on it is written to `ledger` first.
+    """
+    channel = open_channel(
         membership.address,
         root_pem=identity.root_pem(),
         certificate_pem=identity.certificate_pem(),
         key_pem=identity.tls_key_pem(),
     )
+    return grpc.intercept_channel(channel, EgressInterceptor(ledger))

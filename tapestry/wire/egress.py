@@ -1,0 +1,237 @@
+"""The egress ledger: what left this node, when, to whom, and its digest.
+
+Every request passes the interceptor below, and its line is written before the request is sent.
+Lines are chained: each holds the SHA-256 of the line before, so that none can be changed or taken
+out without showing in the lines after it. For the last line somebody must remember its SHA-256, the
+ledger's head: `tapestry node audit` prints it, and verifies an older one.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tapestry.errors import UntrustedError
+from tapestry.wire.bulk import PutFragment
+
+EGRESS_FILE = "egress.jsonl"
+FIRST = "0" * 64
+_TAIL_BYTES = 4096
+_DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Departure:
+    """One request that left."""
+
+    index: int
+    """From 0."""
+    time: float
+    """Unix seconds."""
+    to: str
+    """host:port."""
+    call: str
+    """Service and method."""
+    bytes: int
+    """Length of the request message, of a fragment its data; TLS and HTTP/2 come on top."""
+    digest: str
+    """SHA-256 of the same."""
+    previous: str
+    """SHA-256 of the line before; zeros for the first."""
+
+
+class EgressLedger:
+    """Appends to `egress.jsonl`; several processes of one node may do so at once."""
+
+    def __init__(self, path: Path, *, to: str, clock: Callable[[], float]) -> None:
+        """Go on where the file ends; a line that a crash cut short is removed."""
+        self._path = path
+        self._to = to
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.fchmod(self._descriptor, 0o600)
+        self._end = _Head(-1, 0, FIRST)
+        with self._alone():
+            pass
+        self.bytes_sent = 0
+        """Message bytes since this process began."""
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the file, and know its end, which another process may have moved."""
+        with self._lock:
+            if self._descriptor < 0:
+                raise ValueError("the egress ledger is closed: nothing may leave any more")
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            try:
+                if os.fstat(self._descriptor).st_size != self._end.size_bytes:
+                    self._end = _mend(self._path, self._descriptor)
+                yield
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def record(self, call: str, message: bytes | memoryview) -> None:
+        """Write the line of a request that is about to leave.
+
+        Raises:
+            OSError: The disk is full; the ledger is as it was, and the request must not leave.
+        """
+        digest = hashlib.sha256(message).hexdigest()
+        with self._alone():
+            departure = Departure(
+                index=self._end.lines,
+                time=self._clock(),
+                to=self._to,
+                call=call,
+                bytes=len(message),
+                digest=digest,
+                previous=self._end.digest,
+            )
+            line = json.dumps(asdict(departure), separators=(",", ":")).encode()
+            self._append(line)
+            if call.rsplit("/", 1)[-1] in _DURABLE_CALLS:
+                os.fsync(self._descriptor)
+            self.bytes_sent += len(message)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line, whole or not at all."""
+        size = self._end.size_bytes + len(line) + 1
+        written, failure = 0, OSError(errno.ENOSPC, "no space left for the egress ledger")
+        try:
+            written = os.write(self._descriptor, line + b"\n")
+        except OSError as error:
+            failure = error
+        if written <= len(line):
+            os.ftruncate(self._descriptor, self._end.size_bytes)
+            raise failure
+        self._end = _Head(size, self._end.lines + 1, hashlib.sha256(line).hexdigest())
+
+    def close(self) -> None:
+        """Make the ledger durable and close it."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+class EgressInterceptor(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+):
+    """Writes each request into the ledger before it is sent."""
+
+    def __init__(self, ledger: EgressLedger) -> None:
+        """Write into `ledger`."""
+        self._ledger = ledger
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401
+        """Record, then send."""
+        self._ledger.record(str(details.method), _message(request))
+        return continuation(details, request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401
+        """Record, then send."""
+        self._ledger.record(str(details.method), _message(request))
+        return continuation(details, request)
+
+
+def _message(request: Any) -> bytes | memoryview:  # noqa: ANN401 - any message of the protocol
+    """Return what is entered of a request: of a fragment its data, of others all."""
+    if isinstance(request, PutFragment):
+        return request.data
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
+    """Yield the departures of a ledger, verifying the chain.
+
+    Args:
+        path: The ledger.
+        head: Hex SHA-256 of a line that was once its last: without it, nobody can tell whether
+            the end of the file was cut off or written anew.
+
+    Raises:
+        UntrustedError: A line was changed, added or taken out; the message names it.
+    """
+    previous = FIRST
+    heads = {FIRST}
+    with path.open("rb") as file:
+        for index, raw in enumerate(file):
+            line = raw.rstrip(b"\n")
+            try:
+                departure = Departure(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UntrustedError(f"{path}:{index + 1}: not a ledger line: {error}") from error
+            if departure.previous != previous or departure.index != index:
+                raise UntrustedError(
+                    f"{path}:{index + 1}: the chain is broken: this line or one before it was "
+                    "changed or taken out"
+                )
+            previous = hashlib.sha256(line).hexdigest()
+            if previous == head:
+                heads.add(previous)
+            yield departure
+    if head is not None and head not in heads:
+        raise UntrustedError(
+            f"{path}: no line has the SHA-256 {head[:16]} that was once the last: the end of the "
+            "ledger was cut off or written anew"
+        )
+
+
+def ledger_head(path: Path) -> str:
+    """Return the hex SHA-256 of the last whole line; zeros for an empty ledger."""
+    last = FIRST
+    with path.open("rb") as file:
+        for raw in file:
+            if raw.endswith(b"\n"):
+                last = hashlib.sha256(raw.rstrip(b"\n")).hexdigest()
+    return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Where a ledger ends."""
+
+    size_bytes: int
+    lines: int
+    digest: str
+
+
+def _mend(path: Path, descriptor: int) -> _Head:
+    """Cut an unfinished last line off; return where the ledger ends.
+
+    Raises:
+        UntrustedError: The last line is none.
+    """
+    size = os.fstat(descriptor).st_size
+    tail = b""
+    while b"\n" not in tail[:-1] and len(tail) < size:
+        length = min(size, 2 * len(tail) or _TAIL_BYTES)
+        tail = os.pread(descriptor, length, size - length)
+    whole = tail[: tail.rfind(b"\n") + 1]
+    if len(whole) < len(tail):
+        size -= len(tail) - len(whole)
+        os.ftruncate(descriptor, size)
+    if not whole:
+        return _Head(size, 0, FIRST) if size == 0 else _mend(path, descriptor)
+    last = whole[:-1].rsplit(b"\n", 1)[-1]
+    try:
+        lines = int(json.loads(last)["index"]) + 1
+    except (ValueError, TypeError, KeyError) as error:
+        raise UntrustedError(
+            f"{path}: its last line is not a ledger line: it was changed; keep the file as it is "
+            "for whoever looks into it, and move it away before the node runs again"
+        ) from error
+    return _Head(size, lines, hashlib.sha256(last).hexdigest())

@@ -1,0 +1,232 @@
+"""The command `tapestry`: exit codes, one line for a mistake, help that is quick and whole."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+import typer
+
+from tapestry.cli.main import main
+
+HEAVY = ("torch", "grpc", "transformers", "datasets", "numpy", "typer", "pydantic")
+
+OPTIONS = {
+    "demo": ["--quick", "--keep", "--data"],
+    "node": ["join", "run", "status", "audit", "finish"],
+    "node join": ["INVITATION", "--dir", "--language"],
+    "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
+    "node status": ["FOLDER", "--json"],
+    "node audit": ["FOLDER", "--json"],
+    "node finish": ["OUT", "--dir", "--data", "--steps"],
+    "coordinator": ["init", "serve", "invite", "status", "members", "annotate", "revoke"],
+    "coordinator init": ["FOLDER", "--name", "--size", "--model", "--pool", "--address"],
+    "coordinator serve": ["FOLDER"],
+    "coordinator invite": ["MEMBER", "--dir", "--out"],
+    "coordinator status": ["--dir", "--json"],
+    "coordinator members": ["--dir", "--json"],
+    "coordinator annotate": ["NUMBER", "--notes", "--image", "--dir"],
+    "coordinator revoke": ["MEMBER", "--dir"],
+    "checkpoint": ["verify", "show", "list", "pull"],
+    "checkpoint verify": ["FOLDER", "--federation", "--json"],
+    "checkpoint show": ["FOLDER", "--json"],
+    "checkpoint list": ["FOLDER", "--json"],
+    "checkpoint pull": ["OUT", "--dir", "--round"],
+    "finetune": ["language", "sample"],
+    "finetune language": [
+        *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
+        *("--federation", "--device", "--seed"),
+    ],
+    "finetune sample": ["MODEL", "--prompt", "--tokens", "--temperature", "--seed"],
+}
+
+
+def tapestry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `tapestry` as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "tapestry.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120", "TERM": "dumb"},
+    )
+
+
+def test_help_lists_every_command_with_what_it_is_for() -> None:
+    done = tapestry("--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for line in (
+        "usage: tapestry COMMAND ...",
+        "  demo         a whole federation on this machine",
+        "  node         join a federation",
+        "  coordinator  make a federation",
+        "  checkpoint   verify, show, list and fetch",
+        "  finetune     turn a consensus checkpoint",
+    ):
+        assert line in done.stdout
+    assert tapestry().stdout == done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tapestry.cli.main import main; code = main(['--help']);"
+        f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded [] 0"
+
+
+EXPLAIN = """
+import contextlib, io, json, sys
+from tapestry.cli.main import main
+answers = {}
+for command in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*command.split(), "--help"])
+    heavy = [n for n in ("torch", "grpc", "transformers", "datasets") if n in sys.modules]
+    answers[command] = [code, out.getvalue(), err.getvalue(), heavy]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def explained() -> dict[str, tuple[int, str, str, list[str]]]:
+    """Ask every command for help, in one fresh process: code, output, errors, heavy modules."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXPLAIN, json.dumps(list(OPTIONS))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "120", "TERM": "dumb"},
+    )
+    answers: dict[str, tuple[int, str, str, list[str]]] = json.loads(done.stdout)
+    return answers
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_explains_itself_and_imports_neither_torch_nor_grpc_for_that(
+    explained: dict[str, tuple[int, str, str, list[str]]], command: str
+) -> None:
+    code, said, errors, heavy = explained[command]
+    assert (code, errors, heavy) == (0, "", [])
+    assert f"Usage: tapestry {command} " in said
+    for named in OPTIONS[command]:
+        assert named.lower() in said.lower()  # how arguments are shown is typer's choice
+
+
+def test_every_command_there_is_stands_in_the_list_above() -> None:
+    names = set()
+    for point in entry_points(group="tapestry.commands"):
+        command = typer.main.get_command(point.load())
+        names |= {point.name, *(f"{point.name} {n}" for n in getattr(command, "commands", {}))}
+    assert names == set(OPTIONS)
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tapestry {version('tapestry-fl')}\n"
+
+
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weave"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "tapestry: no command 'weave'; see `tapestry --help`\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["checkpoint"],
+        ["checkpoint", "weave"],
+        ["checkpoint", "verify"],
+        ["checkpoint", "verify", "--colour", "red"],
+        ["checkpoint", "pull", "out", "--round", "newest"],
+        ["finetune", "language", "in", "out", "--steps", "0"],
+        ["node", "join"],
+    ],
+)
+def test_wrong_usage_has_exit_code_two(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert "Usage: " in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["checkpoint", "verify", "nowhere"], "tapestry: nowhere: no such folder"),
+        (["checkpoint", "verify", ".", "--federation", "12"], "give at least 16 digits"),
+        (["checkpoint", "show", "."], "manifest"),
+        (["checkpoint", "list", "."], "no checkpoints here"),
+        (["checkpoint", "pull", "."], "exists already; name a new folder"),
+        (["checkpoint", "pull", "new", "--dir", "nowhere"], "no node here; join a federation"),
+        (["coordinator", "status", "--dir", "nowhere"], "nowhere"),
+        (["coordinator", "invite", "fr-bnf", "--dir", "nowhere"], "nowhere"),
+        (["node", "join", "nothing"], "neither an invitation (tapestry-invite-...) nor a file"),
+        (["node", "join", "tapestry-invite-1.abc"], "truncated or altered"),
+        (["node", "run", "nowhere"], "no node here; join a federation first"),
+        (["finetune", "language", "in", "out"], "no text given: add --data PATH"),
+        (["finetune", "sample", "nowhere"], "no such folder"),
+        (["finetune", "language", ".", "out", "--data", "."], "manifest"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_one(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("tapestry: ")
+    assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_a_process_help_and_refusals_are_the_same() -> None:
+    done = tapestry("checkpoint", "pull", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: tapestry checkpoint pull " in done.stdout
+
+    done = tapestry("checkpoint", "verify", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "tapestry: nowhere: no such folder\n"
+
+
+# A folder without a node
+
+
+@pytest.mark.parametrize("command", ["status", "audit"])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_folder_without_a_node_gets_the_advice_to_join(
+    command: str, as_json: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["node", command, str(tmp_path), *as_json]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"tapestry: {tmp_path}: no node here; join a federation first: "
+        f"`tapestry node join INVITATION --dir {tmp_path}`\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_folder_is_below_the_data_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert main(["node", "status"]) == 1
+    assert f"{tmp_path / 'tapestry' / 'node'}: no node here" in capsys.readouterr().err
