@@ -4,8 +4,10 @@ Holds a few fragments of every contribution at most, whatever the size of the mo
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tapestry.aggregation.contributions import WeightedContribution
@@ -28,12 +30,17 @@ from tapestry.checkpoints.vector_file import (
     WrittenVector,
     open_vector_file,
 )
-from tapestry.params.codecs import codec_named
+from tapestry.errors import UnavailableError
+from tapestry.params.codecs import Float32Array, codec_named
+from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.storage.atomic import replacing
+from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.settings import AggregationSettings
 from tapestry_coordinator.uploads import FragmentStore
+
+_READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,26 +81,54 @@ class Aggregator:
             ConfigError: The aggregation rule cannot hold with so few contributions.
             UnavailableError: A recorded contribution or the outer state is damaged on this disk.
         """
-        vector = open_vector_file(self.home.checkpoint(plan.round - 1) / MODEL_FILE)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as threads:
+            return self._aggregate(
+                plan, stored, threads, plan_digest=plan_digest, base=base, folder=folder
+            )
+
+    def _aggregate(
+        self,
+        plan: RoundPlan,
+        stored: Sequence[StoredContribution],
+        threads: Executor,
+        *,
+        plan_digest: str,
+        base: Manifest,
+        folder: Path,
+    ) -> AggregatedRound:
+        path = self.home.checkpoint(plan.round - 1) / MODEL_FILE
+        vector = open_vector_file(path)
+        count = vector.layout.fragments
         declared = [
             Contribution.parsed(one.envelope.payload, what=f"contribution of {one.member_id}")
             for one in stored
         ]
         rule = self.settings.aggregation_rule()
         weighted = decide(
-            self._contributions(plan, stored, declared), rule=rule, layout=vector.layout
+            self._contributions(plan, stored, declared, count, threads),
+            rule=rule,
+            layout=vector.layout,
         )
         optimizer = self.settings.outer_optimizer(len(weighted))
         before = self._state_before(plan.round, optimizer, base, vector)
+        base_parts = _Rooted(lambda index: (vector.read_fragment(index),), base.vector_root, path)
+        state_parts = None
+        if before is not None and base.made is not None:
+            state_root = base.made.outer.state_root or ""
+            state_parts = _Rooted(before.read_fragment, state_root, before.path)
+        base_ahead = ReadAhead(base_parts, count=count, threads=threads)
         steps = outer_step(
-            vector.read_fragment,
-            before.read_fragment if before is not None else None,
+            lambda index: base_ahead(index)[0],
+            None if state_parts is None else ReadAhead(state_parts, count=count, threads=threads),
             weighted,
             layout=vector.layout,
             optimizer=optimizer,
             rule=rule,
         )
-        written, state_root = self._write(plan.round, steps, vector, folder)
+        written, state_root_after = self._write(plan.round, steps, vector, folder)
+        for parts in (base_parts, state_parts):
+            if parts is not None:
+                parts.require_root()
         one_vote = rule.is_one_vote_each
         return AggregatedRound(
             written=written,
@@ -107,7 +142,7 @@ class Aggregator:
                 influence_cap=1.0 if one_vote else self._cap(len(weighted)),
                 clip=self.settings.clip,
                 participation=_participation(weighted, stored, declared),
-                outer=_outer_record(optimizer, state_root),
+                outer=_outer_record(optimizer, state_root_after),
             ),
         )
 
@@ -119,6 +154,8 @@ class Aggregator:
         plan: RoundPlan,
         stored: Sequence[StoredContribution],
         declared: Sequence[Contribution],
+        count: int,
+        threads: Executor,
     ) -> list[WeightedContribution]:
         """Return the contributions with token weights and clip factors."""
         tokens = {c.member_id: c.tokens for c in declared}
@@ -131,7 +168,9 @@ class Aggregator:
                 weight=weights[member_id],
                 clip_factor=factors[member_id],
                 codec=codec,
-                read_fragment=_reader(self.store, plan.round, member_id),
+                read_fragment=ReadAhead(
+                    partial(self.store.read, plan.round, member_id), count=count, threads=threads
+                ),
             )
             for member_id in tokens
         ]
@@ -164,8 +203,36 @@ class Aggregator:
         return OuterStateFile(path, vector.layout, optimizer.state_vectors)
 
 
-def _reader(store: FragmentStore, round_number: int, member_id: str) -> Callable[[int], bytes]:
-    return lambda index: store.read(round_number, member_id, index)
+class _Rooted:
+    """Fragments of float32 vectors as they are read, compared with a signed root at the end."""
+
+    def __init__(
+        self, read: Callable[[int], tuple[Float32Array, ...]], root: str, path: Path
+    ) -> None:
+        """Read by `read`, each index once, what has the Merkle root `root`; it lies at `path`."""
+        self._read = read
+        self._root = root
+        self._path = path
+        self._digests: dict[int, list[bytes]] = {}
+
+    def __call__(self, index: int) -> tuple[Float32Array, ...]:
+        """Return the vectors of fragment `index`, and keep their digests."""
+        vectors = self._read(index)
+        self._digests[index] = [fragment_digest(vector.data) for vector in vectors]
+        return vectors
+
+    def require_root(self) -> None:
+        """Make sure that what was read is what the federation signed.
+
+        Raises:
+            UnavailableError: It is damaged on this disk; nothing may be built upon it.
+        """
+        digests = [digest for index in sorted(self._digests) for digest in self._digests[index]]
+        if fragments_root(digests).hex() != self._root:
+            raise UnavailableError(
+                f"{self._path}: damaged on this disk: it is not what the newest manifest signs; "
+                "restore it from a copy or a backup"
+            )
 
 
 def _participation(

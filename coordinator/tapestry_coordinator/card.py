@@ -1,6 +1,7 @@
 """The model card of a checkpoint: README.md, results.json and a plot, under one signature."""
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -77,9 +78,12 @@ def write_card(
         ),
     )
     _place(folder, {CARD_FILE: to_json(card.signed(key)), **contents})
-    for entry in card.replaced:
-        if entry.name not in contents:
-            (folder / entry.name).unlink(missing_ok=True)
+    if card.replaced:
+        for entry in card.replaced:
+            if entry.name not in contents:
+                (folder / entry.name).unlink(missing_ok=True)
+        settled = card.model_copy(update={"replaced": ()})
+        _place(folder, {CARD_FILE: to_json(settled.signed(key))})
 
 
 def _entry(name: str, content: bytes) -> FileEntry:
@@ -150,7 +154,7 @@ def plot_history(evaluations: Sequence[StoredEvaluation]) -> bytes:
     with mpl.rc_context({"font.size": 10}):
         for member_id in sorted({e.member_id for e in evaluations}):
             rows = [e for e in evaluations if e.member_id == member_id]
-            label = f"{rows[-1].language} ({member_id})" if rows[-1].language else member_id
+            label = f"{member_id}: {rows[-1].language}" if rows[-1].language else member_id
             axes.plot(
                 [e.round for e in rows], [e.bits_per_byte for e in rows], marker=".", label=label
             )
@@ -159,7 +163,8 @@ def plot_history(evaluations: Sequence[StoredEvaluation]) -> bytes:
         axes.set_title("Consensus, measured by each member on its own held-out text")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        for text in axes.legend(frameon=False).get_texts():
+            text.set_parse_math(parse_math=False)  # a member's words are no formula
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
@@ -224,6 +229,11 @@ def _readme(
     return "\n".join(lines)
 
 
+def _cell(text: str) -> str:
+    """Return a member's words as the text of a table's cell."""
+    return html.escape(text, quote=False).replace("|", "\\|")
+
+
 def _yaml(table: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for key, value in table.items():
@@ -243,7 +253,8 @@ def _measured(own: Sequence[StoredEvaluation], *, has_plot: bool) -> list[str]:
             "| member | language | bits per byte | bytes of text |",
             "|---|---|---:|---:|",
             *(
-                f"| {e.member_id} | {e.language} | {e.bits_per_byte:.4f} | {e.held_out_bytes:,} |"
+                f"| {e.member_id} | {_cell(e.language)} | {e.bits_per_byte:.4f} "
+                f"| {e.held_out_bytes:,} |"
                 for e in own
             ),
             "",
@@ -275,7 +286,7 @@ def _participants(manifest: Manifest) -> list[str]:
             f"| {p.member_id} | {p.weight:.4f} | {p.tokens:,} | {p.clip_factor:.4f} |"
             for p in made.participation
         ),
-        *(f"| {a.member_id} | absent: {a.reason} | | |" for a in made.absent),
+        *(f"| {a.member_id} | absent: {_cell(a.reason)} | | |" for a in made.absent),
         "",
         *(f"`{p.member_id}` has no weight: {p.reason}.\n" for p in made.participation if p.reason),
     ]

@@ -78,6 +78,8 @@ class Desk:
         self._changed = threading.Condition()
         self._version = 0
         self._here: Counter[str] = Counter()
+        self._connections: Counter[str] = Counter()
+        """How many times each member has connected."""
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
@@ -101,13 +103,21 @@ class Desk:
     # What members see
 
     @contextmanager
-    def present(self, member_id: str) -> Iterator[None]:
-        """Count a member as connected while the block runs."""
+    def present(self, member_id: str) -> Iterator[Callable[[], bool]]:
+        """Count a member as connected while the block runs.
+
+        Yields:
+            Whether this is still the member's newest connection: an older one, which a broken line
+            may have left, gives way, so that nobody occupies more than one place for long.
+        """
         with self._changed:
             self._here[member_id] += 1
+            self._connections[member_id] += 1
+            mine = self._connections[member_id]
+            self._changed.notify_all()
         self.pass_time()
         try:
-            yield
+            yield lambda: self._connections[member_id] == mine
         finally:
             with self._changed:
                 self._here[member_id] -= 1
@@ -117,7 +127,11 @@ class Desk:
     ) -> Announcement | None:
         """Wait for a state newer than version `after`; None if none came in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._version > after, timeout_seconds)
+            mine = self._connections[member_id]
+            self._changed.wait_for(
+                lambda: self._version > after or self._connections[member_id] != mine,
+                timeout_seconds,
+            )
             if self._version <= after:
                 return None
             state = self.state
@@ -197,6 +211,8 @@ class Desk:
 
     def receipt(self, member_id: str, *, round_number: int) -> Envelope | None:
         """Return the receipt of a contribution that was committed before."""
+        if round_number > self.state.number:
+            return None
         stored = self.registry.contribution(round_number, member_id)
         return None if stored is None else stored.receipt
 
@@ -298,15 +314,17 @@ class Desk:
         )
 
     def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
-        """Add up the objective's statistics over the contributions of a round."""
-        sums: dict[str, list[float]] = {}
-        for stored in self.registry.contributions(number):
-            contribution = Contribution.parsed(stored.envelope.payload, what="contribution")
-            for name, values in contribution.statistics.items():
-                total = sums.setdefault(name, [0.0] * len(values))
-                if len(total) == len(values):
-                    sums[name] = [a + b for a, b in zip(total, values, strict=True)]
-        return {name: tuple(values) for name, values in sorted(sums.items())}
+        """Add up the statistics that every contribution of a round has, and of one length."""
+        parts = [
+            Contribution.parsed(stored.envelope.payload, what="contribution").statistics
+            for stored in self.registry.contributions(number)
+        ]
+        sums: dict[str, tuple[float, ...]] = {}
+        for name in sorted(parts[0]) if parts else ():
+            columns = [part.get(name, ()) for part in parts]
+            if len(set(map(len, columns))) == 1:
+                sums[name] = tuple(map(sum, zip(*columns, strict=True)))
+        return sums
 
     def _require_round(self, number: int, member_id: str) -> None:
         if number != self.state.number:
@@ -363,7 +381,7 @@ class Desk:
         now = self.clock()
         self.registry.add_evaluation(evaluation, now=now)
         with self._changed:
-            self._measured.setdefault(evaluation.round, now)
+            self._measured[evaluation.round] = now
         _log.info(
             "checkpoint %d: %.4f bits per byte on %s of %s",
             evaluation.round,
@@ -372,14 +390,16 @@ class Desk:
             evaluation.member_id,
         )
 
-    def take_measured(self, *, older_than_seconds: float) -> list[int]:
-        """Return the rounds whose card is due for renewal, once."""
+    def measured(self, *, older_than_seconds: float) -> Iterator[int]:
+        """Yield the rounds whose card is due for renewal; each is due until its turn has ended."""
         limit = self.clock() - older_than_seconds
         with self._changed:
-            due = sorted(number for number, since in self._measured.items() if since <= limit)
-            for number in due:
-                del self._measured[number]
-        return due
+            due = sorted((n, since) for n, since in self._measured.items() if since <= limit)
+        for number, since in due:
+            yield number
+            with self._changed:
+                if self._measured.get(number) == since:
+                    del self._measured[number]
 
     def here(self) -> list[str]:
         """Return the members that are connected now."""

@@ -86,6 +86,8 @@ def found(
             left behind.
     """
     check_federation(founding.federation)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; a federation needs a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: not empty; a federation needs a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

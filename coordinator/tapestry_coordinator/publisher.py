@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.checkpoints.folder import (
     MANIFEST_FILE,
     building,
+    file_entry,
     read_envelope,
     write_statements,
 )
@@ -28,6 +29,7 @@ from tapestry.checkpoints.manifest import (
 )
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
+from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
@@ -126,6 +128,11 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     entries = [entry for entry in base.files if entry.name != MODEL_FILE]
     for entry in entries:
         shutil.copyfile(source / entry.name, folder / entry.name)
+        if file_entry(folder, entry.name) != entry:
+            raise UnavailableError(
+                f"{source / entry.name}: damaged on this disk: it is not what the manifest signs; "
+                "restore it from a copy or a backup"
+            )
     return entries
 
 

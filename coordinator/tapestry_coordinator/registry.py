@@ -3,17 +3,19 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, update
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError, InterfaceError, OperationalError
 
-from tapestry.errors import ConfigError, RejectedError
+from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry_coordinator import rounds
 from tapestry_coordinator.tables import (
@@ -37,6 +39,9 @@ class Member:
     member_id: str
     signing_key: str
     certificate_serial: str
+    """Hex, of the newest certificate."""
+    previous_serial: str
+    """Of the one that it renewed; empty after enrolment."""
     status: str
     joined_at: float
     last_seen_at: float
@@ -77,10 +82,31 @@ class Registry:
         self._engine = create_engine(url)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _tune_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
         try:
             _migrate(self._engine)
         except DatabaseError as error:
             raise ConfigError(f"{url}: the database cannot be opened: {error.orig}") from error
+        except CommandError as error:
+            raise ConfigError(
+                f"{url}: the database was made by a newer version of Tapestry ({error}): update "
+                "this one, or restore a backup"
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Begin a transaction that ends with the block.
+
+        Raises:
+            UnavailableError: The database does not take it now: its disk is full, or it is gone.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise UnavailableError(
+                f"the coordinator's database cannot be used now: {error.orig}"
+            ) from error
 
     def close(self) -> None:
         """Give all connections back."""
@@ -96,7 +122,7 @@ class Registry:
         Raises:
             ConfigError: The member is enrolled already.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             status = connection.execute(
                 select(members.c.status).where(members.c.member_id == member_id)
             ).scalar()
@@ -125,11 +151,12 @@ class Registry:
         Raises:
             RejectedError: No such invitation, for another member, expired, or used.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             self._use_invitation(connection, token_digest, member_id, now)
             row = {
                 "signing_key": signing_key.hex(),
                 "certificate_serial": f"{certificate_serial:x}",
+                "previous_serial": "",
                 "status": ACTIVE,
                 "joined_at": now,
                 "last_seen_at": now,
@@ -146,7 +173,7 @@ class Registry:
         Raises:
             RejectedError: As `enrol`.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _require_invitation(connection, token_digest, member_id, now)
 
     def _use_invitation(
@@ -164,7 +191,7 @@ class Registry:
 
     def member(self, member_id: str) -> Member | None:
         """Return a member, or None."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             row = connection.execute(
                 select(members).where(members.c.member_id == member_id)
             ).one_or_none()
@@ -172,13 +199,17 @@ class Registry:
 
     def members(self) -> list[Member]:
         """Return all members, by id."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(select(members).order_by(members.c.member_id)).all()
         return [Member(**row._mapping) for row in rows]  # noqa: SLF001
 
     def renew(self, member_id: str, *, certificate_serial: int) -> None:
-        """Record a member's new certificate; the old one stays valid until it expires."""
-        self._update_member(member_id, certificate_serial=f"{certificate_serial:x}")
+        """Record a member's new certificate; the one before it stays good until it expires."""
+        self._update_member(
+            member_id,
+            certificate_serial=f"{certificate_serial:x}",
+            previous_serial=members.c.certificate_serial,
+        )
 
     def seen(self, member_id: str, *, now: float) -> None:
         """Record that a member was heard of."""
@@ -194,7 +225,7 @@ class Registry:
             raise ConfigError(f"{member_id} is not a member")
 
     def _update_member(self, member_id: str, **values: Any) -> int:  # noqa: ANN401
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             result = connection.execute(
                 update(members).where(members.c.member_id == member_id).values(**values)
             )
@@ -204,12 +235,12 @@ class Registry:
 
     def newest_round(self) -> int | None:
         """Return the number of the newest published checkpoint, None before genesis."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(select(func.max(manifests.c.round))).scalar()
 
     def round_events(self, number: int) -> list[tuple[float, rounds.Event]]:
         """Return the stored events of a round with their times, oldest first."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(
                 select(events).where(events.c.round == number).order_by(events.c.id)
             ).all()
@@ -236,7 +267,7 @@ class Registry:
             manifest: Digest and envelope of what was published.
         """
         kind, body = rounds.event_to_json(event_)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(insert(events).values(round=number, at=now, kind=kind, body=body))
             if plan is not None:
                 attempt, digest, envelope = plan
@@ -260,14 +291,14 @@ class Registry:
             ConfigError: There is one already.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 _insert_manifest(connection, 0, digest, envelope)
         except IntegrityError as error:
             raise ConfigError("this federation has a genesis already") from error
 
     def plan(self, number: int, attempt: int) -> Envelope | None:
         """Return the envelope of a plan, or None."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             text = connection.execute(
                 select(plans.c.envelope)
                 .where(plans.c.round == number)
@@ -282,7 +313,7 @@ class Registry:
 
     def contributions(self, number: int) -> list[StoredContribution]:
         """Return a round's contributions, by member id."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(
                 select(contributions)
                 .where(contributions.c.round == number)
@@ -305,13 +336,13 @@ class Registry:
         query = select(manifests.c.envelope).order_by(manifests.c.round)
         if last is not None:
             query = query.where(manifests.c.round <= last)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             texts: Sequence[str] = connection.execute(query).scalars().all()
         return [from_json(text.encode(), what="manifest") for text in texts]
 
     def manifest(self, number: int) -> Envelope | None:
         """Return the manifest of a round, or None."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             text = connection.execute(
                 select(manifests.c.envelope).where(manifests.c.round == number)
             ).scalar()
@@ -319,7 +350,7 @@ class Registry:
 
     def round_of(self, manifest_digest: str) -> int | None:
         """Return the round whose manifest has that digest, or None."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(
                 select(manifests.c.round).where(manifests.c.digest == manifest_digest)
             ).scalar()
@@ -337,7 +368,7 @@ class Registry:
             "held_out_bytes": evaluation.held_out_bytes,
             "at": now,
         }
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             if connection.execute(update(evaluations).where(key).values(**values)).rowcount == 0:
                 connection.execute(
                     insert(evaluations).values(
@@ -347,7 +378,7 @@ class Registry:
 
     def evaluations(self) -> list[StoredEvaluation]:
         """Return all evaluations by round and member."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(
                 select(evaluations).order_by(evaluations.c.round, evaluations.c.member_id)
             ).all()
@@ -379,10 +410,16 @@ def _migrate(engine: Engine) -> None:
 
 def _tune_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DB-API driver
     """Write-ahead log, durable commits, and patience with other writers."""
+    connection.isolation_level = None  # transactions are begun by us
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin for writing: the driver begins late, and never before a change of the schema."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _require_invitation(

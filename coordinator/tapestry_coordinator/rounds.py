@@ -8,8 +8,8 @@ folds the stored events of the current round and stands where it stood.
 WAITING ──enough members are here──▶ OPEN ──all answered, or quorum and grace, or deadline──▶
 AGGREGATING ──published──▶ WAITING for the next round, or FINISHED
 ```
-A round whose deadline passes without a quorum is planned again: the base stays as it is, and
-contributions that arrived stay in.
+A round whose deadline passes without a quorum is planned again as soon as a quorum is connected:
+the base stays as it is, and contributions that arrived stay in.
 """
 
 import json
@@ -189,7 +189,7 @@ def _pass_time(state: RoundState, event: Tick, now: float) -> tuple[RoundState, 
 
 def _gather(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
     """Open a waiting round once a quorum is here, and the others are or had time to come."""
-    if len(event.ready) < event.rules.quorum:
+    if len({*event.ready, *state.arrived}) < event.rules.quorum:
         return replace(state, quorum_ready_at=None), []
     since = now if state.quorum_ready_at is None else state.quorum_ready_at
     if len(event.ready) >= event.enrolled or now - since >= event.rules.gather_seconds:
@@ -232,10 +232,13 @@ def _close_if_due(
 def _replan_if_overdue(
     state: RoundState, effects: list[Effect], event: Tick, now: float
 ) -> tuple[RoundState, list[Effect]]:
-    """Plan a round again whose deadline passed without a quorum."""
+    """Plan a round again whose deadline passed without a quorum, once a quorum is here."""
     if state.phase is not Phase.OPEN or now < state.deadline:
         return state, effects
-    return _open(state, event, now)
+    if len({*event.ready, *state.arrived}) >= event.rules.quorum:
+        return _open(state, event, now)
+    waiting = replace(state, phase=Phase.WAITING, quorum_ready_at=None)
+    return waiting, [Effect.ANNOUNCE_STATE]
 
 
 _KINDS: dict[str, type[Tick | Arrived | Declined | Published]] = {

@@ -83,15 +83,24 @@ class CoordinatorServer:
         _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
         try:
             while not self._stopping.wait(_TICK_SECONDS):
-                self.desk.pass_time()
+                self._pass_time()
         finally:
             self._stopping.set()
             self.desk.wake()
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
+            self._store.close()
             self._registry.close()
             _log.info("stopped")
+
+    def _pass_time(self) -> None:
+        """Let time go by; whatever fails is tried again at the next tick."""
+        try:
+            self.desk.pass_time()
+        except (TapestryError, OSError) as error:
+            _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
+            self._stopping.wait(_RETRY_SECONDS)
 
     def stop(self) -> None:
         """Ask `serve` to return."""
@@ -145,6 +154,9 @@ class CoordinatorServer:
             except (TapestryError, OSError) as error:
                 _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
                 self._stopping.wait(_RETRY_SECONDS)
+            except Exception:  # noqa: BLE001 - logged whole; the federation goes on
+                _log.exception("a bug; tried again in %.0f s", _RETRY_SECONDS)
+                self._stopping.wait(_RETRY_SECONDS)
 
     def _aggregate(self) -> None:
         state = self.desk.state
@@ -178,7 +190,7 @@ class CoordinatorServer:
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""
-        for number in self.desk.take_measured(older_than_seconds=_CARD_SECONDS):
+        for number in self.desk.measured(older_than_seconds=_CARD_SECONDS):
             folder = self.home.checkpoint(number)
             if (folder / CARD_FILE).is_file():
                 write_card(

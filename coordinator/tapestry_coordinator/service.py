@@ -63,6 +63,18 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
             f"{certificate.member_id} is not a member of this federation any more: ask the "
             "coordinator's operator"
         )
+    now = datetime.fromtimestamp(desk.clock(), UTC)
+    if not certificate.not_before <= now < certificate.not_after:
+        raise UntrustedError(
+            f"{member.member_id}: the certificate is valid until "
+            f"{certificate.not_after:%Y-%m-%d %H:%M} UTC, and here it is {now:%Y-%m-%d %H:%M}: "
+            "compare the clocks, or ask for a new invitation"
+        )
+    if f"{certificate.serial:x}" not in (member.certificate_serial, member.previous_serial):
+        raise UntrustedError(
+            f"{member.member_id}: the certificate was replaced by a newer one: use that, or ask "
+            "for a new invitation"
+        )
     return member
 
 
@@ -144,8 +156,8 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
             version = -1
-            with self._desk.present(member_id):
-                while context.is_active() and not self._stopping.is_set():
+            with self._desk.present(member_id) as is_newest:
+                while context.is_active() and not self._stopping.is_set() and is_newest():
                     told = self._desk.announcement(
                         member_id, after=version, timeout_seconds=_WATCH_SECONDS
                     )
@@ -234,7 +246,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             identify(context, self._desk)
             newest = self._desk.registry.newest_round() or 0
             number = request.round if request.HasField("round") else newest
-            manifest = self._desk.registry.manifest(number)
+            manifest = self._desk.registry.manifest(number) if number <= newest else None
             if manifest is None:
                 raise RejectedError(f"there is no checkpoint {number}: the newest is {newest}")
             folder = self._desk.home.checkpoint(number)
@@ -269,17 +281,18 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         """Say which fragments are missing, or return the receipt."""
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
-            receipt = self._desk.receipt(member_id, round_number=request.round)
-            if receipt is not None:
-                return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
             base = digest_value(request.base_digest, what="base_digest")
-            self._desk.require_upload(
-                member_id, round_number=request.round, base=base, codec=request.codec
-            )
-            digests = split_digests(request.fragment_digests, expected=self._layout.fragments)
-            missing = self._store.open(
-                request.round, member_id, codec=request.codec, digests=digests
-            )
+            with self._store.turn(request.round, member_id):
+                receipt = self._desk.receipt(member_id, round_number=request.round)
+                if receipt is not None:
+                    return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
+                self._desk.require_upload(
+                    member_id, round_number=request.round, base=base, codec=request.codec
+                )
+                digests = split_digests(request.fragment_digests, expected=self._layout.fragments)
+                missing = self._store.open(
+                    request.round, member_id, codec=request.codec, digests=digests
+                )
         return transfer_pb2.OpenUploadResponse(missing=pack_missing(missing))
 
     def put_fragment(
@@ -309,13 +322,14 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     f"{member.member_id}'s"
                 )
             number = contribution.round
-            receipt = self._desk.receipt(member.member_id, round_number=number)
-            if receipt is None:
-                found = self._store.finished(number, member.member_id)
-                root, norm = found or self._store.finish(number, member.member_id)
-                if root.hex() != contribution.root:
-                    raise RejectedError("the signed root is not that of the fragments received")
-                receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
+            with self._store.turn(number, member.member_id):
+                receipt = self._desk.receipt(member.member_id, round_number=number)
+                if receipt is None:
+                    found = self._store.finished(number, member.member_id)
+                    root, norm = found or self._store.finish(number, member.member_id)
+                    if root.hex() != contribution.root:
+                        raise RejectedError("the signed root is not that of the fragments received")
+                    receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))
 
 

@@ -16,6 +16,7 @@ members = Table(
     Column("member_id", String(64), primary_key=True),
     Column("signing_key", String(64), nullable=False),
     Column("certificate_serial", String(48), nullable=False),
+    Column("previous_serial", String(48), nullable=False),
     Column("status", String(16), nullable=False),
     Column("joined_at", Float(53), nullable=False),
     Column("last_seen_at", Float(53), nullable=False),

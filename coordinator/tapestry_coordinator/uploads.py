@@ -2,17 +2,22 @@
 
 ```
 contributions/round-000012/fr-bnf.upload        being received; holes where fragments are missing
-contributions/round-000012/fr-bnf.json          its announced digests and codec
 contributions/round-000012/fr-bnf.contribution  whole and durable
+contributions/round-000012/fr-bnf.json          its codec and digests
 ```
 Which fragments are there is not written down anywhere: after a restart each is hashed again and
 compared with the announced digest, so nothing half-written can pass for whole.
+
+One member's calls for one round take turns: a new announcement cannot change what another call is
+storing or handing in.
 """
 
 import errno
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +29,9 @@ from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync, sync_folder, write_atomic
+
+_Key = tuple[int, str]
+"""Round and member."""
 
 
 @dataclass(slots=True)
@@ -48,13 +56,22 @@ class Upload:
         self.file = self.path.open("r+b", buffering=0)
         self.sync = RollingSync(self.file)
 
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of `data`; a short write is a full disk."""
+        if self.file is None or self.sync is None:
+            raise RejectedError("no upload is open: announce the contribution's digests first")
+        if os.pwrite(self.file.fileno(), data, offset) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.sync.wrote(len(data))
+
     def end(self, *, durable: bool) -> None:
         """Close the file; `durable` waits until its bytes are on the disk."""
-        if self.file is not None and self.sync is not None:
-            self.sync.close()
-            if durable:
-                os.fsync(self.file.fileno())
-            self.file.close()
+        if self.file is None or self.sync is None:
+            return
+        self.sync.close()
+        if durable:
+            os.fsync(self.file.fileno())
+        self.file.close()
         self.file = self.sync = None
 
 
@@ -66,12 +83,27 @@ class FragmentStore:
         self._folder = folder
         self._layout = layout
         self._max_element = max_element
-        self._open: dict[tuple[int, str], Upload] = {}
-        self._announcements: dict[tuple[int, str], tuple[Codec, tuple[bytes, ...]]] = {}
-        """Codec and digests of whole contributions, as read from their files."""
-        self._verified: set[tuple[int, str]] = set()
-        """Contributions whose every byte this process has compared with its digest."""
         self._lock = threading.Lock()
+        self._turns: dict[_Key, threading.RLock] = {}
+        self._open: dict[_Key, Upload] = {}
+        self._announcements: dict[_Key, tuple[Codec, tuple[bytes, ...]]] = {}
+        """Codec and digests of whole contributions, as read from their files."""
+
+    @contextmanager
+    def turn(self, round_number: int, member_id: str) -> Iterator[None]:
+        """Keep other calls for this contribution waiting; may be nested."""
+        with self._lock:
+            turn = self._turns.setdefault((round_number, member_id), threading.RLock())
+        with turn:
+            yield
+
+    def close(self) -> None:
+        """Close the files of uploads that are under way; they can be resumed."""
+        with self._lock:
+            uploads = list(self._open.values())
+            self._open.clear()
+        for upload in uploads:
+            upload.end(durable=False)
 
     def open(
         self, round_number: int, member_id: str, *, codec: str, digests: tuple[bytes, ...]
@@ -84,18 +116,20 @@ class FragmentStore:
             RejectedError: The codec is unknown.
             UnavailableError: There is no space for it now.
         """
-        chosen = codec_named(codec)
-        path = self._path(round_number, member_id, "upload")
-        with self._lock:
-            upload = self._open.get((round_number, member_id))
-            if upload is None or upload.digests != digests or upload.codec.name != codec:
-                if upload is not None:
-                    upload.end(durable=False)
-                upload = Upload(path, chosen, digests)
-                if self._allocate(upload):
-                    self._take_up(upload)
-                upload.begin()
-                self._open[round_number, member_id] = upload
+        chosen, key = codec_named(codec), (round_number, member_id)
+        with self.turn(round_number, member_id), _or_unavailable():
+            upload = self._open.get(key)
+            if upload is not None and (upload.digests, upload.codec.name) == (digests, codec):
+                return upload.missing()
+            if self._is_whole(key, chosen, digests):
+                return [False] * len(digests)
+            if upload is not None:
+                upload.end(durable=False)
+            upload = Upload(self._path(key, "upload"), chosen, digests)
+            if self._allocate(upload):
+                self._take_up(upload)
+            upload.begin()
+            self._open[key] = upload
             return upload.missing()
 
     def put(
@@ -107,114 +141,124 @@ class FragmentStore:
             RejectedError: No upload is open, or size, digest, finiteness or scale is wrong.
             UnavailableError: The disk is full.
         """
-        with self._lock:
+        with self.turn(round_number, member_id), _or_unavailable():
+            start, stop = self._layout.bounds(index)
             upload = self._open.get((round_number, member_id))
-        if upload is None or upload.file is None:
-            raise RejectedError("no upload is open: announce the contribution's digests first")
-        start, stop = self._layout.bounds(index)
-        if index in upload.squared_norms:
-            return
-        if fragment_digest(data) != upload.digests[index]:
-            raise RejectedError(f"fragment {index}: its bytes do not have the announced digest")
-        squared = self._validated(upload, index, data, stop - start)
-        try:
-            os.pwrite(upload.file.fileno(), data, self._offset(upload.codec, index))
-        except OSError as error:
-            raise _no_space(error) from error
-        except ValueError as error:  # the file was closed: another upload took its place
-            raise RejectedError("the contribution was announced anew meanwhile") from error
-        with self._lock:
+            if upload is None:
+                self._require_held((round_number, member_id), index, data)
+                return
+            if index in upload.squared_norms:
+                return
+            if fragment_digest(data) != upload.digests[index]:
+                raise RejectedError(f"fragment {index}: its bytes do not have the announced digest")
+            squared = self._validated(upload, index, data, stop - start)
+            upload.write(data, self._offset(upload.codec, index))
             upload.squared_norms[index] = squared
-            if upload.sync is not None:
-                upload.sync.wrote(len(data))
 
     def finish(self, round_number: int, member_id: str) -> tuple[bytes, float]:
         """Make a complete upload durable; return its root and the norm of what it decodes to.
 
         Raises:
             RejectedError: Fragments are missing.
+            UnavailableError: The disk is full; the upload stays as it is.
         """
-        with self._lock:
-            upload = self._open.get((round_number, member_id))
-        if upload is None or any(upload.missing()):
-            missing = "all" if upload is None else f"{sum(upload.missing()):,}"
-            raise RejectedError(f"{missing} fragments are missing: send them before committing")
-        upload.end(durable=True)
-        upload.path.rename(self._path(round_number, member_id, "contribution"))
-        sync_folder(upload.path.parent)
-        with self._lock:
-            self._open.pop((round_number, member_id), None)
-            self._verified.add((round_number, member_id))
-        squared = [upload.squared_norms[index] for index in range(len(upload.digests))]
-        return fragments_root(upload.digests), norm(squared)
+        key = (round_number, member_id)
+        with self.turn(round_number, member_id), _or_unavailable():
+            upload = self._open.get(key)
+            if upload is None or any(upload.missing()):
+                missing = "all" if upload is None else f"{sum(upload.missing()):,}"
+                raise RejectedError(f"{missing} fragments are missing: send them before committing")
+            upload.end(durable=True)
+            table = {"codec": upload.codec.name, "digests": [d.hex() for d in upload.digests]}
+            write_atomic(self._path(key, "json"), json.dumps(table))
+            upload.path.rename(self._path(key, "contribution"))
+            sync_folder(upload.path.parent)
+            self._announcements.pop(key, None)
+            del self._open[key]
+        return _root_and_norm(upload)
 
     def finished(self, round_number: int, member_id: str) -> tuple[bytes, float] | None:
-        """Return root and norm of a whole contribution that lost its record in a crash."""
-        path = self._path(round_number, member_id, "contribution")
-        if not path.is_file():
+        """Return root and norm of a whole contribution that lost its record in a crash.
+
+        None if there is none, or if another one of the member is being received.
+        """
+        key = (round_number, member_id)
+        path = self._path(key, "contribution")
+        if key in self._open or not path.is_file():
             return None
-        codec, digests = self._announced(round_number, member_id)
-        upload = Upload(path, codec, digests)
-        self._take_up(upload)
-        if any(upload.missing()):
-            return None
-        with self._lock:
-            self._verified.add((round_number, member_id))
-        squared = [upload.squared_norms[index] for index in range(len(digests))]
-        return fragments_root(digests), norm(squared)
+        with self.turn(round_number, member_id), _or_unavailable():
+            upload = Upload(path, *self._announced(key))
+            self._take_up(upload)
+        return None if any(upload.missing()) else _root_and_norm(upload)
 
     def read(self, round_number: int, member_id: str, index: int) -> bytes:
         """Return a fragment of a whole contribution, as it was received.
 
-        Its hash is compared again unless this process received it: it then stood in the way of
-        nothing but the disk, and an auditor who recomputes the round would find a difference.
-
         Raises:
             UnavailableError: The file is gone or damaged.
         """
-        codec, digests = self._announced(round_number, member_id)
-        path = self._path(round_number, member_id, "contribution")
-        data = self._read_at(path, codec, index)
-        is_known = (round_number, member_id) in self._verified
-        if not is_known and fragment_digest(data) != digests[index]:
+        key = (round_number, member_id)
+        path = self._path(key, "contribution")
+        try:
+            codec, digests = self._announced(key)
+            data = self._read_at(path, codec, index)
+        except OSError as error:
+            raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
+        if fragment_digest(data) != digests[index]:
             raise UnavailableError(f"{path}: fragment {index} is damaged on this disk")
         return data
 
     def prune(self, *, before: int) -> None:
         """Remove the contributions to all rounds before round `before`."""
-        for key in [key for key in self._announcements if key[0] < before]:
-            del self._announcements[key]
+        with self._lock:
+            given_up = [self._open.pop(key) for key in sorted(self._open) if key[0] < before]
+            for known in (self._announcements, self._turns):
+                for key in [key for key in known if key[0] < before]:
+                    del known[key]
+        for upload in given_up:
+            upload.end(durable=False)
         for folder in sorted(self._folder.glob("round-*")):
             if folder.name < folder_name(before):
                 for path in folder.iterdir():
                     path.unlink()
                 folder.rmdir()
 
-    def _path(self, round_number: int, member_id: str, suffix: str) -> Path:
-        return self._folder / folder_name(round_number) / f"{member_id}.{suffix}"
+    def _path(self, key: _Key, suffix: str) -> Path:
+        return self._folder / folder_name(key[0]) / f"{key[1]}.{suffix}"
 
-    def _announced(self, round_number: int, member_id: str) -> tuple[Codec, tuple[bytes, ...]]:
-        key = (round_number, member_id)
+    def _announced(self, key: _Key) -> tuple[Codec, tuple[bytes, ...]]:
+        """Return codec and digests of a whole contribution."""
         if key not in self._announcements:
-            table = json.loads(self._path(round_number, member_id, "json").read_text())
+            table = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
             digests = tuple(map(bytes.fromhex, table["digests"]))
             self._announcements[key] = (codec_named(table["codec"]), digests)
         return self._announcements[key]
+
+    def _is_whole(self, key: _Key, codec: Codec, digests: tuple[bytes, ...]) -> bool:
+        """Whether just this contribution was received and lost its record in a crash."""
+        if not self._path(key, "contribution").is_file():
+            return False
+        known_codec, known_digests = self._announced(key)
+        is_same = (known_codec.name, known_digests) == (codec.name, digests)
+        return is_same and self.finished(*key) is not None
+
+    def _require_held(self, key: _Key, index: int, data: bytes | memoryview) -> None:
+        """Refuse a fragment for which no upload is open, unless it is there already."""
+        if self._path(key, "contribution").is_file():
+            _codec, digests = self._announced(key)
+            if fragment_digest(data) == digests[index]:
+                return
+        raise RejectedError("no upload is open: announce the contribution's digests first")
 
     def _allocate(self, upload: Upload) -> bool:
         """Reserve the whole file before the first byte is accepted; tell if it was there."""
         size = self._offset(upload.codec, self._layout.fragments - 1)
         start, stop = self._layout.bounds(self._layout.fragments - 1)
         size += upload.codec.encoded_bytes(stop - start)
-        table = {"codec": upload.codec.name, "digests": [d.hex() for d in upload.digests]}
-        try:
-            upload.path.parent.mkdir(parents=True, exist_ok=True)
-            was_there = upload.path.is_file()
-            with upload.path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-            write_atomic(upload.path.with_suffix(".json"), json.dumps(table))
-        except OSError as error:
-            raise _no_space(error) from error
+        upload.path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = upload.path.is_file()
+        with upload.path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
         return was_there
 
     def _take_up(self, upload: Upload) -> None:
@@ -235,9 +279,8 @@ class FragmentStore:
 
     def _offset(self, codec: Codec, index: int) -> int:
         """Return where a fragment begins: all before it have the full length."""
-        start, _stop = self._layout.bounds(0)
-        full = codec.encoded_bytes(self._layout.bounds(0)[1] - start)
-        return index * full
+        start, stop = self._layout.bounds(0)
+        return index * codec.encoded_bytes(stop - start)
 
     def _validated(
         self, upload: Upload, index: int, data: bytes | memoryview, elements: int
@@ -257,7 +300,19 @@ class FragmentStore:
         return squared_norm(values)
 
 
-def _no_space(error: OSError) -> UnavailableError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    cause = "its disk is full" if full else (error.strerror or str(error))
-    return UnavailableError(f"the coordinator cannot store this contribution now: {cause}")
+def _root_and_norm(upload: Upload) -> tuple[bytes, float]:
+    squared = [upload.squared_norms[index] for index in range(len(upload.digests))]
+    return fragments_root(upload.digests), norm(squared)
+
+
+@contextmanager
+def _or_unavailable() -> Iterator[None]:
+    """Turn a disk that does not take it into an answer to try again later."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cause = "its disk is full" if full else (error.strerror or str(error))
+        raise UnavailableError(
+            f"the coordinator cannot store this contribution now: {cause}"
+        ) from error

@@ -65,6 +65,7 @@ class Listener:
         self._version = 0
         self._failure: TapestryError | None = None
         self._stopped = threading.Event()
+        self._is_renewing = threading.Event()
         self._client: NodeClient | None = None
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self._thread.start()
@@ -92,6 +93,14 @@ class Listener:
     def stop(self) -> None:
         """Hang up."""
         self._stopped.set()
+        self._hang_up()
+
+    def reconnect(self) -> None:
+        """Hang up and connect again, with a renewed certificate."""
+        self._is_renewing.set()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         client = self._client
         if client is not None:
             client.close()
@@ -114,6 +123,9 @@ class Listener:
                     _log.warning("%s; trying again until it does", error)
                     last_notice = time.monotonic()
             except TapestryError as error:
+                if self._is_renewing.is_set():
+                    self._is_renewing.clear()
+                    continue
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
@@ -178,7 +190,7 @@ class Daemon:
                 if told is None:
                     continue
                 try:
-                    self._renew_if_due()
+                    self._renew_if_due(listener)
                     if self._act(told, listener):
                         return
                     backoff = _FIRST_BACKOFF_SECONDS
@@ -194,6 +206,19 @@ class Daemon:
             self._ledger.close()
 
     def _connect(self) -> NodeClient:
+        """Connect.
+
+        Raises:
+            UntrustedError: The node's certificate is not valid now: the coordinator would hang up
+                without a word.
+        """
+        begin, end = self._home.identity.validity()
+        if not begin <= datetime.now(UTC) < end:
+            raise UntrustedError(
+                f"this node's certificate is valid from {begin:%Y-%m-%d %H:%M} to "
+                f"{end:%Y-%m-%d %H:%M} UTC: set the clock, or ask the coordinator's operator for a "
+                "new invitation"
+            )
         return NodeClient(self._membership, self._home.identity, self._ledger)
 
     def _act(self, told: Told, listener: Listener) -> bool:
@@ -445,13 +470,14 @@ class Daemon:
         shutil.rmtree(spooled.folder)
         _log.info("round %d: contributed (%s bytes)", number, f"{sent:,}")
 
-    def _renew_if_due(self) -> None:
+    def _renew_if_due(self, listener: Listener) -> None:
         """Renew the member certificate at half of its life."""
         begin, end = self._home.identity.validity()
         if datetime.now(UTC) > begin + (end - begin) / 2:
             self._client.renew()
             self._client.close()
             self._client = self._connect()
+            listener.reconnect()
             _log.info("member certificate renewed")
 
     # What people see

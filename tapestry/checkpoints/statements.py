@@ -21,6 +21,17 @@ Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
+Figure = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]
+Statistics = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64)],
+        Annotated[tuple[Figure, ...], Field(max_length=1024)],
+    ],
+    Field(max_length=16),
+]
+"""Small additive statistics by name; so bounded that sums over any federation stay finite."""
+
+
 class Statement(BaseModel):
     """A frozen value that can be signed, sent, and read back."""
 
@@ -159,7 +170,7 @@ class Contribution(Statement):
     metrics: dict[Literal["loss_first", "loss_last", "seconds"], FiniteFloat] = Field(
         default_factory=dict
     )
-    statistics: dict[str, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
+    statistics: Statistics = Field(default_factory=dict)
 
 
 class Receipt(Statement):

@@ -19,6 +19,9 @@ from tapestry.checkpoints.manifest import Card, FileEntry, Lineage, Manifest, ve
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file, vector_root
 from tapestry.errors import UntrustedError
 
+FEWEST_DIGITS = 16
+"""Of a federation's identity: 64 bits, which nobody can aim at."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifiedCheckpoint:
@@ -44,6 +47,8 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
     Raises:
         UntrustedError: Something is missing, changed, added, or signed by somebody else.
     """
+    if federation is not None and len(federation) < FEWEST_DIGITS:
+        raise ValueError(f"{len(federation)} digits do not name a federation: {FEWEST_DIGITS} do")
     lineage = verify_lineage(read_lineage(folder))
     if federation is not None and not lineage.genesis_digest.startswith(federation.lower()):
         raise UntrustedError(
@@ -116,7 +121,7 @@ def _refuse_unlisted(folder: Path, manifest: Manifest, card: Card) -> None:
     listed = {entry.name for entry in entries} | OWN_FILES
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in listed:
+        if path.is_symlink() or (not path.is_dir() and name not in listed):
             raise UntrustedError(
                 f"{path}: not a file of this checkpoint; remove it before anything loads it"
             )

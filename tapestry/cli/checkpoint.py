@@ -38,10 +38,12 @@ def verify(
     Verifies the signature, the lineage from genesis, every file's SHA-256, the parameter vector's
     root and the model card; refuses files that nobody signed. Needs no network.
     """
-    from tapestry.checkpoints.verify import verify_checkpoint  # noqa: PLC0415
+    from tapestry.checkpoints.verify import FEWEST_DIGITS, verify_checkpoint  # noqa: PLC0415
 
-    if federation is not None and len(federation) < 16:
-        raise ConfigError(f"--federation {federation}: give at least 16 digits of the identity")
+    if federation is not None and len(federation) < FEWEST_DIGITS:
+        raise ConfigError(
+            f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
+        )
     try:
         verified = verify_checkpoint(_existing(folder), federation=federation)
     except UntrustedError as error:

@@ -32,9 +32,16 @@ _TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 @contextmanager
 def status_from_errors(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn an error of ours into the status of the call; a bug keeps its traceback."""
+    """Turn an error of ours, or of the disk, into the status of the call.
+
+    A bug keeps its traceback.
+    """
     try:
         yield
+    except OSError as error:
+        context.set_trailing_metadata(((_REASON_KEY, "unavailable"),))
+        cause = error.strerror or type(error).__name__
+        context.abort(grpc.StatusCode.UNAVAILABLE, f"the coordinator cannot do this now: {cause}")
     except TapestryError as error:
         for family, reason, code in _CODES:
             if isinstance(error, family):

@@ -86,6 +86,7 @@ def upgrade() -> None:
         sa.Column("member_id", sa.String(length=64), nullable=False),
         sa.Column("signing_key", sa.String(length=64), nullable=False),
         sa.Column("certificate_serial", sa.String(length=48), nullable=False),
+        sa.Column("previous_serial", sa.String(length=48), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("joined_at", sa.Float(precision=53), nullable=False),
         sa.Column("last_seen_at", sa.Float(precision=53), nullable=False),

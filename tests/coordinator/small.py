@@ -1,0 +1,265 @@
+"""A coordinator whose model is a handful of numbers, so that every figure can be redone by hand.
+
+Shapes: P elements of the vector.
+"""
+
+import atexit
+import gc
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import read_lineage
+from tapestry.checkpoints.manifest import verify_lineage
+from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.config import commented_toml
+from tapestry.identity.envelopes import Envelope
+from tapestry.objectives.causal_lm import CausalLM
+from tapestry.objectives.objective import Created
+from tapestry.params.codecs import Float32Array, codec_named
+from tapestry.params.fragments import fragment_digest
+from tapestry.params.layout import ParameterLayout
+from tapestry_coordinator.founding import Founding, found
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
+from tapestry_coordinator.settings import (
+    SETTINGS_FILE,
+    AggregationSettings,
+    CoordinatorSettings,
+    InnerTable,
+    NetworkSettings,
+    RoundsSettings,
+)
+from tapestry_coordinator.uploads import FragmentStore
+
+FOUNDED_AT = 1_750_000_000.0
+STEPS, SEQUENCES, SEQUENCE_TOKENS = 10, 1, 8
+MOST_TOKENS = STEPS * SEQUENCES * SEQUENCE_TOKENS
+
+
+class Numbers(torch.nn.Module):
+    """One parameter: a vector of `elements` ones."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.ones(elements))
+
+
+@dataclass(frozen=True)
+class FewNumbers(CausalLM):
+    """A language model in everything but the model."""
+
+    elements: int
+
+    def create(self, settings: Mapping[str, Any], *, seed: int) -> Created:  # noqa: ARG002
+        return Created(
+            module=Numbers(self.elements),
+            files={"config.json": b"{}\n"},
+            settings={"elements": self.elements},
+        )
+
+
+def signing_key(member_id: str) -> Ed25519PrivateKey:
+    """The key with which a member of the tests signs, always the same."""
+    return Ed25519PrivateKey.from_private_bytes(member_id.encode().ljust(32, b"."))
+
+
+class Small:
+    """A coordinator's folder, and rounds made of whatever contributions a test wants."""
+
+    def __init__(self, home: CoordinatorHome) -> None:
+        self.home = home
+        self.layout: ParameterLayout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
+        self.store = FragmentStore(home.contributions, self.layout, max_element=10.0)
+        self.key = home.load_signing_key()
+        self.publisher = Publisher(
+            home=home, key=self.key, store=self.store, settings=home.load_settings().aggregation
+        )
+
+    @property
+    def lineage(self) -> list[Envelope]:
+        """Manifests from genesis to the newest published one."""
+        return read_lineage(max(self.home.published.glob("round-*")))
+
+    def plan(self, cohort: tuple[str, ...], *, quorum: int = 1) -> RoundPlan:
+        """The plan of the next round."""
+        lineage = verify_lineage(self.lineage)
+        settings = self.home.load_settings()
+        return RoundPlan(
+            genesis=lineage.genesis_digest,
+            round=lineage.newest.round + 1,
+            attempt=1,
+            base=lineage.newest_digest,
+            layout=lineage.newest.layout,
+            cohort=cohort,
+            quorum=quorum,
+            grace_seconds=300.0,
+            deadline=FOUNDED_AT + 3600,
+            objective="causal-lm",
+            inner=settings.inner.settings(),
+            codec=settings.aggregation.codec,
+            max_element=10.0,
+            seed=1,
+        )
+
+    def contributed(
+        self, plan: RoundPlan, member_id: str, delta: Float32Array, *, tokens: int = 1
+    ) -> StoredContribution:
+        """Store a pseudo-gradient as the transfer service would."""
+        encoded = encode(delta, self.layout, plan.codec)
+        self.store.open(
+            plan.round, member_id, codec=plan.codec, digests=tuple(map(fragment_digest, encoded))
+        )
+        for index, data in enumerate(encoded):
+            self.store.put(plan.round, member_id, index=index, data=data)
+        root, norm = self.store.finish(plan.round, member_id)
+        envelope = declare(
+            plan, member_id, root=root, fragments=len(encoded), norm=norm, tokens=tokens
+        )
+        digest = payload_digest(envelope)
+        receipt = Receipt(
+            genesis=plan.genesis,
+            round=plan.round,
+            member_id=member_id,
+            contribution=digest,
+            root=root.hex(),
+            accepted_at=FOUNDED_AT + 30,
+        )
+        return StoredContribution(
+            round=plan.round,
+            member_id=member_id,
+            digest=digest,
+            envelope=envelope,
+            receipt=receipt.signed(self.key),
+            norm=norm,
+        )
+
+    def closed(
+        self,
+        deltas: Mapping[str, list[float]],
+        *,
+        tokens: Mapping[str, int] | None = None,
+        declined: Mapping[str, str] | None = None,
+        silent: tuple[str, ...] = (),
+        evaluations: tuple[StoredEvaluation, ...] = (),
+    ) -> ClosedRound:
+        """A round that closed with these pseudo-gradients."""
+        declined = declined or {}
+        plan = self.plan(tuple(sorted({*deltas, *declined, *silent})))
+        return ClosedRound(
+            plan=plan,
+            plan_digest=payload_digest(plan.signed(self.key)),
+            closed_at=FOUNDED_AT + 60 * plan.round,
+            contributions=[
+                self.contributed(
+                    plan,
+                    member_id,
+                    np.float32(deltas[member_id]),
+                    tokens=(tokens or {}).get(member_id, 1),
+                )
+                for member_id in sorted(deltas)
+            ],
+            declined=declined,
+            lineage=self.lineage,
+            evaluations=evaluations,
+        )
+
+    def vector(self, round_number: int) -> list[float]:
+        """The parameters of a published checkpoint."""
+        path = self.home.checkpoint(round_number) / MODEL_FILE
+        return [float(x) for x in open_vector_file(path).vector]
+
+
+def found_small(
+    folder: Path,
+    elements: int = 2,
+    *,
+    federation: str = "loom",
+    rounds: RoundsSettings | None = None,
+    **aggregation: Any,
+) -> Small:
+    """Found a federation over `elements` ones; `aggregation` goes into that table.
+
+    Folders with the same name and length are copies of one, with its keys.
+    """
+    shutil.copytree(_founded(elements, federation), folder)
+    home = CoordinatorHome(folder.resolve())
+    tables: dict[str, Any] = home.load_settings().model_dump()
+    tables["aggregation"] |= aggregation
+    if rounds is not None:
+        tables["rounds"] = rounds.model_dump()
+    text = commented_toml(CoordinatorSettings(**tables), head="Of a test.")
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    return Small(home)
+
+
+@cache
+def _founded(elements: int, federation: str) -> Path:
+    """Found a federation once for all tests of this process."""
+    parent = Path(tempfile.mkdtemp(prefix="tapestry-tests-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    founding = Founding(
+        federation=federation, objective=FewNumbers(elements), create={}, pool=[], seed=1
+    )
+    found(parent / "coordinator", founding, settings_for, now=FOUNDED_AT)
+    return parent / "coordinator"
+
+
+def settings_for(_inner: InnerTable) -> CoordinatorSettings:
+    """Settings whose every inner step sees eight tokens."""
+    return CoordinatorSettings(
+        network=NetworkSettings(address="localhost:7443", enrolment_address="localhost:7444"),
+        inner=InnerTable(
+            steps=STEPS,
+            sequences=SEQUENCES,
+            sequence_tokens=SEQUENCE_TOKENS,
+            learning_rate=1e-3,
+        ),
+        aggregation=AggregationSettings(codec="float32"),
+    )
+
+
+def forget_stores() -> Iterator[None]:
+    """A module's fixture: stores with open files are collected before the next module begins."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def encode(delta: Float32Array, layout: ParameterLayout, codec: str) -> list[bytes]:
+    """Return the encoded fragments of a pseudo-gradient."""
+    chosen = codec_named(codec)
+    return [chosen.encode(delta[slice(*layout.bounds(i))]) for i in range(layout.fragments)]
+
+
+def declare(
+    plan: RoundPlan, member_id: str, *, root: bytes, fragments: int, **changes: Any
+) -> Envelope:
+    """Sign a contribution to `plan`; `changes` replace fields."""
+    key = changes.pop("key", None) or signing_key(member_id)
+    values = {
+        "genesis": plan.genesis,
+        "round": plan.round,
+        "base": plan.base,
+        "member_id": member_id,
+        "codec": plan.codec,
+        "fragments": fragments,
+        "root": root.hex(),
+        "tokens": MOST_TOKENS,
+        "steps": STEPS,
+        "norm": 1.0,
+        **changes,
+    }
+    return Contribution(**values).signed(key)
