@@ -1,4 +1,4 @@
-"""What the consensus is compared with; `python -m tapestry_demo.comparison JOB.json ...` does jobs.
+"""What the consensus is compared with: jobs that train or measure one model each.
 
 Each job trains or loads a model and measures it on the held-out text of *every* institution.
 That needs all texts in one place, which is what a federation is there to avoid: only the
@@ -6,9 +6,7 @@ demonstration, which owns them all, can do it.
 """
 
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +19,10 @@ from tapestry.objectives.objective import Batches, Objective, objective_named
 from tapestry.objectives.training import InnerOptimizer, StepReport, choose_threads, train
 from tapestry.params.modules import to_model
 from tapestry.storage.atomic import write_atomic
+from tapestry_demo.jobs import Job
 
 OBJECTIVE = "causal-lm"
 _POOL_HELD_OUT = 0.01
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One model to make and measure."""
-
-    name: str
-    start: str
-    """Folder of the checkpoint or model that it starts from."""
-    train_on: tuple[str, ...]
-    """Member ids; empty: measure only. Several: each batch holds one part of each."""
-    steps: int
-    texts: dict[str, str]
-    """Text by member id."""
-    caches: dict[str, str]
-    """Folder of the packed corpus by member id: the node's own, so the split is the same."""
-    pool: str | None
-    """The open pool; used by the central model, as by the nodes."""
-    shared_fraction: float
-    inner: dict[str, Any]
-    held_out_bytes: int
-    result: str
-    """File for the outcome."""
-    progress: str
-
-    @property
-    def batches(self) -> int:
-        """Batches of one institution's size that it trains on: what it costs."""
-        return self.steps * len(self.train_on)
 
 
 class Central:
@@ -65,11 +35,6 @@ class Central:
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return batch `step` of every part, one below the other."""
         return np.concatenate([part.batch(step) for part in self._parts])
-
-
-def write_job(path: Path, job: Job) -> None:
-    """Write a job for a process of its own."""
-    write_atomic(path, json.dumps(asdict(job), indent=1))
 
 
 def run_job(job: Job) -> dict[str, float]:
@@ -130,12 +95,8 @@ def _batches(objective: Objective, job: Job, corpus: Any, inner: InnerSettings) 
 
 
 def main(paths: Sequence[str]) -> None:
-    """Do the jobs in the files at `paths`, one after the other: torch is imported once."""
+    """Do the jobs in the files at `paths`, one after the other."""
     for path in paths:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         job = Job(**{**table, "train_on": tuple(table["train_on"])})
         write_atomic(Path(job.result), json.dumps(run_job(job)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -14,10 +14,16 @@ from types import TracebackType
 from typing import IO, Self
 
 from tapestry.errors import TapestryError
+from tapestry.identity.invitations import decode, encode
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.inviting import make_invitation
+from tapestry_demo.workers import Forked, Workers
+from tapestry_node.home import NodeHome
+from tapestry_node.joining import join
 
 _STOP_SECONDS = 10.0
+_now = time.time  # noqa: TID251 - the edge that owns the clock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +71,18 @@ def call(*arguments: str) -> str:
     """
     done = subprocess.run(tapestry_command(*arguments), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise TapestryError(f"`tapestry {' '.join(arguments[:2])}` failed: {lines[-1]}")
+        raise TapestryError(_failure(arguments, done.stderr, done.returncode))
     return done.stdout
 
 
-def found_federation(folder: Path, pool: Path | None, scale: Scale, *, members: int) -> None:
+def _failure(arguments: Sequence[str], output: str, code: int | None) -> str:
+    lines = output.strip().splitlines() or [f"exit code {code}"]
+    return f"`tapestry {' '.join(arguments[:2])}` failed: {lines[-1]}"
+
+
+def found_federation(
+    workers: Workers, folder: Path, pool: Path | None, scale: Scale, *, members: int
+) -> None:
     """Make the coordinator's folder with settings that suit a demonstration."""
     port = free_port_pair()
     arguments = ["coordinator", "init", str(folder), "--name", "demo", "--size", "tiny"]
@@ -78,7 +90,7 @@ def found_federation(folder: Path, pool: Path | None, scale: Scale, *, members: 
     arguments += ["--inner-steps", str(scale.inner_steps), "--quorum", str(max(2, members - 1))]
     if pool is not None:
         arguments += ["--pool", str(pool)]
-    call(*arguments)
+    workers.call(*arguments)
     settings = settings_module.load(folder)
     network = settings.network.model_copy(
         update={"listen": f"127.0.0.1:{port}", "enrolment_listen": f"127.0.0.1:{port + 1}"}
@@ -94,21 +106,16 @@ def found_federation(folder: Path, pool: Path | None, scale: Scale, *, members: 
 
 
 def join_all(folder: Path, institutions: Sequence[Institution], scale: Scale) -> None:
-    """Invite and enrol every institution; the coordinator must be listening."""
+    """Invite and enrol every institution, as the two commands do; the coordinator must listen."""
+    coordinator = coordinator_home(folder)
     for institution in institutions:
-        invitation = folder / f"{institution.member_id}.invitation"
-        home = institution.home(folder)
-        arguments = ["coordinator", "invite", institution.member_id]
-        call(*arguments, "--dir", str(folder / "coordinator"), "--out", str(invitation))
-        arguments = ["node", "join", str(invitation), "--dir", str(home)]
-        call(*arguments, "--language", institution.language)
-        invitation.unlink()
-        path = home / "node.toml"
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace("held_out_bytes = 262144", f"held_out_bytes = {scale.held_out_bytes}"),
-            encoding="utf-8",
-        )
+        home = NodeHome(institution.home(folder))
+        invitation = make_invitation(coordinator, institution.member_id, now=_now())
+        join(decode(encode(invitation)), home.folder, now=_now())
+        settings = home.load_settings()
+        changed = {"language": institution.language, "held_out_bytes": scale.held_out_bytes}
+        table = settings.node.model_copy(update=changed)
+        home.save_settings(settings.model_copy(update={"node": table}))
 
 
 class Processes:
@@ -118,7 +125,7 @@ class Processes:
         """Write each process's output to a file in `logs`."""
         self._logs = logs
         self._stack = ExitStack()
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, subprocess.Popen[bytes] | Forked] = {}
 
     def __enter__(self) -> Self:
         """Make the folder for logs."""
@@ -146,6 +153,10 @@ class Processes:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+
+    def fork(self, name: str, workers: Workers, arguments: Sequence[str]) -> None:
+        """Start a `tapestry` command in a process that has torch imported already."""
+        self.running[name] = workers.start(arguments, self._logs / f"{name}.log")
 
     def stop(self) -> None:
         """End all processes."""

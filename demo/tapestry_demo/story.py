@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from tapestry.errors import ConfigError
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator import settings as settings_module
 from tapestry_demo import report
-from tapestry_demo.comparison import Job, write_job
 from tapestry_demo.federation import (
     Institution,
     Processes,
@@ -25,25 +23,27 @@ from tapestry_demo.federation import (
     tapestry_command,
     wait_for_port,
 )
+from tapestry_demo.jobs import Job, write_job
 from tapestry_demo.report import Results
 from tapestry_demo.texts import POOL_FOLDER, write_texts
 from tapestry_demo.view import Work, watch_jobs, watch_rounds
+from tapestry_demo.workers import COMPARE, Workers
 
 FULL = Scale(
     rounds=16,
-    inner_steps=20,
-    sequences=8,
+    inner_steps=15,
+    sequences=6,
     learning_rate=4e-3,
-    held_out_bytes=49_152,
+    held_out_bytes=32_768,
     bytes_per_language=3_000_000,
-    localize_steps=60,
+    localize_steps=40,
 )
 QUICK = Scale(
     rounds=3,
-    inner_steps=8,
-    sequences=8,
+    inner_steps=6,
+    sequences=6,
     learning_rate=4e-3,
-    held_out_bytes=16_384,
+    held_out_bytes=8_192,
     bytes_per_language=400_000,
     localize_steps=8,
 )
@@ -67,10 +67,11 @@ def tell(folder: Path, *, quick: bool, data: Path | None, keep: bool) -> None:
     scale = QUICK if quick else FULL
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        institutions, pool = _texts(console, folder, data, scale)
-        results = _federate(console, folder, institutions, pool, scale)
-        _show(console, folder, results, pool)
-        _localize(console, folder, results)
+        workers = Workers(folder / "logs")
+        texts = _texts(console, folder, data, scale)
+        results = _federate(console, workers, folder, texts, scale)
+        _show(console, folder, results, texts[1])
+        _localize(console, workers, folder, results)
         _what_next(console, folder, keep=keep)
     except BaseException:
         if not keep:
@@ -137,15 +138,17 @@ def _own_texts(console: Console, data: Path) -> tuple[list[Institution], Path | 
 
 def _federate(
     console: Console,
+    workers: Workers,
     folder: Path,
-    institutions: Sequence[Institution],
-    pool: Path | None,
+    texts: tuple[list[Institution], Path | None],
     scale: Scale,
 ) -> Results:
     """Found the federation, run its rounds, and compare."""
+    institutions, pool = texts
     console.rule("2. a federation of separate processes")
     console.print("  founding: root of trust, tokenizer from the open pool, genesis checkpoint ...")
-    found_federation(folder / "coordinator", pool, scale, members=len(institutions))
+    members = len(institutions)
+    found_federation(workers, folder / "coordinator", pool, scale, members=members)
     home = coordinator_home(folder)
     with Processes(folder / "logs") as processes:
         processes.start("coordinator", tapestry_command("coordinator", "serve", str(home.folder)))
@@ -162,7 +165,7 @@ def _federate(
         watch_rounds(console, folder, institutions, scale, processes)
         _wait_for_card(folder, len(institutions))
     console.rule("3. compared with training alone, and with all text in one place")
-    return _compare(console, folder, institutions, pool, scale)
+    return _compare(console, workers, folder, texts, scale)
 
 
 def _wait_for_card(folder: Path, members: int) -> None:
@@ -178,11 +181,12 @@ def _wait_for_card(folder: Path, members: int) -> None:
 
 def _compare(
     console: Console,
+    workers: Workers,
     folder: Path,
-    institutions: Sequence[Institution],
-    pool: Path | None,
+    texts: tuple[list[Institution], Path | None],
     scale: Scale,
 ) -> Results:
+    institutions, pool = texts
     home = coordinator_home(folder)
     settings = home.load_settings()
     inner = settings.inner.settings().model_dump()
@@ -218,7 +222,7 @@ def _compare(
             _comparing("central", jobs_folder, central + finished[::2]),
             _comparing("alone", jobs_folder, alone + finished[1::2]),
         ]
-        watch_jobs(console, works, processes)
+        watch_jobs(console, works, processes, workers)
     return Results(
         institutions=institutions,
         scale=scale,
@@ -235,7 +239,7 @@ def _finishing(folder: Path, institution: Institution) -> Work:
     """Return a node's local finish."""
     out, home = folder / "finished" / institution.member_id, institution.home(folder)
     command = ["node", "finish", str(out), "--dir", str(home), "--data", str(institution.text)]
-    return Work(name=f"finish-{institution.member_id}", command=tapestry_command(*command))
+    return Work(name=f"finish-{institution.member_id}", command=command)
 
 
 def _comparing(name: str, folder: Path, jobs: Sequence[Job]) -> Work:
@@ -245,7 +249,7 @@ def _comparing(name: str, folder: Path, jobs: Sequence[Job]) -> Work:
         write_job(path, job)
     return Work(
         name=name,
-        command=[sys.executable, "-m", "tapestry_demo.comparison", *map(str, paths)],
+        command=[COMPARE, *map(str, paths)],
         steps=sum(job.batches for job in jobs),
         progress=[(Path(job.progress), max(1, len(job.train_on))) for job in jobs],
     )
@@ -311,7 +315,7 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in files)
 
 
-def _localize(console: Console, folder: Path, results: Results) -> None:
+def _localize(console: Console, workers: Workers, folder: Path, results: Results) -> None:
     """Train the consensus on for one language, and let it write."""
     institution = results.institutions[0]
     console.rule(f"6. a localized model: {institution.language}")
@@ -319,14 +323,14 @@ def _localize(console: Console, folder: Path, results: Results) -> None:
     out = folder / "localized" / institution.language
     out.parent.mkdir()
     settings = settings_module.load(folder / "coordinator")
-    said = call(
+    said = workers.call(
         "finetune", "language", str(checkpoint), str(out), "--data", str(institution.text),
         "--steps", str(results.scale.localize_steps), "--seed", "1",
         "--learning-rate", str(settings.inner.learning_rate / 2),
     )  # fmt: skip
     console.print(said.strip(), highlight=False)
     prompt = " ".join(_first_words(institution.text, 4))
-    sample = call("finetune", "sample", str(out), "--prompt", prompt, "--tokens", "60")
+    sample = workers.call("finetune", "sample", str(out), "--prompt", prompt, "--tokens", "60")
     console.print("  its text (the first words are given; a model this small babbles):")
     console.print(f"  {sample.strip()}", style="italic", highlight=False, markup=False)
 

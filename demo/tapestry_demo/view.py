@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tapestry_coordinator.status import status_of
 from tapestry_demo.federation import Institution, Processes, Scale, coordinator_home
+from tapestry_demo.workers import Workers
 
 _REFRESH_SECONDS = 0.5
 
@@ -106,7 +107,9 @@ class Work:
     """Files that hold a step number, and what a step counts."""
 
 
-def watch_jobs(console: Console, works: Sequence[Work], processes: Processes) -> None:
+def watch_jobs(
+    console: Console, works: Sequence[Work], processes: Processes, workers: Workers
+) -> None:
     """Run `works` two at a time and show how far they are.
 
     Raises:
@@ -119,7 +122,7 @@ def watch_jobs(console: Console, works: Sequence[Work], processes: Processes) ->
         while waiting or active:
             while waiting and len(active) < 2:
                 work = waiting.pop(0)
-                processes.start(work.name, work.command)
+                processes.fork(work.name, workers, work.command)
                 active.append(work.name)
             active = [name for name in active if not processes.is_done(name)]
             done = sum(_steps_done(f) * each for work in works for f, each in work.progress)
