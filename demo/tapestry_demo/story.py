@@ -31,7 +31,7 @@ from tapestry_demo.workers import COMPARE, Workers
 
 FULL = Scale(
     rounds=16,
-    inner_steps=15,
+    inner_steps=10,
     sequences=6,
     learning_rate=4e-3,
     held_out_bytes=32_768,

@@ -9,7 +9,7 @@ corpus/        the institution's text, tokenized (0700); never leaves
 trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback
 spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements
-egress.jsonl   hash-chained record of everything that left
+egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
 state.json     where this node stands
 progress.json  what it does right now, for status and the demonstration
 ```
