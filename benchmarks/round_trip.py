@@ -24,8 +24,9 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.params.codecs import codec_named
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Published
 from tapestry_demo.federation import (
     Processes,

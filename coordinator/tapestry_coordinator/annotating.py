@@ -7,8 +7,9 @@ from pathlib import Path
 from tapestry.errors import ConfigError
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.card import IMAGE_NAME, NOTES_FILE, write_card
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OWN_IMAGE = "results.png"

@@ -252,7 +252,8 @@ def _print(
 def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registry
     from contextlib import closing  # noqa: PLC0415
 
-    from tapestry_coordinator.registry import Registry, database_url  # noqa: PLC0415
+    from tapestry_coordinator.database import database_url  # noqa: PLC0415
+    from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
     return closing(Registry(database_url(home.folder)))
 

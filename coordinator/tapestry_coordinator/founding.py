@@ -37,9 +37,10 @@ from tapestry.params.modules import from_model, layout_of, outside_the_vector
 from tapestry.storage.atomic import replacing
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import software
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable
 
 _DTYPES = {

@@ -3,8 +3,9 @@
 import ssl
 
 from tapestry.identity.invitations import Invitation, new_token, token_digest
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 
 _HOUR_SECONDS = 3600
 

@@ -3,21 +3,17 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select, update
-from sqlalchemy.exc import DatabaseError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from tapestry.errors import ConfigError, RejectedError, UnavailableError
+from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry_coordinator import rounds
+from tapestry_coordinator.database import open_database, transaction
 from tapestry_coordinator.tables import (
     contributions,
     evaluations,
@@ -79,34 +75,7 @@ class Registry:
         Raises:
             ConfigError: It cannot be opened.
         """
-        self._engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _tune_sqlite)
-            event.listen(self._engine, "begin", _begin_sqlite)
-        try:
-            _migrate(self._engine)
-        except DatabaseError as error:
-            raise ConfigError(f"{url}: the database cannot be opened: {error.orig}") from error
-        except CommandError as error:
-            raise ConfigError(
-                f"{url}: the database was made by a newer version of Tapestry ({error}): update "
-                "this one, or restore a backup"
-            ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """Begin a transaction that ends with the block.
-
-        Raises:
-            UnavailableError: The database does not take it now: its disk is full, or it is gone.
-        """
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (OperationalError, InterfaceError) as error:
-            raise UnavailableError(
-                f"the coordinator's database cannot be used now: {error.orig}"
-            ) from error
+        self._engine = open_database(url)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -122,7 +91,7 @@ class Registry:
         Raises:
             ConfigError: The member is enrolled already.
         """
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             status = connection.execute(
                 select(members.c.status).where(members.c.member_id == member_id)
             ).scalar()
@@ -151,7 +120,7 @@ class Registry:
         Raises:
             RejectedError: No such invitation, for another member, expired, or used.
         """
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             self._use_invitation(connection, token_digest, member_id, now)
             row = {
                 "signing_key": signing_key.hex(),
@@ -173,7 +142,7 @@ class Registry:
         Raises:
             RejectedError: As `enrol`.
         """
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             _require_invitation(connection, token_digest, member_id, now)
 
     def _use_invitation(
@@ -191,7 +160,7 @@ class Registry:
 
     def member(self, member_id: str) -> Member | None:
         """Return a member, or None."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(
                 select(members).where(members.c.member_id == member_id)
             ).one_or_none()
@@ -199,7 +168,7 @@ class Registry:
 
     def members(self) -> list[Member]:
         """Return all members, by id."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(select(members).order_by(members.c.member_id)).all()
         return [Member(**row._mapping) for row in rows]  # noqa: SLF001
 
@@ -225,7 +194,7 @@ class Registry:
             raise ConfigError(f"{member_id} is not a member")
 
     def _update_member(self, member_id: str, **values: Any) -> int:  # noqa: ANN401
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             result = connection.execute(
                 update(members).where(members.c.member_id == member_id).values(**values)
             )
@@ -235,12 +204,12 @@ class Registry:
 
     def newest_round(self) -> int | None:
         """Return the number of the newest published checkpoint, None before genesis."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             return connection.execute(select(func.max(manifests.c.round))).scalar()
 
     def round_events(self, number: int) -> list[tuple[float, rounds.Event]]:
         """Return the stored events of a round with their times, oldest first."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(events).where(events.c.round == number).order_by(events.c.id)
             ).all()
@@ -267,7 +236,7 @@ class Registry:
             manifest: Digest and envelope of what was published.
         """
         kind, body = rounds.event_to_json(event_)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             connection.execute(insert(events).values(round=number, at=now, kind=kind, body=body))
             if plan is not None:
                 attempt, digest, envelope = plan
@@ -291,14 +260,14 @@ class Registry:
             ConfigError: There is one already.
         """
         try:
-            with self._transaction() as connection:
+            with transaction(self._engine) as connection:
                 _insert_manifest(connection, 0, digest, envelope)
         except IntegrityError as error:
             raise ConfigError("this federation has a genesis already") from error
 
     def plan(self, number: int, attempt: int) -> Envelope | None:
         """Return the envelope of a plan, or None."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             text = connection.execute(
                 select(plans.c.envelope)
                 .where(plans.c.round == number)
@@ -313,7 +282,7 @@ class Registry:
 
     def contributions(self, number: int) -> list[StoredContribution]:
         """Return a round's contributions, by member id."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(contributions)
                 .where(contributions.c.round == number)
@@ -336,13 +305,13 @@ class Registry:
         query = select(manifests.c.envelope).order_by(manifests.c.round)
         if last is not None:
             query = query.where(manifests.c.round <= last)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             texts: Sequence[str] = connection.execute(query).scalars().all()
         return [from_json(text.encode(), what="manifest") for text in texts]
 
     def manifest(self, number: int) -> Envelope | None:
         """Return the manifest of a round, or None."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             text = connection.execute(
                 select(manifests.c.envelope).where(manifests.c.round == number)
             ).scalar()
@@ -350,7 +319,7 @@ class Registry:
 
     def round_of(self, manifest_digest: str) -> int | None:
         """Return the round whose manifest has that digest, or None."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             return connection.execute(
                 select(manifests.c.round).where(manifests.c.digest == manifest_digest)
             ).scalar()
@@ -368,7 +337,7 @@ class Registry:
             "held_out_bytes": evaluation.held_out_bytes,
             "at": now,
         }
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             if connection.execute(update(evaluations).where(key).values(**values)).rowcount == 0:
                 connection.execute(
                     insert(evaluations).values(
@@ -378,7 +347,7 @@ class Registry:
 
     def evaluations(self) -> list[StoredEvaluation]:
         """Return all evaluations by round and member."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(evaluations).order_by(evaluations.c.round, evaluations.c.member_id)
             ).all()
@@ -392,34 +361,6 @@ class Registry:
             )
             for row in rows
         ]
-
-
-def database_url(folder: Path) -> str:
-    """Return the URL of the database file in a coordinator's folder."""
-    return f"sqlite:///{folder / 'coordinator.db'}"
-
-
-def _migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _tune_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DB-API driver
-    """Write-ahead log, durable commits, and patience with other writers."""
-    connection.isolation_level = None  # transactions are begun by us
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """Begin for writing: the driver begins late, and never before a change of the schema."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _require_invitation(

@@ -24,10 +24,11 @@ from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.uploads import FragmentStore
 

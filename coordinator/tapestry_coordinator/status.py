@@ -4,8 +4,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import RoundState, tick
 
 

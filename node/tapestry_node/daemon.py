@@ -1,7 +1,6 @@
 """The node's daemon: waits for plans, trains, sends, measures, and can be restarted at any point.
 
-One thread listens to the coordinator and keeps the newest state that it told; the main thread
-acts on it. What is told is the whole state each time, so nothing is lost when a line breaks.
+The listener's thread keeps the newest state that the coordinator told; the main thread acts on it.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,24 +17,22 @@ from pathlib import Path
 from tapestry.checkpoints.folder import building
 from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
-from tapestry.errors import RejectedError, TapestryError, UnavailableError, UntrustedError
+from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.objectives.training import StepReport
 from tapestry.storage.atomic import write_atomic
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome
+from tapestry_node.listener import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, Listener
 from tapestry_node.residual import accept_residual
 from tapestry_node.trainer import Spooled, Trainer, find_spooled, find_unsettled
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_SECONDS = 0.5
-_MAX_BACKOFF_SECONDS = 10.0
 _REPORT_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 _LOG_SECONDS = 15.0
-_NOTICE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -52,92 +49,6 @@ class Progress:
     data_bytes: int = 0
     bits_per_byte: dict[str, float] = field(default_factory=dict)
     """By round of the checkpoint."""
-
-
-class Listener:
-    """Keeps the newest state that the coordinator told; reconnects by itself."""
-
-    def __init__(self, connect: Callable[[], NodeClient]) -> None:
-        """Start listening in a thread of its own."""
-        self._connect = connect
-        self._changed = threading.Condition()
-        self._told: Told | None = None
-        self._version = 0
-        self._failure: TapestryError | None = None
-        self._stopped = threading.Event()
-        self._is_renewing = threading.Event()
-        self._client: NodeClient | None = None
-        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
-        self._thread.start()
-
-    @property
-    def newest(self) -> Told | None:
-        """The newest state, if any came yet."""
-        with self._changed:
-            return self._told
-
-    def wait(self, *, after: int, timeout_seconds: float) -> tuple[int, Told | None]:
-        """Wait for something newer than version `after`; return version and state.
-
-        Raises:
-            UntrustedError: The other side is not of this federation, or does not take us.
-        """
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._version > after or self._failure is not None, timeout_seconds
-            )
-            if self._failure is not None:
-                raise self._failure
-            return self._version, self._told
-
-    def stop(self) -> None:
-        """Hang up."""
-        self._stopped.set()
-        self._hang_up()
-
-    def reconnect(self) -> None:
-        """Hang up and connect again, with a renewed certificate."""
-        self._is_renewing.set()
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        client = self._client
-        if client is not None:
-            client.close()
-
-    def _listen(self) -> None:
-        backoff = _FIRST_BACKOFF_SECONDS
-        last_notice = float("-inf")
-        while not self._stopped.is_set():
-            try:
-                with contextlib.closing(self._connect()) as client:
-                    self._client = client
-                    for told in client.watch():
-                        if backoff > _FIRST_BACKOFF_SECONDS:
-                            _log.info("connected to %s", client.address)
-                        backoff = _FIRST_BACKOFF_SECONDS
-                        last_notice = float("-inf")
-                        self._tell(told)
-            except UnavailableError as error:
-                if not self._stopped.is_set() and time.monotonic() - last_notice > _NOTICE_SECONDS:
-                    _log.warning("%s; trying again until it does", error)
-                    last_notice = time.monotonic()
-            except TapestryError as error:
-                if self._is_renewing.is_set():
-                    self._is_renewing.clear()
-                    continue
-                with self._changed:
-                    self._failure = error
-                    self._changed.notify_all()
-                return
-            self._stopped.wait(backoff)
-            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
-
-    def _tell(self, told: Told) -> None:
-        with self._changed:
-            self._told = told
-            self._version += 1
-            self._changed.notify_all()
 
 
 class Daemon:
@@ -183,7 +94,7 @@ class Daemon:
             ConfigError: The data or a setting cannot be used.
         """
         listener = Listener(self._connect)
-        version, backoff = 0, _FIRST_BACKOFF_SECONDS
+        version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
             while not self._stopping.is_set():
                 version, told = listener.wait(after=version, timeout_seconds=1.0)
@@ -193,12 +104,12 @@ class Daemon:
                     self._renew_if_due(listener)
                     if self._act(told, listener):
                         return
-                    backoff = _FIRST_BACKOFF_SECONDS
+                    backoff = FIRST_BACKOFF_SECONDS
                 except (UnavailableError, OSError) as error:
                     _log.warning("%s; trying again", error)
                     version -= 1
                     self._stopping.wait(backoff)
-                    backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+                    backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
         finally:
             listener.stop()
             self._write_progress("stopped")

@@ -21,9 +21,10 @@ from tapestry.identity.certificates import fingerprint
 from tapestry.identity.keys import public_bytes
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome, require_home
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tests.coordinator.small import FOUNDED_AT, FewNumbers, found_small
 from tests.coordinator.small import settings_for as small_settings

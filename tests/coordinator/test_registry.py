@@ -17,11 +17,11 @@ from sqlalchemy.exc import IntegrityError
 
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, sign
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.registry import (
     Registry,
     StoredContribution,
     StoredEvaluation,
-    database_url,
 )
 from tapestry_coordinator.rounds import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.tables import metadata

@@ -39,10 +39,11 @@ from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import open_channel, server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry.wire.messages import envelope_message, envelope_value
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.registry import Registry, database_url
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import Small, declare, encode, signing_key

@@ -1,0 +1,105 @@
+"""What the coordinator tells, heard in a thread of its own.
+
+What is told is the whole present state each time, so nothing is lost when a line breaks.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from tapestry.errors import TapestryError, UnavailableError
+from tapestry_node.client import NodeClient, Told
+
+_log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 10.0
+_NOTICE_SECONDS = 60.0
+
+
+class Listener:
+    """Keeps the newest state that the coordinator told; reconnects by itself."""
+
+    def __init__(self, connect: Callable[[], NodeClient]) -> None:
+        """Start listening in a thread of its own."""
+        self._connect = connect
+        self._changed = threading.Condition()
+        self._told: Told | None = None
+        self._version = 0
+        self._failure: TapestryError | None = None
+        self._stopped = threading.Event()
+        self._is_renewing = threading.Event()
+        self._client: NodeClient | None = None
+        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self._thread.start()
+
+    @property
+    def newest(self) -> Told | None:
+        """The newest state, if any came yet."""
+        with self._changed:
+            return self._told
+
+    def wait(self, *, after: int, timeout_seconds: float) -> tuple[int, Told | None]:
+        """Wait for something newer than version `after`; return version and state.
+
+        Raises:
+            UntrustedError: The other side is not of this federation, or does not take us.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._version > after or self._failure is not None, timeout_seconds
+            )
+            if self._failure is not None:
+                raise self._failure
+            return self._version, self._told
+
+    def stop(self) -> None:
+        """Hang up."""
+        self._stopped.set()
+        self._hang_up()
+
+    def reconnect(self) -> None:
+        """Hang up and connect again, with a renewed certificate."""
+        self._is_renewing.set()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        client = self._client
+        if client is not None:
+            client.close()
+
+    def _listen(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        last_notice = float("-inf")
+        while not self._stopped.is_set():
+            try:
+                with contextlib.closing(self._connect()) as client:
+                    self._client = client
+                    for told in client.watch():
+                        if backoff > FIRST_BACKOFF_SECONDS:
+                            _log.info("connected to %s", client.address)
+                        backoff = FIRST_BACKOFF_SECONDS
+                        last_notice = float("-inf")
+                        self._tell(told)
+            except UnavailableError as error:
+                if not self._stopped.is_set() and time.monotonic() - last_notice > _NOTICE_SECONDS:
+                    _log.warning("%s; trying again until it does", error)
+                    last_notice = time.monotonic()
+            except TapestryError as error:
+                if self._is_renewing.is_set():
+                    self._is_renewing.clear()
+                    continue
+                with self._changed:
+                    self._failure = error
+                    self._changed.notify_all()
+                return
+            self._stopped.wait(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+
+    def _tell(self, told: Told) -> None:
+        with self._changed:
+            self._told = told
+            self._version += 1
+            self._changed.notify_all()
