@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tapestry.checkpoints.folder import building
-from tapestry.storage.atomic import replacing, write_atomic
+from tapestry.storage.atomic import RollingSync, replacing, write_atomic
 
 
 class PulledPlugError(Exception):
@@ -122,3 +122,15 @@ def test_a_folder_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), building(target) as folder:
         (folder / "file").write_text("other")
     assert (target / "file").read_text() == "published"
+
+
+def test_a_file_that_is_made_durable_while_it_grows_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        sync = RollingSync(file, every_bytes=10)
+        for number in range(20):
+            file.write(bytes([number]) * 7)
+            file.flush()
+            sync.wrote(7)
+        sync.close()
+    assert path.read_bytes() == b"".join(bytes([number]) * 7 for number in range(20))

@@ -147,3 +147,15 @@ def test_a_folder_without_a_node_is_named_and_stays_as_it_is(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="no node here"):
         require_node(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_second_daemon_does_not_run_in_the_same_folder(home: NodeHome) -> None:
+    home.make_folders()
+    with (
+        home.alone(),
+        pytest.raises(ConfigError, match="this node runs already in another process"),
+        home.alone(),
+    ):
+        pass
+    with home.alone():
+        pass

@@ -1,0 +1,68 @@
+"""What the daemon looks at before it connects."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tapestry.errors import UntrustedError
+from tapestry.identity.certificates import (
+    certificate_request,
+    create_authority,
+    create_tls_key,
+    issue_member_certificate,
+)
+from tapestry.identity.keys import generate_signing_key
+from tapestry.identity.membership import Membership
+from tapestry.wire.egress import read_ledger
+from tapestry_node.daemon import Daemon
+from tapestry_node.home import NodeHome
+
+
+def member_whose_certificate_is(folder: Path, *, days_old: int) -> NodeHome:
+    """A member with a certificate of seven days; nobody listens at its coordinator's address."""
+    issued = datetime.now(UTC) - timedelta(days=days_old)
+    authority = create_authority("loom", now=issued)
+    key = create_tls_key()
+    certificate = issue_member_certificate(
+        authority,
+        certificate_request(key, member_id="fr-bnf"),
+        federation="loom",
+        member_id="fr-bnf",
+        now=issued,
+    )
+    home = NodeHome(folder)
+    home.make_folders()
+    home.identity.create(
+        Membership(
+            federation="loom",
+            member_id="fr-bnf",
+            address="127.0.0.1:1",
+            coordinator_key="0" * 64,
+            genesis="0" * 64,
+        ),
+        root_pem=authority.certificate_pem,
+        certificate_pem=certificate,
+        tls_key=key,
+        signing_key=generate_signing_key(),
+    )
+    return home
+
+
+@pytest.mark.parametrize("days_old", [8, -2])
+def test_a_certificate_that_is_not_valid_now_is_named_before_anything_is_sent(
+    tmp_path: Path, days_old: int
+) -> None:
+    home = member_whose_certificate_is(tmp_path / "node", days_old=days_old)
+    with pytest.raises(UntrustedError, match=r"set the clock, or ask .* for a new invitation"):
+        Daemon(home, [tmp_path], until_finished=True)
+    assert home.egress.read_bytes() == b""
+
+
+def test_a_certificate_that_is_valid_lets_the_daemon_start(tmp_path: Path) -> None:
+    home = member_whose_certificate_is(tmp_path / "node", days_old=1)
+    daemon = Daemon(home, [tmp_path], until_finished=True)
+    daemon.stop()
+    daemon.run()
+    calls = {departure.call.rsplit("/", 1)[-1] for departure in read_ledger(home.egress)}
+    assert calls <= {"WatchPlans"}
