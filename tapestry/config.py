@@ -42,7 +42,8 @@ def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str)
     except ValidationError as error:
         first = error.errors()[0]
         loc = [str(part) for part in first["loc"]]
-        message = f"{where}: {'.'.join(loc)}: {first['msg']}"
+        said = first["msg"].removeprefix("Value error, ")
+        message = f"{where}: {'.'.join(loc)}: {said}" if loc else f"{where}: {said}"
         if first["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(loc[-1], _keys_beside(model, loc), n=1, cutoff=0.0)
             message = f"{where}: {'.'.join(loc)}: unknown key; did you mean {nearest[0]}?"

@@ -202,10 +202,12 @@ def annotate(
     The checkpoint itself stays as it is. Stop the coordinator first; it serves the new card after
     its next start. In the Markdown, images are tapestry/NAME.png.
     """
+    from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.annotating import annotate_card  # noqa: PLC0415
 
     home = _home(folder)
-    annotate_card(home, number, notes, image or [])
+    with alone(home.folder, who="the coordinator"):
+        annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
 
 
@@ -214,15 +216,20 @@ def revoke(
     member: Annotated[str, typer.Argument(help="The member's id.")], folder: Dir = None
 ) -> None:
     """End a membership; in force at the member's next call, on open connections too."""
-    with _registry(_home(folder)) as registry:
+    home = _home(folder)
+    with _registry(home) as registry:
         registry.revoke(member)
+        left = sum(1 for m in registry.members() if m.status == "active")
     typer.echo(f"{member} is not a member any more")
+    quorum = home.load_settings().rounds.quorum
+    if left < quorum:
+        typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
 
 
 def _render_status(table: dict[str, Any]) -> str:
     lines = [
         f"federation {table['federation']}  identity {table['identity'][:16]}",
-        f"round {table['round']}: {table['phase']}",
+        _round_line(table),
     ]
     if table["cohort"]:
         lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
@@ -233,6 +240,14 @@ def _render_status(table: dict[str, Any]) -> str:
     lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
     lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
     return "\n".join(lines)
+
+
+def _round_line(table: dict[str, Any]) -> str:
+    total = table["total"]
+    if table["phase"] == "finished":
+        return f"finished: {total} rounds; raise [rounds] total to go on"
+    of = f" of {total}" if total else ""
+    return f"round {table['round']}{of}: {table['phase']}"
 
 
 def _render_members(table: dict[str, Any]) -> str:

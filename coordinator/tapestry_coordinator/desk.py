@@ -83,10 +83,10 @@ class Desk:
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, set[Path]] = {}
         self._pool = _shared_pool(home)
         if self._pool is not None:
-            self._files[self._pool[0]] = home.pool
+            self._files[self._pool[0]] = {home.pool}
         self._measured: dict[int, float] = {self._newest: 0.0}
         """Rounds whose card is older than their evaluations, and since when."""
         for number in range(self._newest + 1):
@@ -177,9 +177,17 @@ class Desk:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
             enrolled = [m for m in self.registry.members() if m.status == "active"]
+            self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
             ready = tuple(sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0))
             event = Tick(ready=ready, enrolled=len(enrolled), rules=self.settings.rounds.rules())
             self._apply(event)
+
+    def _give_up(self, gone: set[str]) -> None:
+        """Stop waiting for members of an open round that are none any more."""
+        if self.state.phase is Phase.OPEN:
+            for member_id in sorted(gone - {*self.state.arrived, *self.state.declined}):
+                _log.info("round %d: %s is not a member any more", self.state.number, member_id)
+                self._apply(Declined(member_id=member_id, reason="not a member any more"))
 
     def decline(self, member_id: str, *, round_number: int, reason: str) -> None:
         """Record that a member will not answer the open plan.
@@ -361,8 +369,10 @@ class Desk:
             manifest = read_envelope(folder / "tapestry/manifest.json", what="manifest")
             entries += Manifest.parsed(manifest.payload, what="manifest").files
         with self._changed:
+            for paths in self._files.values():
+                paths -= {path for path in paths if folder in path.parents}
             for entry in entries:
-                self._files[entry.digest] = folder / entry.name
+                self._files.setdefault(entry.digest, set()).add(folder / entry.name)
 
     def file(self, digest: str) -> Path:
         """Return the path of a published file.
@@ -371,10 +381,11 @@ class Desk:
             RejectedError: Nothing published has that digest.
         """
         with self._changed:
-            path = self._files.get(digest)
-        if path is None or not path.is_file():
-            raise RejectedError(f"no published file has the digest {digest[:16]}")
-        return path
+            paths = sorted(self._files.get(digest, ()))
+        for path in paths:
+            if path.is_file():
+                return path
+        raise RejectedError(f"no published file has the digest {digest[:16]}")
 
     def evaluate(self, evaluation: StoredEvaluation) -> None:
         """Store what a member measured."""

@@ -18,6 +18,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
+from tapestry.storage.locks import alone
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
@@ -72,8 +73,12 @@ class CoordinatorServer:
         """Listen and run rounds until SIGINT or SIGTERM.
 
         Raises:
-            ConfigError: A port is in use.
+            ConfigError: A port is in use, or another process serves this folder.
         """
+        with alone(self.home.folder, who="the coordinator"):
+            self._serve()
+
+    def _serve(self) -> None:
         reuse_large_blocks()
         servers = self._start_servers()
         for number in (signal.SIGINT, signal.SIGTERM):

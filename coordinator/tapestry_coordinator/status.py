@@ -7,7 +7,7 @@ from typing import Any
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import RoundState, tick
+from tapestry_coordinator.rounds import Phase, RoundState, tick
 
 
 def status_of(home: CoordinatorHome) -> dict[str, Any]:
@@ -18,12 +18,14 @@ def status_of(home: CoordinatorHome) -> dict[str, Any]:
         for at, event in registry.round_events(state.number):
             state, _effects = tick(state, event, now=at)
         measured = [e for e in registry.evaluations() if e.round == newest]
-    genesis = home.load_genesis()
+    genesis, total = home.load_genesis(), home.load_settings().rounds.total
+    phase = Phase.FINISHED if 0 < total <= newest else state.phase
     return {
         "federation": genesis.origin.federation,
         "identity": genesis.genesis_digest,
         "round": state.number,
-        "phase": state.phase.value,
+        "total": total,
+        "phase": phase.value,
         "attempt": state.attempt,
         "cohort": list(state.cohort),
         "arrived": sorted(state.arrived),

@@ -1,6 +1,7 @@
 """`tapestry node ...`: parse, call, render."""
 
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -84,6 +85,7 @@ def run(
     Can be stopped and started at any point; a finished contribution is never lost.
     """
     from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
+    from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports torch
     from tapestry_node.home import require_node  # noqa: PLC0415
 
@@ -99,12 +101,14 @@ def run(
         nonlocal stops
         stops += 1
         if stops > 1:
-            raise KeyboardInterrupt
+            typer.echo("stopped at once", err=True)
+            os._exit(130)
+        typer.echo("stopping; once more stops at once", err=True)
         daemon.stop()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    with home.alone():
+    with alone(home.folder, who="this node"):
         daemon.run()
 
 
@@ -135,8 +139,12 @@ def status(
     if as_json:
         typer.echo(json.dumps(table, indent=1))
         return
+    scores = table.pop("bits_per_byte", None) or {}
     for key, value in table.items():
-        typer.echo(f"{key.replace('_', ' '):<20} {value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        typer.echo(f"{key.replace('_', ' '):<20} {'none yet' if value in (-1, '') else shown}")
+    for number, score in scores.items():
+        typer.echo(f"{f'checkpoint {number}':<20} {score:.4f} bits per byte on your held-out text")
 
 
 @app.command()
@@ -156,6 +164,8 @@ def audit(
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
+    if head is not None and len(head) != 64:
+        raise ConfigError(f"--head {head}: a head has 64 digits, as an audit prints it")
     if not home.egress.is_file():
         raise ConfigError(f"{home.egress}: nothing has left this node yet")
     requests: Counter[str] = Counter()

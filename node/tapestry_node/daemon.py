@@ -75,7 +75,9 @@ class Daemon:
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self._state = home.load_state()
-        self._progress = Progress(data_bytes=_size_of(self._data))
+        self._progress = Progress(
+            data_bytes=_size_of(self._data), bits_per_byte=_scores(home.progress)
+        )
         self._progress_written = 0.0
         self._trainer: Trainer | None = None
         self._refused: set[tuple[int, int]] = set()
@@ -97,11 +99,12 @@ class Daemon:
         version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
             while not self._stopping.is_set():
-                version, told = listener.wait(after=version, timeout_seconds=1.0)
-                if told is None:
-                    continue
+                newest, told = listener.wait(after=version, timeout_seconds=1.0)
                 try:
                     self._renew_if_due(listener)
+                    if told is None or newest == version:
+                        continue
+                    version = newest
                     if self._act(told, listener):
                         return
                     backoff = FIRST_BACKOFF_SECONDS
@@ -113,6 +116,7 @@ class Daemon:
         finally:
             listener.stop()
             self._write_progress("stopped")
+            _log.info("stopped")
             self._client.close()
             self._ledger.close()
 
@@ -140,11 +144,11 @@ class Daemon:
             self._take_plan(plan, told.manifest, manifest, listener)
         else:
             self._evaluate(manifest, told.manifest)
-        if told.is_finished:
-            _log.info("no further round is planned")
-            return self._until_finished
         self._write_progress(told.notice)
-        return False
+        if told.is_finished:
+            waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
+            _log.info("the federation plans no further round%s", waits)
+        return told.is_finished and self._until_finished
 
     # Checkpoints
 
@@ -315,7 +319,12 @@ class Daemon:
             on_step=watch,
         )
         if len(losses) < plan.inner.steps:
-            _log.warning("round %d: stopped after %d inner steps", plan.round, len(losses))
+            _log.warning(
+                "round %d: stopped after %d inner steps; it begins anew if it is still open at the "
+                "next start",
+                plan.round,
+                len(losses),
+            )
             return None
         seconds = time.monotonic() - began
         _log.info(
@@ -467,6 +476,14 @@ class _StepWatch:
             return False
         _log.warning("round %d closed before this node had finished", self._plan.round)
         return True
+
+
+def _scores(progress: Path) -> dict[str, float]:
+    """Return the scores of checkpoints that an earlier process wrote down."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        scores: dict[str, float] = json.loads(progress.read_text(encoding="utf-8"))["bits_per_byte"]
+        return {str(number): float(score) for number, score in scores.items()}
+    return {}
 
 
 def _size_of(paths: Sequence[Path]) -> int:

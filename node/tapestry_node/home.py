@@ -15,12 +15,8 @@ progress.json  what it does right now, for status and the demonstration
 ```
 """
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -162,24 +158,6 @@ class NodeHome:
         for path in sorted((self.folder / "trainer").glob("round-*.safetensors")):
             if path.name < self.trainer_state(contributed).name:
                 path.unlink()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep a second daemon from running here; the lock ends with the process.
-
-        Raises:
-            ConfigError: One runs already.
-        """
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise ConfigError(
-                f"{self.folder}: this node runs already in another process; stop that first"
-            ) from None
-        finally:
-            os.close(descriptor)
 
 
 def require_node(folder: Path) -> NodeHome:

@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 10.0
 _NOTICE_SECONDS = 60.0
+_STOP_SECONDS = 5.0
 
 
 class Listener:
@@ -56,9 +57,10 @@ class Listener:
             return self._version, self._told
 
     def stop(self) -> None:
-        """Hang up."""
+        """Hang up, and wait until the thread has ended."""
         self._stopped.set()
         self._hang_up()
+        self._thread.join(_STOP_SECONDS)
 
     def reconnect(self) -> None:
         """Hang up and connect again, with a renewed certificate."""
@@ -77,6 +79,8 @@ class Listener:
             try:
                 with contextlib.closing(self._connect()) as client:
                     self._client = client
+                    if self._stopped.is_set():
+                        return
                     for told in client.watch():
                         if backoff > FIRST_BACKOFF_SECONDS:
                             _log.info("connected to %s", client.address)

@@ -54,7 +54,10 @@ def read_envelope(path: Path, *, what: str) -> Envelope:
     try:
         return from_json(path.read_bytes(), what=what)
     except OSError as error:
-        raise UntrustedError(f"{what}: {path} cannot be read: {error.strerror}") from error
+        raise UntrustedError(
+            f"{what}: {path} cannot be read: {error.strerror}; a published checkpoint is a folder "
+            "such as published/round-000001"
+        ) from error
 
 
 def read_lineage(folder: Path) -> list[Envelope]:

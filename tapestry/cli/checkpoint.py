@@ -40,6 +40,11 @@ def verify(
     """
     from tapestry.checkpoints.verify import FEWEST_DIGITS, verify_checkpoint  # noqa: PLC0415
 
+    if federation is not None and ":" in federation:
+        raise ConfigError(
+            f"--federation {federation}: that is a root fingerprint, compared at joining; give the "
+            "identity, which `tapestry coordinator init` and every model card show"
+        )
     if federation is not None and len(federation) < FEWEST_DIGITS:
         raise ConfigError(
             f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
@@ -137,7 +142,10 @@ def list_checkpoints(
             }
         )
     if not rows:
-        raise ConfigError(f"{folder}: no checkpoints here (folders round-000000, ...)")
+        raise ConfigError(
+            f"{folder}: no checkpoints here (folders round-000000, ...); a coordinator keeps them "
+            "in its folder `published`"
+        )
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return

@@ -173,3 +173,10 @@ def test_a_changed_checkpoint_is_not_fine_tuned(live: Live) -> None:
     )  # fmt: skip
     assert "model.safetensors: changed" in one_line(said)
     assert not (live.folder / "out").exists()
+
+
+def test_a_second_coordinator_does_not_serve_the_same_folder(live: Live) -> None:
+    live.found(rounds=1)
+    live.serve()
+    said = live.call("coordinator", "serve", str(live.home.folder), code=1)
+    assert "the coordinator runs already in another process; stop that first" in one_line(said)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tapestry.errors import ConfigError
+from tapestry.storage.locks import alone
 from tapestry_node.home import NodeHome, NodeState, require_node
 
 FOLDERS = ("checkpoints", "pool", "corpus", "trainer", "spool", "receipts")
@@ -152,10 +153,10 @@ def test_a_folder_without_a_node_is_named_and_stays_as_it_is(tmp_path: Path) -> 
 def test_a_second_daemon_does_not_run_in_the_same_folder(home: NodeHome) -> None:
     home.make_folders()
     with (
-        home.alone(),
+        alone(home.folder, who="this node"),
         pytest.raises(ConfigError, match="this node runs already in another process"),
-        home.alone(),
+        alone(home.folder, who="this node"),
     ):
         pass
-    with home.alone():
+    with alone(home.folder, who="this node"):
         pass

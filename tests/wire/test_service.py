@@ -32,6 +32,8 @@ from tapestry.wire.channels import open_channel, server_credentials
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
+from tapestry_coordinator.card import write_card
+from tapestry_coordinator.registry import StoredEvaluation
 from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import MOST_TOKENS, forget_stores, found_small
@@ -1162,3 +1164,55 @@ def test_a_coordinator_that_stops_ends_its_streams_without_an_error(
             while True:
                 watch.next()
         stopping.join()
+
+
+# Over several rounds
+
+
+def renew_card(coordinator: Coordinator, number: int) -> None:
+    """Renew a checkpoint's card with what members measured, as the aggregator's thread does."""
+    write_card(
+        coordinator.home.checkpoint(number),
+        coordinator.registry.lineage(number),
+        coordinator.registry.evaluations(),
+        coordinator.small.key,
+        notes=coordinator.home.notes(number),
+    )
+    coordinator.desk.index_files(number)
+
+
+def test_every_file_of_every_checkpoint_can_be_fetched_after_cards_were_renewed(
+    coordinator: Coordinator, stack: ExitStack
+) -> None:
+    # The first card of round 2 and the last of round 1 have the same results.
+    plan, lines = gathered(coordinator, stack)
+    for number in (1, 2):
+        for line in lines.values():
+            line.commit(line.sent(plan, HALF))
+        coordinator.aggregate()
+        coordinator.desk.evaluate(
+            StoredEvaluation(
+                round=number, member_id="a", language="fr", bits_per_byte=2.5, held_out_bytes=4096
+            )
+        )
+        renew_card(coordinator, number)
+        coordinator.desk.pass_time()
+        plan = coordinator.plan
+    for number in (0, 1, 2):
+        verified = verify_checkpoint(coordinator.home.checkpoint(number))
+        for entry in (*verified.manifest.files, *verified.card.files):
+            data = b"".join(fetched(lines["b"], bytes.fromhex(entry.digest)))
+            assert fragment_digest(data).hex() == entry.digest, (number, entry.name)
+
+
+def test_a_round_does_not_wait_for_a_member_that_was_revoked(
+    coordinator: Coordinator, stack: ExitStack
+) -> None:
+    plan, lines = gathered(coordinator, stack, "a", "b", "c")
+    for name in ("a", "b"):
+        lines[name].commit(lines[name].sent(plan, HALF))
+    assert coordinator.desk.state.phase is Phase.OPEN
+    coordinator.revoke("c")
+    coordinator.desk.pass_time()
+    assert coordinator.desk.state.phase is Phase.AGGREGATING
+    assert coordinator.desk.state.declined == {"c": "not a member any more"}
