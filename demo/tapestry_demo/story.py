@@ -30,7 +30,7 @@ from tapestry_demo.view import Work, watch_jobs, watch_rounds
 from tapestry_demo.workers import COMPARE, Workers
 
 FULL = Scale(
-    rounds=16,
+    rounds=12,
     inner_steps=10,
     sequences=6,
     learning_rate=4e-3,
