@@ -76,6 +76,7 @@ class Listener:
         backoff = FIRST_BACKOFF_SECONDS
         last_notice = float("-inf")
         while not self._stopped.is_set():
+            self._is_renewing.clear()  # this connection is made with the newest certificate
             try:
                 with contextlib.closing(self._connect()) as client:
                     self._client = client
@@ -93,7 +94,6 @@ class Listener:
                     last_notice = time.monotonic()
             except TapestryError as error:
                 if self._is_renewing.is_set():
-                    self._is_renewing.clear()
                     continue
                 with self._changed:
                     self._failure = error
