@@ -6,7 +6,6 @@ verification, the codec, upload, receipt. Only the inner steps are missing, and 
     python benchmarks/echo_node.py NODE_FOLDER
 """
 
-import json
 import os
 import sys
 import time
@@ -14,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tapestry.checkpoints.folder import building
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
+from tapestry.checkpoints.statements import Contribution, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import norm, squared_norm
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragments_root
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome, require_node
+from tapestry_node.spool import Spooled, spooling
 
 _NOISE = np.float32(1e-3)
 
@@ -44,7 +43,7 @@ class EchoNode:
         )
         self.client = NodeClient(self.membership, home.identity, ledger)
         rng = np.random.default_rng(os.getpid())
-        self.noise = rng.standard_normal(2**20, np.float32) * _NOISE
+        self.noise = rng.standard_normal(2**21, np.float32) * _NOISE
 
     def run(self) -> None:
         """Answer what is told."""
@@ -60,44 +59,50 @@ class EchoNode:
 
     def answer(self, plan: RoundPlan, told: Told) -> None:
         """Fetch the base, echo it with noise, send the difference."""
+        began = time.perf_counter()
         base = self.fetch(told.manifest)
-        spool = self.home.spool(plan.round)
-        spool.mkdir(parents=True, exist_ok=True)
-        path = spool / "fragments.bin"
-        opened = open_vector_file(base / MODEL_FILE)
+        fetched = time.perf_counter()
+        folder = self.home.spool(plan.round)
+        layout = open_vector_file(base / MODEL_FILE).layout
         codec = codec_named(plan.codec)
-        digests, squares, sizes = [], [], []
-        with path.open("wb") as file:
-            for index in range(opened.layout.fragments):
-                start, stop = opened.layout.bounds(index)
-                delta = np.roll(self.noise, index)[: stop - start]
-                data = codec.encode(np.ascontiguousarray(delta))
-                digests.append(fragment_digest(data))
+        squares = []
+        with spooling(folder, self.home.spare_spools) as fragments:
+            for index in range(layout.fragments):
+                start, stop = layout.bounds(index)
+                delta = self.noise[index : index + stop - start]
                 squares.append(squared_norm(delta))
-                sizes.append(len(data))
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+                fragments.write(codec.encode(delta))
         contribution = Contribution(
             genesis=plan.genesis,
             round=plan.round,
             base=plan.base,
             member_id=self.membership.member_id,
             codec=plan.codec,
-            fragments=len(digests),
-            root=fragments_root(digests).hex(),
+            fragments=layout.fragments,
+            root=fragments_root(fragments.digests).hex(),
             tokens=plan.inner.tokens,
             steps=plan.inner.steps,
             norm=norm(squares),
         )
-        with path.open("rb", buffering=0) as file:
+        spooled = Spooled.completed(
+            folder,
+            contribution,
+            contribution.signed(self.key),
+            digests=fragments.digests,
+            layout=layout,
+        )
+        spooled_at = time.perf_counter()
+        with spooled.becoming_durable():
             self.client.upload(
-                contribution,
-                contribution.signed(self.key),
-                digests,
-                lambda index: os.pread(file.fileno(), sizes[index], index * sizes[0]),
+                contribution, spooled.envelope, spooled.digests, spooled.read_fragment
             )
-        path.unlink()
+        spooled.remove(self.home.spare_spools)
+        done = time.perf_counter()
+        print(
+            f"round {plan.round}: fetched in {fetched - began:.2f} s, "
+            f"encoded in {spooled_at - fetched:.2f} s, sent in {done - spooled_at:.2f} s",
+            flush=True,
+        )
 
     def fetch(self, envelope: Envelope) -> Path:
         """Return the folder of the newest checkpoint, fetched and verified."""
@@ -105,15 +110,8 @@ class EchoNode:
         manifest = Manifest.opened(envelope, public_key=key, what="manifest")
         target = self.home.checkpoint(manifest.round)
         if not target.is_dir():
-            known = sorted(self.home.checkpoints.glob("round-*"), reverse=True)[:1]
-            with building(target) as folder:
-                self.client.fetcher.fetch_files(
-                    manifest.files, folder, parts=self.home.checkpoints / ".parts", known=known
-                )
+            self.home.fetch(self.client.fetcher, manifest, envelope)
             self.home.prune(contributed=0, newest=manifest.round)
-        (self.home.folder / "echo.json").write_text(
-            json.dumps({"round": manifest.round, "manifest": payload_digest(envelope)})
-        )
         return target
 
 

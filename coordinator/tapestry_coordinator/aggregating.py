@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from tapestry.aggregation.contributions import WeightedContribution
-from tapestry.aggregation.outer import OuterOptimizer
+from tapestry.aggregation.outer import OuterOptimizer, state_vectors
 from tapestry.aggregation.pipeline import UpdatedFragment, decide, outer_step
 from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.checkpoints.folder import file_entry
 from tapestry.checkpoints.manifest import (
+    FileEntry,
     Manifest,
     OuterRecord,
     Participation,
@@ -23,15 +27,18 @@ from tapestry.checkpoints.manifest import (
 )
 from tapestry.checkpoints.outer_state import OuterStateFile, OuterStateWriter
 from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
+from tapestry.checkpoints.stepping import STEP_FILE
 from tapestry.checkpoints.vector_file import (
     MODEL_FILE,
+    VectorDtype,
     VectorFile,
     VectorWriter,
     WrittenVector,
     open_vector_file,
 )
 from tapestry.errors import UnavailableError
-from tapestry.params.codecs import Float32Array, codec_named
+from tapestry.params.codecs import Codec, Float32Array, codec_named
+from tapestry.params.downlink import DOWNLINK_CODECS, downlink_codec_named, encode_step
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
@@ -48,6 +55,8 @@ class AggregatedRound:
     """The new vector, as it was written, and how it came about."""
 
     written: WrittenVector
+    step: FileEntry | None
+    """What leads to it from the base, if that is published."""
     made: RoundRecord
 
 
@@ -110,28 +119,23 @@ class Aggregator:
             layout=vector.layout,
         )
         optimizer = self.settings.outer_optimizer(len(weighted))
-        before = self._state_before(plan.round, optimizer, base, vector)
-        base_parts = _Rooted(lambda index: (vector.read_fragment(index),), base.vector_root, path)
-        state_parts = None
-        if before is not None and base.made is not None:
-            state_root = base.made.outer.state_root or ""
-            state_parts = _Rooted(before.read_fragment, state_root, before.path)
-        base_ahead = ReadAhead(base_parts, count=count, threads=threads)
+        start = _Start(
+            self.home, base, vector, optimizer, threads, with_held=self._step_codec() is not None
+        )
         steps = outer_step(
-            lambda index: base_ahead(index)[0],
-            None if state_parts is None else ReadAhead(state_parts, count=count, threads=threads),
+            start.exact,
+            start.state if start.has_state else None,
             weighted,
             layout=vector.layout,
             optimizer=optimizer,
             rule=rule,
         )
-        written, state_root_after = self._write(plan.round, steps, vector, folder)
-        for parts in (base_parts, state_parts):
-            if parts is not None:
-                parts.require_root()
+        written = self._write(plan.round, steps, start, vector, folder)
+        start.require_roots()
         one_vote = rule.is_one_vote_each
         return AggregatedRound(
-            written=written,
+            written=written.vector,
+            step=written.step,
             made=RoundRecord(
                 plan=plan_digest,
                 inner=plan.inner,
@@ -142,7 +146,8 @@ class Aggregator:
                 influence_cap=1.0 if one_vote else self._cap(len(weighted)),
                 clip=self.settings.clip,
                 participation=_participation(weighted, stored, declared),
-                outer=_outer_record(optimizer, state_root_after),
+                outer=_outer_record(optimizer, written.state_root),
+                downlink=self.settings.downlink,
             ),
         )
 
@@ -175,41 +180,160 @@ class Aggregator:
             for member_id in tokens
         ]
 
+    def _step_codec(self) -> Codec | None:
+        """Return how steps from checkpoint to checkpoint are coded; None if there are none."""
+        downlink = self.settings.downlink
+        return downlink_codec_named(downlink) if downlink in DOWNLINK_CODECS else None
+
     def _write(
-        self, number: int, steps: Iterable[UpdatedFragment], vector: VectorFile, folder: Path
-    ) -> tuple[WrittenVector, str | None]:
-        """Write the new vector and the outer state as they come; return their digests."""
+        self,
+        number: int,
+        steps: Iterable[UpdatedFragment],
+        start: "_Start",
+        vector: VectorFile,
+        folder: Path,
+    ) -> "_Written":
+        """Write the new vector, the step to it, and the state as they come."""
         state_path = self.home.outer_state(number)
         state_path.parent.mkdir(exist_ok=True)
+        downlink, codec = self.settings.downlink, self._step_codec()
         with ExitStack() as stack:
-            model_file = stack.enter_context((folder / MODEL_FILE).open("wb"))
-            state = OuterStateWriter(stack.enter_context(replacing(state_path)))
-            writer = VectorWriter(model_file, vector.layout, vector.extras)
+            model_file = stack.enter_context(
+                replacing(folder / MODEL_FILE, spares=self.home.spare_models)
+            )
+            state = OuterStateWriter(
+                stack.enter_context(replacing(state_path, spares=self.home.spare_states))
+            )
+            step_file = None
+            if codec is not None:
+                (folder / STEP_FILE).parent.mkdir(exist_ok=True)
+                step_file = stack.enter_context((folder / STEP_FILE).open("wb"))
+            dtype: VectorDtype = "BF16" if downlink == "bfloat16" else "F32"
+            writer = VectorWriter(model_file, vector.layout, vector.extras, dtype=dtype)
             for fragment in steps:
-                writer.write(fragment.base)
-                state.write(fragment.state)
+                exact = fragment.base
+                if codec is not None and step_file is not None:
+                    step = encode_step(codec, start.held, exact)
+                    step_file.write(step.data)
+                    writer.write(step.held)
+                else:
+                    writer.write(exact)
+                state.write(fragment.state if downlink == "float32" else (*fragment.state, exact))
             written = writer.finish()
-        return written, state.root.hex() if state.root is not None else None
+        return _Written(
+            vector=written,
+            state_root=state.root.hex() if state.root is not None else None,
+            step=None if codec is None else file_entry(folder, STEP_FILE),
+        )
 
-    def _state_before(
-        self, number: int, optimizer: OuterOptimizer, base: Manifest, vector: VectorFile
-    ) -> OuterStateFile | None:
-        """Return the state that the round before left; None where another optimizer made it."""
-        if base.made is None or base.made.outer.optimizer != optimizer.name:
-            return None
-        if not optimizer.state_vectors:
-            return None
-        path = self.home.outer_state(number - 1)
-        return OuterStateFile(path, vector.layout, optimizer.state_vectors)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Written:
+    """Digests of what a round left."""
+
+    vector: WrittenVector
+    state_root: str | None
+    step: FileEntry | None
+
+
+class _Start:
+    """What a round starts from, each fragment read once, in order.
+
+    The exact vector is the published one, unless the round before published a coarser form of it:
+    then it stands behind the optimizer's state vectors.
+    """
+
+    def __init__(
+        self,
+        home: CoordinatorHome,
+        base: Manifest,
+        vector: VectorFile,
+        optimizer: OuterOptimizer,
+        threads: Executor,
+        *,
+        with_held: bool,
+    ) -> None:
+        """Open the files; nothing is read yet.
+
+        Args:
+            home: Of the coordinator.
+            base: Manifest of the checkpoint that the round starts from.
+            vector: Its vector, as published.
+            optimizer: Of this round; one with another name begins without a state.
+            threads: For reading ahead.
+            with_held: Whether `held` will be asked for.
+
+        Raises:
+            UnavailableError: The state is missing on this disk, or of another size.
+        """
+        self._with_held = with_held
+        self.held: Float32Array = np.empty(0, np.float32)
+        """The published fragment whose exact form was asked for last."""
+        count = vector.layout.fragments
+        made = base.made
+        self._is_exact_apart = made is not None and made.downlink != "float32"
+        self.has_state = made is not None and (
+            made.outer.optimizer == optimizer.name and optimizer.state_vectors > 0
+        )
+        """Whether the optimizer goes on from a state."""
+        self._rooted: list[_Rooted] = []
+        self._read_held = self._read_kept = None
+        if with_held or not self._is_exact_apart:
+            held = _Rooted(partial(_stored, vector), base.vector_root, vector.path)
+            self._rooted.append(held)
+            self._read_held = ReadAhead(held, count=count, threads=threads)
+        if made is not None and (self.has_state or self._is_exact_apart):
+            vectors = state_vectors(made.outer.optimizer) + self._is_exact_apart
+            state = OuterStateFile(home.outer_state(base.round), vector.layout, vectors)
+            kept = _Rooted(partial(_kept, state), made.outer.state_root or "", state.path)
+            self._rooted.append(kept)
+            self._read_kept = ReadAhead(kept, count=count, threads=threads)
+        self._kept: tuple[Float32Array, ...] = ()
+
+    def exact(self, index: int) -> Float32Array:
+        """Return the exact fragment, which may be overwritten; to be called before `state`."""
+        if self._read_kept is not None:
+            self._kept = self._read_kept(index)
+        if self._read_held is not None:
+            (self.held,) = self._read_held(index)
+        if self._is_exact_apart:
+            return self._kept[-1]
+        return self.held.copy() if self._with_held else self.held
+
+    def state(self, _index: int) -> tuple[Float32Array, ...]:
+        """Return the optimizer's state vectors of the fragment that `exact` returned last."""
+        return self._kept[:-1] if self._is_exact_apart else self._kept
+
+    def require_roots(self) -> None:
+        """Make sure that all that was read is what the federation signed.
+
+        Raises:
+            UnavailableError: Something is damaged on this disk; nothing may be built upon it.
+        """
+        for rooted in self._rooted:
+            rooted.require_root()
+
+
+def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[bytes]]:
+    values, digest = vector.read_stored(index)
+    return (values,), [digest]
+
+
+def _kept(state: OuterStateFile, index: int) -> tuple[tuple[Float32Array, ...], list[bytes]]:
+    vectors = state.read_fragment(index)
+    return vectors, [fragment_digest(vector.data) for vector in vectors]
 
 
 class _Rooted:
     """Fragments of float32 vectors as they are read, compared with a signed root at the end."""
 
     def __init__(
-        self, read: Callable[[int], tuple[Float32Array, ...]], root: str, path: Path
+        self,
+        read: Callable[[int], tuple[tuple[Float32Array, ...], list[bytes]]],
+        root: str,
+        path: Path,
     ) -> None:
-        """Read by `read`, each index once, what has the Merkle root `root`; it lies at `path`."""
+        """Read vectors and their digests by `read`, each index once; they lie at `path`."""
         self._read = read
         self._root = root
         self._path = path
@@ -217,8 +341,7 @@ class _Rooted:
 
     def __call__(self, index: int) -> tuple[Float32Array, ...]:
         """Return the vectors of fragment `index`, and keep their digests."""
-        vectors = self._read(index)
-        self._digests[index] = [fragment_digest(vector.data) for vector in vectors]
+        vectors, self._digests[index] = self._read(index)
         return vectors
 
     def require_root(self) -> None:

@@ -20,7 +20,7 @@ from tapestry.checkpoints.folder import (
 from tapestry.checkpoints.manifest import Card, CardEntry, FileEntry, Lineage, Manifest
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope, to_json
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 from tapestry_coordinator.registry import StoredEvaluation
 
 README_FILE = "README.md"
@@ -124,7 +124,7 @@ def _place(folder: Path, contents: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(prepared, ignore_errors=True)
     for touched in (folder / STATEMENTS, folder):
-        sync_folder(touched)
+        sync_path(touched)
 
 
 def _results_json(evaluations: Sequence[StoredEvaluation]) -> str:

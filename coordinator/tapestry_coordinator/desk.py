@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tapestry.checkpoints.folder import CARD_FILE, read_envelope
+from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
 from tapestry.checkpoints.statements import (
     Contribution,
@@ -362,12 +362,11 @@ class Desk:
         if not folder.is_dir():
             return
         card = Card.parsed(read_envelope(folder / CARD_FILE, what="card").payload, what="card")
-        entries = list(card.files)
-        if envelope is not None:
-            entries += Manifest.parsed(envelope.payload, what="manifest").files
-        else:
-            manifest = read_envelope(folder / "tapestry/manifest.json", what="manifest")
-            entries += Manifest.parsed(manifest.payload, what="manifest").files
+        if envelope is None:
+            envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
+        manifest = Manifest.parsed(envelope.payload, what="manifest")
+        step = () if manifest.step is None else (manifest.step,)
+        entries = (*card.files, *manifest.files, *step)
         with self._changed:
             for paths in self._files.values():
                 paths -= {path for path in paths if folder in path.parents}

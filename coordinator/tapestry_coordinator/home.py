@@ -23,6 +23,7 @@ from tapestry.checkpoints.manifest import Lineage
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
+from tapestry.storage.spares import Spares
 from tapestry_coordinator import settings
 
 
@@ -73,6 +74,16 @@ class CoordinatorHome:
     def outer_state(self, round_number: int) -> Path:
         """The outer optimizer's state after a round."""
         return self.folder / "outer" / f"{folder_name(round_number)}.f32"
+
+    @property
+    def spare_models(self) -> Spares:
+        """Where the models of checkpoints that are kept no more wait for their successors."""
+        return Spares(self.folder, "model")
+
+    @property
+    def spare_states(self) -> Spares:
+        """The same for the outer optimizer's state."""
+        return Spares(self.folder, "state")
 
     def load_settings(self) -> settings.CoordinatorSettings:
         """Read `coordinator.toml`."""

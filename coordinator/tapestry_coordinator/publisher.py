@@ -97,6 +97,7 @@ class Publisher:
                 files=tuple(
                     sorted([*files, _model_entry(aggregated.written)], key=lambda e: e.name)
                 ),
+                step=aggregated.step,
                 made=aggregated.made.model_copy(
                     update={"absent": _absences(closed, aggregated.made.participation)}
                 ),

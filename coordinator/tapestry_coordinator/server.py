@@ -190,9 +190,12 @@ class CoordinatorServer:
         if keep.contribution_rounds:
             self._store.prune(before=number - keep.contribution_rounds + 1)
         if keep.checkpoints:
-            for old in range(1, number - keep.checkpoints + 1):
-                shutil.rmtree(self.home.checkpoint(old), ignore_errors=True)
-        self.home.outer_state(number - 2).unlink(missing_ok=True)
+            past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
+            past = [folder for folder in past if folder.is_dir()]
+            self.home.spare_models.retire(folder / MODEL_FILE for folder in past[-1:])
+            for folder in past:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.home.spare_states.retire([self.home.outer_state(number - 2)])
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""

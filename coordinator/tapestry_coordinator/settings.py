@@ -10,6 +10,7 @@ from tapestry.aggregation.rules import MergeName, Rule, RuleName, known_rule
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.config import Settings, commented_toml, load_settings
 from tapestry.errors import ConfigError
+from tapestry.params.downlink import DownlinkName
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.rounds import RoundRules
 
@@ -87,6 +88,10 @@ class AggregationSettings(Settings):
     codec: Literal["float32", "bfloat16", "int8", "int4", "topk"] = "int8"
     """How pseudo-gradients travel; `topk` (SparseLoCo) goes with optimizer `sgd`, learning_rate 1,
     and more rounds of fewer steps."""
+    downlink: DownlinkName = "float32"
+    """How checkpoints travel: whole in float32 or bfloat16, or as a quantised step from the one
+    before (delta-int8, delta-int4), which newcomers take whole. The exact vector stays here; what
+    is published is what everybody starts from."""
     gamma: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
     """Weights are proportional to tokens**gamma: 0 equal, 1 proportional."""
     influence_cap: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0

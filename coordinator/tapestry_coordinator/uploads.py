@@ -15,6 +15,7 @@ storing or handing in.
 import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from tapestry.aggregation.contributions import longest_fragment
 from tapestry.checkpoints.folder import folder_name
 from tapestry.errors import RejectedError, UnavailableError
-from tapestry.params.codecs import Codec, codec_named
+from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import RollingSync, sync_folder, write_atomic
+from tapestry.storage.atomic import RollingSync, sync_path, write_atomic
+from tapestry.storage.spares import Spares
 
 _Key = tuple[int, str]
 """Round and member."""
@@ -83,6 +88,9 @@ class FragmentStore:
         self._folder = folder
         self._layout = layout
         self._max_element = max_element
+        self._spares = Spares(folder, "contribution")
+        self._buffers: list[Float32Array] = []
+        """For decoding; as many as calls were ever at it at once."""
         self._lock = threading.Lock()
         self._turns: dict[_Key, threading.RLock] = {}
         self._open: dict[_Key, Upload] = {}
@@ -172,7 +180,7 @@ class FragmentStore:
             table = {"codec": upload.codec.name, "digests": [d.hex() for d in upload.digests]}
             write_atomic(self._path(key, "json"), json.dumps(table))
             upload.path.rename(self._path(key, "contribution"))
-            sync_folder(upload.path.parent)
+            sync_path(upload.path.parent)
             self._announcements.pop(key, None)
             del self._open[key]
         return _root_and_norm(upload)
@@ -217,11 +225,15 @@ class FragmentStore:
                     del known[key]
         for upload in given_up:
             upload.end(durable=False)
-        for folder in sorted(self._folder.glob("round-*")):
-            if folder.name < folder_name(before):
-                for path in folder.iterdir():
-                    path.unlink()
-                folder.rmdir()
+        past = [
+            folder
+            for folder in sorted(self._folder.glob("round-*"))
+            if folder.name < folder_name(before)
+        ]
+        if past:
+            self._spares.retire(past[-1].glob("*.contribution"))
+        for folder in past:
+            shutil.rmtree(folder)
 
     def _path(self, key: _Key, suffix: str) -> Path:
         return self._folder / folder_name(key[0]) / f"{key[1]}.{suffix}"
@@ -257,8 +269,15 @@ class FragmentStore:
         size += upload.codec.encoded_bytes(stop - start)
         upload.path.parent.mkdir(parents=True, exist_ok=True)
         was_there = upload.path.is_file()
+        if not was_there:
+            self._spares.take(upload.path)
         with upload.path.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.truncate(file.fileno(), min(size, file.tell()))
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:
+                self._spares.clear()
+                os.posix_fallocate(file.fileno(), 0, size)
         return was_there
 
     def _take_up(self, upload: Upload) -> None:
@@ -290,14 +309,20 @@ class FragmentStore:
         Raises:
             RejectedError: Its size, finiteness or scale is wrong.
         """
-        values = upload.codec.decode(data, elements)
-        largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
-        if largest > self._max_element:
-            raise RejectedError(
-                f"fragment {index} has an element of {largest:.3g}, the federation accepts up to "
-                f"{self._max_element:g}: training has diverged; lower the learning rate"
-            )
-        return squared_norm(values)
+        spare = self._buffers.pop() if self._buffers else None
+        buffer = np.empty(longest_fragment(self._layout), np.float32) if spare is None else spare
+        try:
+            values = buffer[:elements]
+            upload.codec.decode_into(data, values)
+            largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+            if largest > self._max_element:
+                raise RejectedError(
+                    f"fragment {index} has an element of {largest:.3g}, the federation accepts up "
+                    f"to {self._max_element:g}: training has diverged; lower the learning rate"
+                )
+            return squared_norm(values)
+        finally:
+            self._buffers.append(buffer)
 
 
 def _root_and_norm(upload: Upload) -> tuple[bytes, float]:

@@ -14,19 +14,20 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tapestry.checkpoints.folder import building
+from tapestry.checkpoints.folder import file_entry
 from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.objectives.training import StepReport
-from tapestry.storage.atomic import write_atomic
+from tapestry.storage.atomic import sync_path, write_atomic
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, Listener
 from tapestry_node.residual import accept_residual
-from tapestry_node.trainer import Spooled, Trainer, find_spooled, find_unsettled
+from tapestry_node.spool import Spooled, find_spooled, find_unsettled
+from tapestry_node.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Daemon:
             data_bytes=_size_of(self._data), bits_per_byte=_scores(home.progress)
         )
         self._progress_written = 0.0
+        self._sound = -1
+        """The checkpoint that this process has fetched or verified."""
         self._trainer: Trainer | None = None
         self._refused: set[tuple[int, int]] = set()
         self._stopping = threading.Event()
@@ -194,20 +197,15 @@ class Daemon:
         """Return the folder of a checkpoint, fetched if it is not here."""
         target = self._home.checkpoint(manifest.round)
         if target.is_dir():
-            return target
-        total = sum(entry.size_bytes for entry in manifest.files)
+            if manifest.round == self._sound or _is_sound(target, manifest):
+                self._sound = manifest.round
+                return target
+            _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
+            shutil.rmtree(target)
         self._write_progress(f"fetching checkpoint {manifest.round}")
-        known = sorted(self._home.checkpoints.glob("round-*"), reverse=True)
-        with building(target) as folder:
-            self._client.fetcher.fetch_files(
-                manifest.files,
-                folder,
-                parts=self._home.checkpoints / ".parts",
-                known=known[:1],
-            )
-            (folder / "tapestry").mkdir()
-            write_atomic(folder / "tapestry" / "manifest.json", to_json(envelope))
-        _log.info("checkpoint %d is here (%s bytes)", manifest.round, f"{total:,}")
+        came = self._home.fetch(self._client.fetcher, manifest, envelope)
+        self._sound = manifest.round
+        _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
         self._home.prune(contributed=self._state.contributed, newest=self._state.round)
         return target
 
@@ -302,7 +300,9 @@ class Daemon:
                 digest=plan.shared.pool_digest,
             )
             parts = self._home.folder / "pool" / ".parts"
-            self._client.fetcher.fetch(entry, parts).rename(target)
+            fetched = self._client.fetcher.fetch(entry, parts)
+            sync_path(fetched)
+            fetched.rename(target)
         return target
 
     def _train(
@@ -365,13 +365,14 @@ class Daemon:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
         number = spooled.contribution.round
         self._write_progress(f"sending the contribution to round {number}")
-        receipt_envelope = self._client.upload(
-            spooled.contribution,
-            spooled.envelope,
-            spooled.digests,
-            spooled.read_fragment,
-            on_bytes=lambda _size: self._write_progress(None),
-        )
+        with spooled.becoming_durable():
+            receipt_envelope = self._client.upload(
+                spooled.contribution,
+                spooled.envelope,
+                spooled.digests,
+                spooled.read_fragment,
+                on_bytes=lambda _size: self._write_progress(None),
+            )
         what = f"receipt of round {number}"
         receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
         if receipt.contribution != payload_digest(spooled.envelope):
@@ -387,7 +388,7 @@ class Daemon:
         self._state = replace(self._state, contributed=max(number, self._state.contributed))
         self._home.save_state(self._state)
         accept_residual(spooled.folder, self._home.residual)
-        shutil.rmtree(spooled.folder)
+        spooled.remove(self._home.spare_spools)
         _log.info("round %d: contributed (%s bytes)", number, f"{sent:,}")
 
     def _renew_if_due(self, listener: Listener) -> None:
@@ -476,6 +477,14 @@ class _StepWatch:
             return False
         _log.warning("round %d closed before this node had finished", self._plan.round)
         return True
+
+
+def _is_sound(checkpoint: Path, manifest: Manifest) -> bool:
+    """Whether the files of a checkpoint that an earlier process fetched are what they should be."""
+    try:
+        return all(file_entry(checkpoint, entry.name) == entry for entry in manifest.files)
+    except OSError:
+        return False
 
 
 def _scores(progress: Path) -> dict[str, float]:

@@ -12,6 +12,7 @@ receipts/      the coordinator's signed acknowledgements
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
 state.json     where this node stands
 progress.json  what it does right now, for status and the demonstration
+.spare/        files of finished rounds whose space the next ones use again
 ```
 """
 
@@ -23,12 +24,17 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from tapestry.checkpoints.folder import folder_name
+from tapestry.checkpoints.folder import MANIFEST_FILE, STATEMENTS, building, folder_name
+from tapestry.checkpoints.manifest import Manifest
+from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.config import commented_toml, load_settings
 from tapestry.errors import ConfigError
+from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.membership import IdentityFolder
 from tapestry.storage.atomic import write_atomic
+from tapestry.storage.spares import Spares
 from tapestry.wire.egress import EGRESS_FILE
+from tapestry.wire.fetching import Fetcher
 from tapestry_node.policy import SETTINGS_FILE, NodeSettings
 from tapestry_node.residual import SPOOLED_RESIDUAL
 
@@ -103,6 +109,16 @@ class NodeHome:
         """Return the folders of contributions without a receipt, the oldest first."""
         return sorted((self.folder / "spool").glob("round-*"))
 
+    @property
+    def spare_models(self) -> Spares:
+        """Where models of checkpoints that are kept no more wait for their successors."""
+        return Spares(self.folder, "model")
+
+    @property
+    def spare_spools(self) -> Spares:
+        """The same for sent contributions."""
+        return Spares(self.folder, "spool")
+
     def make_folders(self) -> None:
         """Make what is missing; only the owner may read."""
         for name in ("checkpoints", "pool", "corpus", "trainer", "spool", "receipts"):
@@ -142,6 +158,50 @@ class NodeHome:
         """Write where the node stands, durably."""
         write_atomic(self.folder / "state.json", json.dumps(asdict(state)) + "\n")
 
+    def fetch(self, fetcher: Fetcher, manifest: Manifest, envelope: Envelope) -> int:
+        """Fetch a checkpoint into its folder, by its step if its parent is here.
+
+        Nobody waits for the disk: whoever finds the folder in another process verifies it.
+
+        Args:
+            fetcher: Connected to the coordinator.
+            manifest: Verified.
+            envelope: That it came in.
+
+        Returns:
+            Bytes that came over the line.
+        """
+        parts = self.checkpoints / ".parts"
+        known = sorted(self.checkpoints.glob("round-*"), reverse=True)[:1]
+        came = 0
+
+        def count(size: int) -> None:
+            nonlocal came
+            came += size
+
+        with building(self.checkpoint(manifest.round), durable=False) as folder:
+            parent = self.checkpoint(manifest.round - 1)
+            is_stepped = parent in known and fetcher.fetch_model_by_step(
+                manifest,
+                folder,
+                parent=parent,
+                parts=parts,
+                on_bytes=count,
+                spares=self.spare_models,
+            )
+            missing = [e for e in manifest.files if not (is_stepped and e.name == MODEL_FILE)]
+            fetcher.fetch_files(
+                missing,
+                folder,
+                parts=parts,
+                known=known,
+                on_bytes=count,
+                spares=self.spare_models,
+            )
+            (folder / STATEMENTS).mkdir()
+            write_atomic(folder / MANIFEST_FILE, to_json(envelope))
+        return came
+
     def prune(self, *, contributed: int, newest: int) -> None:
         """Remove what no later step needs.
 
@@ -153,7 +213,10 @@ class NodeHome:
             is_late = folder.name <= self.spool(newest).name
             if is_late and not (folder / SPOOLED_RESIDUAL).is_file():
                 shutil.rmtree(folder)
-        for folder in sorted(self.checkpoints.glob("round-*"))[:-_KEPT_CHECKPOINTS]:
+        past = sorted(self.checkpoints.glob("round-*"))[:-_KEPT_CHECKPOINTS]
+        if past:
+            self.spare_models.retire([past[-1] / MODEL_FILE])
+        for folder in past:
             shutil.rmtree(folder)
         for path in sorted((self.folder / "trainer").glob("round-*.safetensors")):
             if path.name < self.trainer_state(contributed).name:

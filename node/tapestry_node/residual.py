@@ -20,7 +20,7 @@ from tapestry.errors import ConfigError
 from tapestry.params.codecs import Codec, Float32Array
 from tapestry.params.feedback import encode_compensated, residual_if_refused
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import replacing, sync_folder
+from tapestry.storage.atomic import replacing, sync_path
 
 SPOOLED_RESIDUAL = "residual.f32"
 """In the folder of a spooled contribution."""
@@ -89,7 +89,7 @@ def accept_residual(spool: Path, residual: Path) -> None:
     spooled = spool / SPOOLED_RESIDUAL
     if spooled.is_file():
         spooled.replace(residual)
-        sync_folder(residual.parent)
+        sync_path(residual.parent)
 
 
 def refuse_residual(
@@ -120,4 +120,4 @@ def refuse_residual(
             kept = residual_if_refused(codec, read_fragment(index), left)
             file.write(kept.astype("<f4", copy=False).data)
     path.unlink()
-    sync_folder(spool)
+    sync_path(spool)

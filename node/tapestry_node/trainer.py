@@ -3,12 +3,8 @@
 Shapes: P parameters of the vector.
 """
 
-import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.checkpoints.statements import Contribution, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.errors import RejectedError
-from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.objectives.objective import Evaluation, Objective, objective_named
 from tapestry.objectives.training import (
     InnerOptimizer,
@@ -27,47 +22,19 @@ from tapestry.objectives.training import (
     choose_threads,
     train,
 )
-from tapestry.params.codecs import Codec, Float32Array, codec_named
+from tapestry.params.codecs import Codec, codec_named
 from tapestry.params.deltas import norm, pseudo_gradient, squared_norm
-from tapestry.params.fragments import fragment_digest, fragments_root
-from tapestry.params.layout import ParameterLayout
+from tapestry.params.floats import Vector
+from tapestry.params.fragments import fragments_root
 from tapestry.params.modules import fragment_of, load_extras, to_model
-from tapestry.storage.atomic import sync_folder, write_atomic
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
-from tapestry_node.residual import SPOOLED_RESIDUAL, fragment_encoder, refuse_residual
+from tapestry_node.residual import fragment_encoder, refuse_residual
+from tapestry_node.spool import Spooled, spooling
 
 _log = logging.getLogger(__name__)
 
-_FRAGMENTS_FILE = "fragments.bin"
-_DIGESTS_FILE = "digests.json"
-_CONTRIBUTION_FILE = "contribution.json"
 _POOL_HELD_OUT = 0.01
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spooled:
-    """A finished contribution on the disk."""
-
-    folder: Path
-    contribution: Contribution
-    envelope: Envelope
-    digests: tuple[bytes, ...]
-    layout: ParameterLayout
-
-    def read_fragment(self, index: int) -> bytes:
-        """Return an encoded fragment."""
-        codec = codec_named(self.contribution.codec)
-        start, stop = self.layout.bounds(index)
-        first, last = self.layout.bounds(0)
-        with (self.folder / _FRAGMENTS_FILE).open("rb", buffering=0) as file:
-            offset = index * codec.encoded_bytes(last - first)
-            return os.pread(file.fileno(), codec.encoded_bytes(stop - start), offset)
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of all encoded fragments."""
-        return (self.folder / _FRAGMENTS_FILE).stat().st_size
 
 
 class Trainer:
@@ -186,13 +153,8 @@ class Trainer:
         key: Ed25519PrivateKey,
         seconds: float,
     ) -> Spooled:
-        """Write the pseudo-gradient, encoded, and the signed contribution; durably.
-
-        The contribution's own file is written last: a spool without it is unfinished.
-        """
+        """Write the pseudo-gradient, encoded, and the signed contribution."""
         folder = self._home.spool(plan.round)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         codec = codec_named(plan.codec)
         digests, squared_norms = self._encode(folder, codec, base.vector)
         optimizer.save(self._home.trainer_state(plan.round))
@@ -215,38 +177,27 @@ class Trainer:
             },
             statistics=dict(statistics),
         )
-        envelope = contribution.signed(key)
-        write_atomic(folder / _DIGESTS_FILE, json.dumps([digest.hex() for digest in digests]))
-        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope))
-        sync_folder(folder.parent)
-        return Spooled(
-            folder=folder,
-            contribution=contribution,
-            envelope=envelope,
-            digests=tuple(digests),
-            layout=self.layout,
+        return Spooled.completed(
+            folder, contribution, contribution.signed(key), digests=digests, layout=self.layout
         )
 
-    def _encode(
-        self, folder: Path, codec: Codec, base: Float32Array
-    ) -> tuple[list[bytes], list[float]]:
+    def _encode(self, folder: Path, codec: Codec, base: Vector) -> tuple[list[bytes], list[float]]:
         """Write the encoded fragments of base - local; return digests and squared norms."""
-        digests, squared_norms = [], []
-        encoder = fragment_encoder(
-            codec, residual=self._home.residual, spool=folder, layout=self.layout
-        )
-        with (folder / _FRAGMENTS_FILE).open("wb") as file, encoder as encode:
+        squared_norms = []
+        with (
+            spooling(folder, self._home.spare_spools) as fragments,
+            fragment_encoder(
+                codec, residual=self._home.residual, spool=folder, layout=self.layout
+            ) as encode,
+        ):
             for index in range(self.layout.fragments):
                 start, stop = self.layout.bounds(index)
                 local = fragment_of(self.module, self.layout, index)
                 delta = pseudo_gradient(np.asarray(base[start:stop], np.float32), local)
                 data, decoded = encode(index, delta)
-                digests.append(fragment_digest(data))
                 squared_norms.append(squared_norm(decoded))
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return digests, squared_norms
+                fragments.write(data)
+        return fragments.digests, squared_norms
 
     def keep_refused(self, spooled: Spooled) -> None:
         """Add what a contribution that was not taken would have brought to the next one."""
@@ -257,44 +208,4 @@ class Trainer:
             layout=self.layout,
             read_fragment=spooled.read_fragment,
         )
-        shutil.rmtree(spooled.folder)
-
-
-def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Spooled | None:
-    """Return the finished contribution to a plan that an earlier process left, if any."""
-    spooled = _read_spooled(home.spool(plan.round), layout)
-    if spooled is None:
-        return None
-    made = spooled.contribution
-    asked = (plan.base, plan.codec, plan.inner.steps, plan.inner.tokens)
-    return spooled if (made.base, made.codec, made.steps, made.tokens) == asked else None
-
-
-def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
-    """Return finished contributions whose residual waits for what became of them, oldest first."""
-    folders = (folder for folder in home.spooled() if (folder / SPOOLED_RESIDUAL).is_file())
-    found = (_read_spooled(folder, layout) for folder in folders)
-    return [spooled for spooled in found if spooled is not None]
-
-
-def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
-    """Return the contribution in a spool, or None if it is unfinished.
-
-    Raises:
-        RejectedError: It is of another model.
-    """
-    path = folder / _CONTRIBUTION_FILE
-    if not path.is_file():
-        return None
-    envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
-    contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
-    digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
-    if len(digests) != layout.fragments:
-        raise RejectedError(f"{folder}: the spool is of another model; remove it")
-    return Spooled(
-        folder=folder,
-        contribution=contribution,
-        envelope=envelope,
-        digests=digests,
-        layout=layout,
-    )
+        spooled.remove(self._home.spare_spools)

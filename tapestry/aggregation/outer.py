@@ -37,7 +37,7 @@ class OuterOptimizer:
     @property
     def state_vectors(self) -> int:
         """How many vectors are kept between rounds: none, momentum, or mean and variance."""
-        return _STATE_VECTORS[self.name]
+        return state_vectors(self.name)
 
     def initial_state(self, elements: int) -> tuple[Float32Array, ...]:
         """Return a fragment of the state before the first round."""
@@ -88,6 +88,11 @@ def _nesterov(aggregate: Float32Array, buffer: Float32Array, *, momentum: np.flo
     np.multiply(buffer, momentum, out=buffer)
     np.add(buffer, aggregate, out=buffer)
     np.add(aggregate, buffer * momentum, out=aggregate)
+
+
+def state_vectors(name: OptimizerName) -> int:
+    """Return how many vectors the optimizer called `name` keeps between rounds."""
+    return _STATE_VECTORS[name]
 
 
 def default_learning_rate(name: OptimizerName, members: int) -> float:

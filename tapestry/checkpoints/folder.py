@@ -11,7 +11,6 @@ tapestry/results.json  tapestry/results.png        held-out bits per byte by rou
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
 STATEMENTS = "tapestry"
 MANIFEST_FILE = "tapestry/manifest.json"
@@ -88,10 +87,11 @@ def write_statements(folder: Path, lineage: Sequence[Envelope]) -> None:
 
 
 @contextmanager
-def building(target: Path) -> Iterator[Path]:
+def building(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a folder that takes the name `target` only if the block ends without an error.
 
-    An unfinished one from a crash is removed first.
+    An unfinished one from a crash is removed first. Without `durable` nobody waits for the disk: a
+    machine that goes down may leave files of any content, which are to be verified before use.
 
     Raises:
         OSError: The disk is full or the parent cannot be written; nothing is left behind.
@@ -101,19 +101,11 @@ def building(target: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        _sync_tree(temporary)
+        if durable:
+            sync_tree(temporary)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_folder(target.parent)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Make every file and name below `folder` durable."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if durable:
+        sync_path(target.parent)

@@ -24,6 +24,7 @@ from tapestry.checkpoints.statements import (
 )
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope
+from tapestry.params.downlink import DownlinkName
 
 FileName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")
@@ -76,7 +77,7 @@ class OuterRecord(Statement):
     epsilon: NotNegative = 0.0
     state_root: HexDigest | None
     """Merkle root over the float32 fragments of the state vectors after the step, those of
-    fragment 0 first; None for an optimizer without a state."""
+    fragment 0 first, the exact vector last if there is one; None if there is no state."""
 
 
 class RuleRecord(Statement):
@@ -137,6 +138,8 @@ class RoundRecord(Statement):
     participation: tuple[Participation, ...]
     absent: tuple[Absence, ...] = ()
     outer: OuterRecord
+    downlink: DownlinkName = "float32"
+    """How the published vector came from the exact one, which otherwise stays in the state."""
 
 
 class Manifest(Statement):
@@ -154,8 +157,11 @@ class Manifest(Statement):
     layout: HexDigest
     elements: Positive
     vector_root: HexDigest
-    """Merkle root over the SHA-256 of the float32 fragments of the vector."""
+    """Merkle root over the SHA-256 of the vector's fragments as the model's file holds them."""
     files: tuple[FileEntry, ...]
+    step: FileEntry | None = None
+    """With a delta downlink: what turns the parent's vector into this one. Not one of `files`: a
+    copy of the checkpoint is whole without it."""
     origin: GenesisRecord | None = None
     made: RoundRecord | None = None
     software: dict[str, str] = Field(default_factory=dict)

@@ -1,10 +1,10 @@
 """`model.safetensors`: a safetensors file whose data section begins with the parameter vector.
 
 The format (https://github.com/huggingface/safetensors) is a length, a JSON header, and one
-contiguous data section. Ours lists the layout's tensors first, in vector order, as float32 (their
-number is in the header's metadata); after them come tensors that are not part of the vector:
-frozen parameters and buffers. So any safetensors reader loads the file, and the vector is a memory
-map of it, whatever its size.
+contiguous data section. Ours lists the layout's tensors first, in vector order, as float32 or as
+bfloat16 (their number is in the header's metadata); after them come tensors that are not part of
+the vector: frozen parameters and buffers. So any safetensors reader loads the file, and the vector
+is a memory map of it, whatever its size.
 """
 
 import hashlib
@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from tapestry.errors import RejectedError, UntrustedError
-from tapestry.params.codecs import Float32Array
+from tapestry.params.codecs import CODECS, Codec, Float32Array
+from tapestry.params.floats import HalfVector, Vector
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync
@@ -37,6 +38,12 @@ _ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+
+
+VectorDtype = Literal["F32", "BF16"]
+"""How the file holds the vector: by the codec of the same name, every fragment after the other."""
+
+_CODECS: dict[VectorDtype, Codec] = {"F32": CODECS["float32"], "BF16": CODECS["bfloat16"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class WrittenVector:
     digest: bytes
     """SHA-256 of the whole file."""
     root: bytes
-    """Merkle root over the SHA-256 of the float32 fragments."""
+    """Merkle root over the SHA-256 of the fragments as the file holds them."""
 
 
 class VectorWriter:
@@ -68,9 +75,15 @@ class VectorWriter:
     """
 
     def __init__(
-        self, file: BinaryIO, layout: ParameterLayout, extras: Mapping[str, ExtraTensor]
+        self,
+        file: BinaryIO,
+        layout: ParameterLayout,
+        extras: Mapping[str, ExtraTensor],
+        *,
+        dtype: VectorDtype = "F32",
     ) -> None:
         """Write the header; fragments follow by `write`, in index order."""
+        self._dtype = dtype
         self._file = file
         self._layout = layout
         self._extras = extras
@@ -81,14 +94,21 @@ class VectorWriter:
         self._digests: list[Future[bytes]] = []
         self._size = 0
         self._sync = RollingSync(file)
-        self._emit(_header(layout, extras))
+        self._emit(_header(layout, extras, dtype))
 
     def write(self, fragment: Float32Array) -> None:
-        """Append the next fragment: float32, exactly as many elements as the layout says."""
+        """Append the next fragment: float32, exactly as many elements as the layout says.
+
+        Raises:
+            RejectedError: bfloat16 cannot hold it.
+        """
         start, stop = self._layout.bounds(len(self._digests))
         if fragment.shape != (stop - start,):
             raise ValueError(f"fragment {len(self._digests)} has shape {fragment.shape}")
-        data = fragment.astype("<f4", copy=False).tobytes()
+        if self._dtype == "F32":
+            data = fragment.astype("<f4", copy=False).tobytes()
+        else:
+            data = _CODECS[self._dtype].encode(fragment)
         self._digests.append(self._fragment_thread.submit(fragment_digest, data))
         self._emit(data)
 
@@ -121,12 +141,13 @@ class VectorFile:
     """An opened vector file: the mapped vector and the rest."""
 
     layout: ParameterLayout
-    vector: Float32Array
-    """[P] float32, memory-mapped, read only."""
+    vector: Vector
+    """[P] float32; memory-mapped, read only."""
     extras: dict[str, ExtraTensor]
     path: Path
     data_offset: int
     """Bytes before the vector."""
+    dtype: VectorDtype
 
     def read_fragment(self, index: int) -> Float32Array:
         """Return fragment `index` as [n] float32 of its own.
@@ -135,9 +156,43 @@ class VectorFile:
         page of it.
 
         Raises:
-            UntrustedError: The file has become shorter.
+            UntrustedError: The file has become shorter, or the fragment is not finite.
         """
-        return read_elements(self.path, self.data_offset, *self.layout.bounds(index))
+        return self.read_stored(index)[0]
+
+    def read_stored(self, index: int) -> tuple[Float32Array, bytes]:
+        """Return fragment `index` as float32, and the SHA-256 of its bytes in the file."""
+        start, stop = self.layout.bounds(index)
+        if self.dtype == "F32":
+            values = read_elements(self.path, self.data_offset, start, stop)
+            return values, fragment_digest(values.data)
+        codec = _CODECS[self.dtype]
+        data = self._read(codec.encoded_bytes(start), codec.encoded_bytes(stop - start))
+        try:
+            return codec.decode(data, stop - start), fragment_digest(data)
+        except RejectedError as error:
+            raise UntrustedError(f"{self.path}: fragment {index}: {error}") from error
+
+    def root(self) -> bytes:
+        """Return the Merkle root over the SHA-256 of the fragments as the file holds them."""
+        codec = _CODECS[self.dtype]
+        digests = []
+        for index in range(self.layout.fragments):
+            start, stop = self.layout.bounds(index)
+            data = self._read(codec.encoded_bytes(start), codec.encoded_bytes(stop - start))
+            digests.append(fragment_digest(data))
+        return fragments_root(digests)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.data_offset + offset)
+                data = file.read(size)
+        except OSError as error:
+            raise UntrustedError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise UntrustedError(f"{self.path}: has become shorter; restore it or fetch it again")
+        return data
 
 
 def read_elements(path: Path, data_offset: int, start: int, stop: int) -> Float32Array:
@@ -172,39 +227,34 @@ def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> Vecto
         size = path.stat().st_size
         with path.open("rb") as file:
             header, data_offset = _read_header(file, size)
-            found, extra_table = _parse_header(header, size - data_offset)
+            found, dtype, extra_table = _parse_header(header, size - data_offset)
             extras = {}
-            for name, (dtype, shape, begin, end) in extra_table.items():
+            for name, (stored, shape, begin, end) in extra_table.items():
                 file.seek(data_offset + begin)
-                extras[name] = ExtraTensor(dtype, shape, file.read(end - begin))
+                extras[name] = ExtraTensor(stored, shape, file.read(end - begin))
     except OSError as error:
         raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, RejectedError) as error:
         raise UntrustedError(f"{path}: not a parameter vector: {error}") from error
     if layout is not None and found.digest != layout.digest:
         raise UntrustedError(f"{path}: its tensors are not those of this federation's model")
-    vector = np.memmap(path, dtype="<f4", mode="r", offset=data_offset, shape=(found.elements,))
-    return VectorFile(found, vector, extras, path, data_offset)
+    item = np.dtype("<f4" if dtype == "F32" else "<u2")
+    mapped = np.memmap(path, dtype=item, mode="r", offset=data_offset, shape=(found.elements,))
+    vector: Vector = mapped if dtype == "F32" else HalfVector(mapped)
+    return VectorFile(found, vector, extras, path, data_offset, dtype)
 
 
-def vector_root(vector: Float32Array, layout: ParameterLayout) -> bytes:
-    """Return the Merkle root over the float32 fragments of `vector`."""
-    return fragments_root(
-        [
-            fragment_digest(vector[slice(*layout.bounds(i))].astype("<f4", copy=False).tobytes())
-            for i in range(layout.fragments)
-        ]
-    )
-
-
-def _header(layout: ParameterLayout, extras: Mapping[str, ExtraTensor]) -> bytes:
+def _header(
+    layout: ParameterLayout, extras: Mapping[str, ExtraTensor], dtype: VectorDtype
+) -> bytes:
     """Return length and JSON header, padded to eight bytes."""
     metadata = {"format": "pt", _COUNT_KEY: str(len(layout.tensors))}
     table: dict[str, Any] = {"__metadata__": metadata}
+    item = _ITEM_BYTES[dtype]
     for spec in layout.tensors:
-        begin = 4 * spec.offset
-        table[spec.name] = _entry("F32", spec.shape, begin, begin + 4 * spec.size)
-    end = 4 * layout.elements
+        begin = item * spec.offset
+        table[spec.name] = _entry(dtype, spec.shape, begin, begin + item * spec.size)
+    end = item * layout.elements
     for name in sorted(extras):
         extra = extras[name]
         table[name] = _entry(extra.dtype, extra.shape, end, end + len(extra.data))
@@ -231,28 +281,29 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 def _parse_header(
     header: dict[str, Any], data_bytes: int
-) -> tuple[ParameterLayout, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Return the vector's layout and the table of extra tensors; every field is validated."""
+) -> tuple[ParameterLayout, VectorDtype, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Return the vector's layout and dtype, and the extra tensors; every field is validated."""
     count = int(header.pop("__metadata__")[_COUNT_KEY])
     names = list(header)
     if not 1 <= count <= len(names):
         raise ValueError(f"{count} of {len(names)} tensors are said to be the vector")
     layout = ParameterLayout.from_json([[name, header[name]["shape"]] for name in names[:count]])
+    dtype: VectorDtype = "BF16" if header[names[0]]["dtype"] == "BF16" else "F32"
     expected = 0
     extras = {}
     for position, name in enumerate(names):
-        dtype, shape = str(header[name]["dtype"]), _shape(header[name]["shape"])
+        stored, shape = str(header[name]["dtype"]), _shape(header[name]["shape"])
         begin, end = header[name]["data_offsets"]
-        if begin != expected or end - begin != _ITEM_BYTES[dtype] * math.prod(shape):
+        if begin != expected or end - begin != _ITEM_BYTES[stored] * math.prod(shape):
             raise ValueError(f"tensor {name!r} does not lie where its shape says")
         if position >= count:
-            extras[name] = (dtype, shape, begin, end)
-        elif dtype != "F32":
-            raise ValueError("the vector is not float32")
+            extras[name] = (stored, shape, begin, end)
+        elif stored != dtype:
+            raise ValueError("the vector is neither float32 nor bfloat16 throughout")
         expected = end
     if expected != data_bytes:
         raise ValueError(f"{data_bytes:,} bytes of data, the header says {expected:,}")
-    return layout, extras
+    return layout, dtype, extras
 
 
 def _shape(value: object) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from tapestry.checkpoints.folder import (
     read_lineage,
 )
 from tapestry.checkpoints.manifest import Card, FileEntry, Lineage, Manifest, verify_lineage
-from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file, vector_root
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import UntrustedError
 
 FEWEST_DIGITS = 16
@@ -58,10 +58,12 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
     manifest = lineage.newest
     for entry in manifest.files:
         _verify_file(folder, entry)
+    if manifest.step is not None and (folder / manifest.step.name).exists():
+        _verify_file(folder, manifest.step)
     model = open_vector_file(folder / MODEL_FILE)
     if model.layout.digest != manifest.layout or model.layout.elements != manifest.elements:
         raise UntrustedError(f"{folder / MODEL_FILE}: its tensors are not those of the manifest")
-    if vector_root(model.vector, model.layout).hex() != manifest.vector_root:
+    if model.root().hex() != manifest.vector_root:
         raise UntrustedError(f"{folder / MODEL_FILE}: the vector's root is not the manifest's")
     card = _verify_card(folder, lineage)
     return VerifiedCheckpoint(
@@ -117,7 +119,8 @@ def _verify_card(folder: Path, lineage: Lineage) -> Card:
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest, card: Card) -> None:
-    entries = (*manifest.files, *card.files, *card.replaced)
+    step = () if manifest.step is None else (manifest.step,)
+    entries = (*manifest.files, *step, *card.files, *card.replaced)
     listed = {entry.name for entry in entries} | OWN_FILES
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 
 from tapestry.data.reading import list_files, read_documents
 from tapestry.errors import ConfigError
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 
 _FORMAT = 2
 _CHARACTERS_AT_ONCE = 2**18
@@ -209,7 +209,7 @@ def _build(job: _Job, target: Path, on_progress: OnProgress | None) -> _Meta:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_folder(target.parent)
+        sync_path(target.parent)
     return meta
 
 

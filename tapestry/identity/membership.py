@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.certificates import read_member_certificate
 from tapestry.identity.keys import load_signing_key, load_tls_key, private_pem, save_private_key
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 
 MEMBERSHIP_FILE = "membership.json"
 _ROOT_FILE = "root.crt"
@@ -69,7 +69,7 @@ class IdentityFolder:
         write_atomic(temporary / _CERTIFICATE_FILE, certificate_pem)
         write_atomic(temporary / MEMBERSHIP_FILE, json.dumps(asdict(membership), indent=1) + "\n")
         temporary.rename(self.folder)
-        sync_folder(self.folder.parent)
+        sync_path(self.folder.parent)
 
     def load(self) -> Membership:
         """Read what the member knows.
@@ -130,7 +130,7 @@ class IdentityFolder:
         save_private_key(new_key, tls_key)
         write_atomic(self.folder / _CERTIFICATE_FILE, certificate_pem)
         os.replace(new_key, self.folder / _TLS_KEY_FILE)  # noqa: PTH105 - the pair, back to back
-        sync_folder(self.folder)
+        sync_path(self.folder)
 
     def _read(self, name: str) -> bytes:
         path = self.folder / name

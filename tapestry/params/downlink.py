@@ -14,11 +14,15 @@ Shapes: n elements of a fragment.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from tapestry.errors import RejectedError
 from tapestry.params.codecs import CODECS, Codec, Float32Array
+
+DownlinkName = Literal["float32", "bfloat16", "delta-int8", "delta-int4"]
+"""How a checkpoint goes down: whole in float32 or bfloat16, or as a step from its parent."""
 
 DOWNLINK_CODECS = {f"delta-{name}": CODECS[name] for name in ("int8", "int4")}
 """How a step is coded, by the name that the protocol gives it."""

@@ -13,6 +13,7 @@ Shapes: n elements of a fragment; B elements of a cache block.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,38 @@ Float32Array = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 WordArray = npt.NDArray[np.uint32]
 HalfArray = npt.NDArray[np.uint16]
+
+
+class Vector(Protocol):
+    """A parameter vector that is read by slices: an array, or a file that is mapped."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(P,)."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> Float32Array:
+        """Return elements as float32."""
+        ...
+
+
+class HalfVector:
+    """A bfloat16 vector, mapped perhaps, that is read as float32."""
+
+    def __init__(self, halves: HalfArray) -> None:
+        """Read the patterns in `halves` ([P] uint16)."""
+        self._halves = halves
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(P,)."""
+        return self._halves.shape
+
+    def __getitem__(self, part: slice, /) -> Float32Array:
+        """Return elements as float32, in memory of their own."""
+        words: WordArray = np.left_shift(self._halves[part], 16, dtype=np.uint32)
+        return words.view(np.float32)
+
 
 CACHE_ELEMENTS = 2**17
 """Elements worked on at a time: 512 KiB of float32, few enough for a cache and enough that the

@@ -11,6 +11,7 @@ import torch
 
 from tapestry.errors import RejectedError
 from tapestry.params.codecs import Float32Array
+from tapestry.params.floats import Vector
 from tapestry.params.layout import ParameterLayout, TensorSpec
 
 
@@ -47,7 +48,7 @@ def from_model(module: torch.nn.Module, layout: ParameterLayout) -> Float32Array
     return vector
 
 
-def to_model(vector: Float32Array, module: torch.nn.Module, layout: ParameterLayout) -> None:
+def to_model(vector: Vector, module: torch.nn.Module, layout: ParameterLayout) -> None:
     """Copy `vector` ([P] float32, may be memory-mapped) into the parameters of `module`.
 
     Raises:

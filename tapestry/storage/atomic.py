@@ -2,39 +2,53 @@
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from tapestry.storage.spares import Spares
+
 TEMPORARY_SUFFIX = ".part"
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, mode: int = 0o644, spares: Spares | None = None, durable: bool = True
+) -> Iterator[BinaryIO]:
     """Yield a file that takes the name `path` only if the block ends without an error.
 
     Args:
         path: The final name; its folder must exist.
         mode: Permissions, set before the first byte is written; secrets use 0o600.
+        spares: Whose space may be used again; whatever a spare holds after the last byte written
+            is cut off.
+        durable: Whether to wait for the disk; else a machine that goes down may leave the file
+            with any content, and whoever reads it has to compare a digest.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    is_spare = spares is not None and spares.take(temporary, mode=mode)
+    flags = os.O_RDWR if is_spare else os.O_RDWR | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(temporary, flags, mode)
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with os.fdopen(descriptor, "r+b" if is_spare else "w+b") as file:
             os.fchmod(file.fileno(), mode)
             yield file
+            file.truncate()
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_path(path.parent)
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
@@ -46,34 +60,58 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
 class RollingSync:
     """Makes a growing file durable while it grows, so that the last fsync has little left to do.
 
-    A thread of its own calls fdatasync whenever another `every_bytes` were written; the writer
-    never waits for it.
+    A thread of its own calls fdatasync; the writer never waits for it.
     """
 
-    def __init__(self, file: BinaryIO, *, every_bytes: int = 2**25) -> None:
-        """Follow `file`; the caller goes on writing to it and closes this first."""
+    def __init__(
+        self, file: BinaryIO, *, every_bytes: int = 2**25, every_seconds: float = 0.0
+    ) -> None:
+        """Follow `file`; the caller goes on writing to it and closes this first.
+
+        Args:
+            file: Unbuffered, or flushed by whoever needs `durable_bytes`.
+            every_bytes: Sync when so many more were written ...
+            every_seconds: ... and so long after the sync before.
+        """
         self._descriptor = file.fileno()
-        self._every = every_bytes
-        self._pending = 0
+        self._every_bytes = every_bytes
+        self._every_seconds = every_seconds
+        self._written = self._asked = 0
+        self._last = time.monotonic()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._running: Future[None] | None = None
+        self.durable_bytes = 0
+        """Of those that `wrote` was told of, how many a sync that has ended covers."""
 
     def wrote(self, size: int) -> None:
         """Note that `size` bytes more were handed to the system."""
-        self._pending += size
-        if self._pending >= self._every and (self._running is None or self._running.done()):
-            self._pending = 0
-            self._running = self._threads.submit(os.fdatasync, self._descriptor)
+        self._written += size
+        is_idle = self._running is None or self._running.done()
+        if is_idle and self._written - self._asked >= self._every_bytes:
+            now = time.monotonic()
+            if now - self._last >= self._every_seconds:
+                self._last, self._asked = now, self._written
+                self._running = self._threads.submit(self._sync, self._written)
+
+    def _sync(self, written: int) -> None:
+        os.fdatasync(self._descriptor)
+        self.durable_bytes = written
 
     def close(self) -> None:
         """Wait until nothing is under way any more; the caller's own fsync comes after."""
         self._threads.shutdown()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (fsync of the directory itself)."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make the content of a file durable; of a folder, the names in it (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and name below `folder` durable."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_path(path)

@@ -3,9 +3,10 @@
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _BYTES = 32 * 2**20
 """The largest threshold that glibc takes."""
+_ARENAS = 2
 
 
 def reuse_large_blocks() -> None:
@@ -23,3 +24,4 @@ def reuse_large_blocks() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _BYTES)
     mallopt(_M_TRIM_THRESHOLD, 2 * _BYTES)
+    mallopt(_M_ARENA_MAX, _ARENAS)

@@ -7,7 +7,6 @@ takes its place only after its SHA-256 is what the signed manifest says.
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -20,10 +19,14 @@ from tapestry.checkpoints.folder import (
     write_statements,
 )
 from tapestry.checkpoints.manifest import Card, FileEntry, Manifest, verify_lineage
+from tapestry.checkpoints.stepping import write_stepped
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
-from tapestry.storage.atomic import RollingSync, write_atomic
+from tapestry.storage.arriving import ArrivingFile
+from tapestry.storage.atomic import replacing, write_atomic
+from tapestry.storage.spares import Spares
 from tapestry.v1 import transfer_pb2, transfer_pb2_grpc
 from tapestry.wire.bulk import BulkStub
 from tapestry.wire.limits import CALL_SECONDS, MAX_FETCH_SECONDS
@@ -59,46 +62,102 @@ class Fetcher:
             stream = self._stub.Lineage(request, timeout=MAX_FETCH_SECONDS)
             return [envelope_value(response.manifest) for response in stream]
 
-    def fetch(self, entry: FileEntry, parts: Path, *, on_bytes: OnBytes | None = None) -> Path:
-        """Return the path of a fetched and verified file below `parts`.
+    def fetch(
+        self,
+        entry: FileEntry,
+        parts: Path,
+        *,
+        on_bytes: OnBytes | None = None,
+        spares: Spares | None = None,
+    ) -> Path:
+        """Return the path of a fetched and verified file below `parts`; not yet durable.
 
         Args:
             entry: Size and digest, from a verified statement.
             parts: Folder of unfinished downloads; a later call goes on with what is there.
             on_bytes: Told of progress.
+            spares: Whose space may be used again.
 
         Raises:
             UnavailableError: The line broke; call again.
             UntrustedError: The bytes are not those of the digest; they are removed.
+            OSError: The disk is full.
         """
         parts.mkdir(parents=True, exist_ok=True)
         path = parts / entry.digest
+        was_there = True
+        while was_there:  # what an earlier process left may be damaged: then once more from nothing
+            with ArrivingFile(path, entry.size_bytes, spares=spares) as file:
+                was_there = file.have > 0
+                digest = self._receive(entry, file, on_bytes)
+                if (digest, file.have) == (entry.digest, entry.size_bytes):
+                    file.finish()
+                    return path
+                file.remove()
+        raise UntrustedError(
+            f"{entry.name}: the coordinator sent bytes that are not those of its own manifest"
+        )
+
+    def _receive(self, entry: FileEntry, file: ArrivingFile, on_bytes: OnBytes | None) -> str:
+        """Complete `file`; return the hex SHA-256 of the whole."""
         whole = hashlib.sha256()
-        with path.open("a+b") as file:
-            file.seek(0)
-            while block := file.read(_BLOCK_BYTES):
-                whole.update(block)
-            done = file.tell()
-            if done < entry.size_bytes:
-                request = transfer_pb2.FetchRequest(
-                    digest=bytes.fromhex(entry.digest), offset_bytes=done
-                )
-                with errors_from_status(self._address), closing(RollingSync(file)) as sync:
-                    for data in self._bulk.fetch(request, timeout=MAX_FETCH_SECONDS):
-                        done += len(data)
-                        if done > entry.size_bytes:
-                            break
-                        file.write(data)
-                        sync.wrote(len(data))
-                        whole.update(data)
-                        if on_bytes is not None:
-                            on_bytes(len(data))
-        if whole.hexdigest() != entry.digest or done != entry.size_bytes:
-            path.unlink()
-            raise UntrustedError(
-                f"{entry.name}: the coordinator sent bytes that are not those of its own manifest"
+        while block := file.read(_BLOCK_BYTES):
+            whole.update(block)
+        if file.have < entry.size_bytes:
+            request = transfer_pb2.FetchRequest(
+                digest=bytes.fromhex(entry.digest), offset_bytes=file.have
             )
-        return path
+            with errors_from_status(self._address):
+                for data in self._bulk.fetch(request, timeout=MAX_FETCH_SECONDS):
+                    if file.have + len(data) > entry.size_bytes:
+                        return "longer than its manifest says"
+                    file.append(data)
+                    whole.update(data)
+                    if on_bytes is not None:
+                        on_bytes(len(data))
+        return whole.hexdigest()
+
+    def fetch_model_by_step(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        parent: Path,
+        parts: Path,
+        on_bytes: OnBytes | None = None,
+        spares: Spares | None = None,
+    ) -> bool:
+        """Make a checkpoint's model in `folder` of its parent's and the published step.
+
+        Args:
+            manifest: Of the checkpoint, verified.
+            folder: Where the model goes.
+            parent: Folder of the checkpoint before.
+            parts: Folder of unfinished downloads.
+            on_bytes: Told of progress.
+            spares: Whose space may be used again for the model.
+
+        Returns:
+            Whether the model is there and has the manifest's digest; if not, it is to be fetched.
+
+        Raises:
+            UnavailableError: The line broke; call again.
+        """
+        if manifest.step is None or manifest.made is None:
+            return False
+        (entry,) = [entry for entry in manifest.files if entry.name == MODEL_FILE]
+        try:
+            opened = open_vector_file(parent / MODEL_FILE)
+            step = self.fetch(manifest.step, parts, on_bytes=on_bytes)
+            with replacing(folder / MODEL_FILE, spares=spares, durable=False) as file:
+                written = write_stepped(opened, step, manifest.made.downlink, file)
+            step.unlink()
+        except (UntrustedError, RejectedError):
+            return False
+        if (written.size_bytes, written.digest.hex()) == (entry.size_bytes, entry.digest):
+            return True
+        (folder / MODEL_FILE).unlink()
+        return False
 
     def fetch_files(
         self,
@@ -108,6 +167,7 @@ class Fetcher:
         parts: Path,
         known: Sequence[Path] = (),
         on_bytes: OnBytes | None = None,
+        spares: Spares | None = None,
     ) -> None:
         """Put the files of a checkpoint into `folder`.
 
@@ -117,6 +177,7 @@ class Fetcher:
             parts: Folder of unfinished downloads.
             known: Folders of other checkpoints; an equal file there is copied, not fetched.
             on_bytes: Told of progress.
+            spares: Whose space may be used again for the model.
         """
         for entry in entries:
             target = folder / entry.name
@@ -125,7 +186,8 @@ class Fetcher:
             if copy is not None:
                 shutil.copyfile(copy, target)
             else:
-                self.fetch(entry, parts, on_bytes=on_bytes).rename(target)
+                mine = spares if entry.name == MODEL_FILE else None
+                self.fetch(entry, parts, on_bytes=on_bytes, spares=mine).rename(target)
 
     def pull(
         self,

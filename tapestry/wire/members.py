@@ -3,6 +3,7 @@
 import grpc
 
 from tapestry.identity.membership import IdentityFolder, Membership
+from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.channels import open_channel
 from tapestry.wire.egress import EgressInterceptor, EgressLedger
 
@@ -14,6 +15,7 @@ def open_member_channel(
 
     Every request on it is written to `ledger` first.
     """
+    reuse_large_blocks()
     channel = open_channel(
         membership.address,
         root_pem=identity.root_pem(),

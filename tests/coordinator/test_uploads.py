@@ -451,7 +451,7 @@ def test_old_rounds_are_removed_and_new_ones_stay(store: FragmentStore, tmp_path
         sent(store, round_=number)
         store.finish(number, MEMBER)
     store.prune(before=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000010"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["round-000010"]
     assert store.read(10, MEMBER, 1) == FRAGMENTS[1]
     store.prune(before=3)
     shutil.rmtree(tmp_path)

@@ -16,7 +16,6 @@ from tapestry.checkpoints.vector_file import (
     VectorWriter,
     WrittenVector,
     open_vector_file,
-    vector_root,
 )
 from tapestry.errors import UntrustedError
 from tapestry.params.codecs import Float32Array
@@ -110,7 +109,7 @@ def test_the_root_is_over_the_vector_and_not_the_extras(tmp_path: Path) -> None:
     expected = hashlib.sha256(b"\0" + leaf).digest()
     assert write(tmp_path / "plain").root == expected
     assert write(tmp_path / "extras", extras=EXTRAS).root == expected
-    assert vector_root(open_vector_file(tmp_path / "extras").vector, LAYOUT) == expected
+    assert open_vector_file(tmp_path / "extras").root() == expected
 
 
 def test_a_vector_of_several_fragments_is_whole(tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ def test_a_vector_of_several_fragments_is_whole(tmp_path: Path) -> None:
     assert written.digest == hashlib.sha256((tmp_path / "file").read_bytes()).digest()
     opened = open_vector_file(tmp_path / "file", layout)
     np.testing.assert_array_equal(opened.vector, values)
-    assert vector_root(opened.vector, layout) == written.root
+    assert opened.root() == written.root
     assert torch.equal(load_file(tmp_path / "file")["w"], torch.from_numpy(values[3:]))
 
 

@@ -20,7 +20,8 @@ from tapestry_node.residual import (
     open_residual,
     refuse_residual,
 )
-from tapestry_node.trainer import Trainer, find_spooled, find_unsettled
+from tapestry_node.spool import find_spooled, find_unsettled
+from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
 
 TOPK = codec_named("topk")

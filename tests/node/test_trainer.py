@@ -31,7 +31,8 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.modules import from_model
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
-from tapestry_node.trainer import Spooled, Trainer, find_spooled
+from tapestry_node.spool import Spooled, find_spooled
+from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)

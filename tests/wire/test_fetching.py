@@ -14,6 +14,7 @@ from tapestry.checkpoints.manifest import FileEntry
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import RejectedError, UnavailableError, UntrustedError
+from tapestry.storage.spares import Spares
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.limits import FETCH_CHUNK_BYTES
 from tapestry_coordinator.card import write_card
@@ -44,6 +45,11 @@ def model_entry(coordinator: Coordinator, number: int = 0) -> FileEntry:
     manifest = verify_checkpoint(coordinator.home.checkpoint(number)).manifest
     (entry,) = [e for e in manifest.files if e.name == MODEL]
     return entry
+
+
+def have(parts: Path, entry: FileEntry) -> int:
+    """How much of a broken download is there."""
+    return int((parts / f"{entry.digest}.have").read_text().split()[0])
 
 
 def content(coordinator: Coordinator) -> bytes:
@@ -96,7 +102,8 @@ def test_a_line_that_breaks_in_the_middle_keeps_what_came(
 
     with pytest.raises(Unplugged):
         fetcher.fetch(entry, parts, on_bytes=unplug)
-    assert (parts / entry.digest).stat().st_size == FETCH_CHUNK_BYTES
+    assert have(parts, entry) == FETCH_CHUNK_BYTES
+    assert (parts / entry.digest).stat().st_size == entry.size_bytes, "its space is reserved"
     told: list[int] = []
     path = fetcher.fetch(entry, parts, on_bytes=told.append)
     assert path.read_bytes() == content(large)
@@ -120,7 +127,7 @@ def test_a_coordinator_that_stops_in_the_middle_is_unavailable_and_what_came_is_
 
     with pytest.raises(UnavailableError, match="the coordinator"):
         fetcher.fetch(entry, parts, on_bytes=stop)
-    assert FETCH_CHUNK_BYTES <= (parts / entry.digest).stat().st_size < size
+    assert FETCH_CHUNK_BYTES <= have(parts, entry) < size
 
 
 def genesis_files(coordinator: Coordinator) -> tuple[FileEntry, ...]:
@@ -131,27 +138,30 @@ def genesis_files(coordinator: Coordinator) -> tuple[FileEntry, ...]:
 # Wrong bytes
 
 
-def test_bytes_that_do_not_match_are_removed_and_the_next_try_is_clean(
-    large: Coordinator, fetcher: Fetcher, parts: Path
+@pytest.mark.parametrize("left", [b"x" * 1000, b"longer"], ids=["other bytes", "too long"])
+def test_what_an_earlier_process_left_damaged_is_fetched_anew(
+    large: Coordinator, fetcher: Fetcher, parts: Path, left: bytes
 ) -> None:
     entry = model_entry(large)
     parts.mkdir()
-    (parts / entry.digest).write_bytes(b"x" * 1000)
-    with pytest.raises(UntrustedError, match=r"model\.safetensors: the coordinator sent bytes"):
-        fetcher.fetch(entry, parts)
-    assert list(parts.iterdir()) == []
-    assert fetcher.fetch(entry, parts).read_bytes() == content(large)
+    damaged = content(large)[:-1] + left if left == b"longer" else left
+    (parts / entry.digest).write_bytes(damaged)
+    path = fetcher.fetch(entry, parts)
+    assert path.read_bytes() == content(large)
+    assert list(parts.iterdir()) == [path]
 
 
-def test_an_unfinished_file_that_is_too_long_is_removed(
-    large: Coordinator, fetcher: Fetcher, parts: Path
+def test_a_download_takes_the_space_of_a_file_that_is_needed_no_more(
+    large: Coordinator, fetcher: Fetcher, parts: Path, tmp_path: Path
 ) -> None:
-    entry = model_entry(large)
-    parts.mkdir()
-    (parts / entry.digest).write_bytes(content(large) + b"x")
-    with pytest.raises(UntrustedError, match=r"model\.safetensors"):
-        fetcher.fetch(entry, parts)
-    assert list(parts.iterdir()) == []
+    entry, spares = model_entry(large), Spares(tmp_path, "model")
+    old = tmp_path / "old"
+    old.write_bytes(os.urandom(entry.size_bytes + 5))
+    inode = old.stat().st_ino
+    spares.retire([old])
+    path = fetcher.fetch(entry, parts, spares=spares)
+    assert path.stat().st_ino == inode
+    assert path.read_bytes() == content(large)
 
 
 @pytest.mark.parametrize("change", [-1, 1])

@@ -1,0 +1,195 @@
+"""A finished contribution on the node's disk, from the last inner step to the receipt.
+
+```
+spool/round-000012/fragments.bin       the encoded fragments, one after the other
+spool/round-000012/digests.json        SHA-256 of each
+spool/round-000012/contribution.json   the signed contribution; written last
+spool/round-000012/residual.f32        with error feedback: tapestry_node.residual
+spool/round-000012/durable             present once all of it is known to be on the disk
+```
+A process that dies loses nothing of it. A machine that goes down can only lose what was spooled in
+the last seconds: sending begins at once, and what has no receipt soon is made durable meanwhile.
+Without the last file, whoever takes up a spool compares every fragment with its digest first.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tapestry.checkpoints.statements import Contribution, RoundPlan
+from tapestry.errors import RejectedError
+from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.params.codecs import codec_named
+from tapestry.params.fragments import fragment_digest
+from tapestry.params.layout import ParameterLayout
+from tapestry.storage.atomic import replacing, sync_tree, write_atomic
+from tapestry.storage.spares import Spares
+from tapestry_node.home import NodeHome
+from tapestry_node.residual import SPOOLED_RESIDUAL
+
+_log = logging.getLogger(__name__)
+
+_FRAGMENTS_FILE = "fragments.bin"
+_DIGESTS_FILE = "digests.json"
+_CONTRIBUTION_FILE = "contribution.json"
+_DURABLE_FILE = "durable"
+_DURABLE_AFTER_SECONDS = 2.0
+
+
+class FragmentWriter:
+    """Writes encoded fragments in index order, and keeps their digests."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Write to `file`."""
+        self._file = file
+        self.digests: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Append the next fragment."""
+        self.digests.append(fragment_digest(data))
+        self._file.write(data)
+
+
+@contextmanager
+def spooling(folder: Path, spares: Spares) -> Iterator[FragmentWriter]:
+    """Begin the spool `folder` anew, and take its fragments.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with replacing(folder / _FRAGMENTS_FILE, mode=0o600, spares=spares, durable=False) as file:
+        yield FragmentWriter(file)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spooled:
+    """A finished contribution on the disk."""
+
+    folder: Path
+    contribution: Contribution
+    envelope: Envelope
+    digests: tuple[bytes, ...]
+    layout: ParameterLayout
+
+    @classmethod
+    def completed(
+        cls,
+        folder: Path,
+        contribution: Contribution,
+        envelope: Envelope,
+        *,
+        digests: list[bytes],
+        layout: ParameterLayout,
+    ) -> "Spooled":
+        """Write what completes a spool whose fragments are there."""
+        write_atomic(folder / _DIGESTS_FILE, json.dumps([digest.hex() for digest in digests]))
+        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope))
+        return cls(
+            folder=folder,
+            contribution=contribution,
+            envelope=envelope,
+            digests=tuple(digests),
+            layout=layout,
+        )
+
+    def read_fragment(self, index: int) -> bytes:
+        """Return an encoded fragment."""
+        codec = codec_named(self.contribution.codec)
+        start, stop = self.layout.bounds(index)
+        first, last = self.layout.bounds(0)
+        with (self.folder / _FRAGMENTS_FILE).open("rb", buffering=0) as file:
+            offset = index * codec.encoded_bytes(last - first)
+            return os.pread(file.fileno(), codec.encoded_bytes(stop - start), offset)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of all encoded fragments."""
+        return (self.folder / _FRAGMENTS_FILE).stat().st_size
+
+    @contextmanager
+    def becoming_durable(self) -> Iterator[None]:
+        """Make the spool durable beside the block, unless that ends within two seconds."""
+        timer = threading.Timer(_DURABLE_AFTER_SECONDS, self._make_durable)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _make_durable(self) -> None:
+        if (self.folder / _DURABLE_FILE).exists():
+            return
+        try:
+            sync_tree(self.folder)
+            (self.folder / _DURABLE_FILE).touch()
+        except FileNotFoundError:
+            return  # delivered meanwhile
+        except OSError as error:
+            _log.warning("%s: cannot be made durable: %s", self.folder, error.strerror)
+
+    def is_whole(self) -> bool:
+        """Whether every fragment is what was signed, as it is unless the machine went down."""
+        if (self.folder / _DURABLE_FILE).exists():
+            return True
+        return all(
+            fragment_digest(self.read_fragment(index)) == digest
+            for index, digest in enumerate(self.digests)
+        )
+
+    def remove(self, spares: Spares) -> None:
+        """Give its space back for the next."""
+        with contextlib.suppress(FileNotFoundError):
+            spares.retire([self.folder / _FRAGMENTS_FILE])
+        shutil.rmtree(self.folder)
+
+
+def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Spooled | None:
+    """Return the finished contribution to a plan that an earlier process left, if any."""
+    spooled = _read_spooled(home.spool(plan.round), layout)
+    if spooled is None:
+        return None
+    made = spooled.contribution
+    asked = (plan.base, plan.codec, plan.inner.steps, plan.inner.tokens)
+    is_it = (made.base, made.codec, made.steps, made.tokens) == asked
+    return spooled if is_it and spooled.is_whole() else None
+
+
+def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
+    """Return finished contributions whose residual waits for what became of them, oldest first."""
+    folders = (folder for folder in home.spooled() if (folder / SPOOLED_RESIDUAL).is_file())
+    found = (_read_spooled(folder, layout) for folder in folders)
+    return [spooled for spooled in found if spooled is not None and spooled.is_whole()]
+
+
+def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
+    """Return the contribution in a spool, or None if it is unfinished.
+
+    Raises:
+        RejectedError: It is of another model.
+    """
+    path = folder / _CONTRIBUTION_FILE
+    if not path.is_file():
+        return None
+    envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
+    contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
+    digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
+    if len(digests) != layout.fragments:
+        raise RejectedError(f"{folder}: the spool is of another model; remove it")
+    return Spooled(
+        folder=folder,
+        contribution=contribution,
+        envelope=envelope,
+        digests=digests,
+        layout=layout,
+    )
