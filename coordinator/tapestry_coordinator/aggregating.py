@@ -77,7 +77,7 @@ class Aggregator:
         base: Manifest,
         folder: Path,
     ) -> AggregatedRound:
-        """Write `model.safetensors` into `folder`, and the outer state into the home.
+        """Write `model.safetensors` into `folder`, and the outer state into the home; not durable.
 
         Args:
             plan: Of the closed round.
@@ -199,10 +199,12 @@ class Aggregator:
         downlink, codec = self.settings.downlink, self._step_codec()
         with ExitStack() as stack:
             model_file = stack.enter_context(
-                replacing(folder / MODEL_FILE, spares=self.home.spare_models)
+                replacing(folder / MODEL_FILE, spares=self.home.spare_models, durable=False)
             )
             state = OuterStateWriter(
-                stack.enter_context(replacing(state_path, spares=self.home.spare_states))
+                stack.enter_context(
+                    replacing(state_path, spares=self.home.spare_states, durable=False)
+                )
             )
             step_file = None
             if codec is not None:
@@ -283,8 +285,8 @@ class _Start:
             self._rooted.append(held)
             self._read_held = ReadAhead(held, count=count, threads=threads)
         if made is not None and (self.has_state or self._is_exact_apart):
-            vectors = state_vectors(made.outer.optimizer) + self._is_exact_apart
-            state = OuterStateFile(home.outer_state(base.round), vector.layout, vectors)
+            path = home.outer_state(base.round)
+            state = OuterStateFile(path, vector.layout, kept_vectors(base))
             kept = _Rooted(partial(_kept, state), made.outer.state_root or "", state.path)
             self._rooted.append(kept)
             self._read_kept = ReadAhead(kept, count=count, threads=threads)
@@ -312,6 +314,14 @@ class _Start:
         """
         for rooted in self._rooted:
             rooted.require_root()
+
+
+def kept_vectors(checkpoint: Manifest) -> int:
+    """Return how many vectors the outer state after a checkpoint's round has."""
+    made = checkpoint.made
+    if made is None:
+        return 0
+    return state_vectors(made.outer.optimizer) + (made.downlink != "float32")
 
 
 def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[bytes]]:

@@ -116,10 +116,13 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress too.")] = False,
 ) -> None:
     """Listen for members and run rounds until Ctrl-C; starting again goes on where it was."""
+    from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
-    CoordinatorServer(_home(folder)).serve()
+    home = _home(folder)
+    with alone(home.folder, who="the coordinator"):
+        CoordinatorServer(home).serve()
 
 
 @app.command()

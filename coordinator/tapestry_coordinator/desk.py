@@ -24,9 +24,10 @@ from tapestry.checkpoints.statements import (
     SharedSlice,
     payload_digest,
 )
-from tapestry.errors import RejectedError, UnavailableError
+from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.rounds import (
     Arrived,
@@ -37,6 +38,7 @@ from tapestry_coordinator.rounds import (
     Published,
     RoundState,
     Tick,
+    folded,
     require_open,
     tick,
 )
@@ -93,9 +95,7 @@ class Desk:
             self.index_files(number)
 
     def _recovered(self, number: int) -> RoundState:
-        state = RoundState(number=number)
-        for at, event in self.registry.round_events(number):
-            state, _effects = tick(state, event, now=at)
+        state = folded(number, self.registry.round_events(number))
         if state.phase is not Phase.WAITING:
             _log.info("round %d goes on: %s", number, state.phase)
         return state
@@ -343,15 +343,7 @@ class Desk:
         require_open(self.state, member_id)
 
     def _plan(self) -> RoundPlan:
-        return self.plan_of(self.state)[0]
-
-    def plan_of(self, state: RoundState) -> tuple[RoundPlan, str]:
-        """Return the plan of an open or closed round, and its digest."""
-        envelope = self.registry.plan(state.number, state.attempt)
-        if envelope is None:
-            raise UnavailableError(f"round {state.number} has no plan yet")
-        plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {state.number}")
-        return plan, payload_digest(envelope)
+        return plan_of(self.registry, self.state)[0]
 
     # What can be fetched
 

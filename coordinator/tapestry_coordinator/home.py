@@ -9,6 +9,8 @@ pool.txt             the open pool of text, if the federation has one
 contributions/       as received, by round
 outer/               the outer optimizer's state, by round
 published/           checkpoints: round-000000 is genesis
+unsettled.json       the newest round, until its checkpoint is on the disk
+.spare/              files of old rounds whose space the next ones use again
 notes/               what the operator adds to model cards, by round
 ```
 """

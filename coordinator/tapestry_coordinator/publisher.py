@@ -2,6 +2,7 @@
 
 Bit-reproducible: base, outer state, recorded contributions and the times of the stored events
 decide every byte, so a coordinator that crashed in the middle does it again and gets the same.
+Nobody waits for the disk here: see `tapestry_coordinator.settling`.
 """
 
 import logging
@@ -27,14 +28,15 @@ from tapestry.checkpoints.manifest import (
     Manifest,
     Participation,
 )
-from tapestry.checkpoints.statements import RoundPlan
+from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.rounds import RoundState
 from tapestry_coordinator.settings import AggregationSettings
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -54,6 +56,37 @@ class ClosedRound:
     """From genesis to the base checkpoint."""
     evaluations: Sequence[StoredEvaluation]
 
+    @classmethod
+    def recorded(cls, registry: Registry, state: RoundState) -> "ClosedRound":
+        """Return a round that has closed, from what was stored of it."""
+        plan, digest = plan_of(registry, state)
+        return cls(
+            plan=plan,
+            plan_digest=digest,
+            closed_at=state.closed_at,
+            contributions=[
+                stored
+                for stored in registry.contributions(state.number)
+                if stored.member_id in state.arrived
+            ],
+            declined=state.declined,
+            lineage=registry.lineage(state.number - 1),
+            evaluations=registry.evaluations(),
+        )
+
+
+def plan_of(registry: Registry, state: RoundState) -> tuple[RoundPlan, str]:
+    """Return the plan of an open or closed round, and its digest.
+
+    Raises:
+        UnavailableError: The round was not opened yet.
+    """
+    envelope = registry.plan(state.number, state.attempt)
+    if envelope is None:
+        raise UnavailableError(f"round {state.number} has no plan yet")
+    plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {state.number}")
+    return plan, payload_digest(envelope)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Publisher:
@@ -67,6 +100,8 @@ class Publisher:
     def publish(self, closed: ClosedRound) -> Envelope:
         """Return the manifest of the round's checkpoint, which is in its folder when this returns.
 
+        Not yet durable.
+
         Raises:
             OSError: The disk is full; nothing is left of the attempt.
             ConfigError: The aggregation rule cannot hold with so few contributions.
@@ -76,7 +111,7 @@ class Publisher:
         target = self.home.checkpoint(number)
         if target.is_dir():
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
-        with building(target) as folder:
+        with building(target, durable=False) as folder:
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
             aggregated = self._aggregator().aggregate(
                 closed.plan,

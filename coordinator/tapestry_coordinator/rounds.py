@@ -13,6 +13,7 @@ the base stays as it is, and contributions that arrived stay in.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -149,6 +150,14 @@ def _decline(state: RoundState, event: Declined, now: float) -> tuple[RoundState
         return state, []
     declined = {**state.declined, event.member_id: event.reason}
     return _close_if_due(replace(state, declined=declined), now, changed=True)
+
+
+def folded(number: int, recorded: Iterable[tuple[float, Event]]) -> RoundState:
+    """Return where a round stands after its stored events, which come with their times."""
+    state = RoundState(number=number)
+    for at, event in recorded:
+        state, _effects = tick(state, event, now=at)
+    return state
 
 
 def require_open(state: RoundState, member_id: str) -> None:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -18,7 +18,6 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
-from tapestry.storage.locks import alone
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
@@ -31,6 +30,7 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
+from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
@@ -52,14 +52,21 @@ class CoordinatorServer:
         *,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - the edge that owns the clock
     ) -> None:
-        """Open the registry and take up the state; nothing listens yet."""
+        """Open the registry and take up the state; nothing listens yet.
+
+        Args:
+            home: No other process may be in there: the caller holds its lock.
+            clock: Unix seconds.
+
+        Raises:
+            UnavailableError: The newest checkpoint is damaged and cannot be made again.
+        """
         self.home = home
         self.settings = home.load_settings()
         self._clock = clock
         self._key = home.load_signing_key()
         self._authority = home.load_authority()
         self._registry = Registry(database_url(home.folder))
-        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
         self._layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
         self._store = FragmentStore(
             home.contributions, self._layout, max_element=self.settings.aggregation.max_element
@@ -67,18 +74,19 @@ class CoordinatorServer:
         self._publisher = Publisher(
             home=home, key=self._key, store=self._store, settings=self.settings.aggregation
         )
+        self._settling = Settling(home, self._registry, self._publisher)
+        self._settling.recover()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._unsettled: tuple[int, Future[None]] | None = None
+        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
         self._stopping = threading.Event()
 
     def serve(self) -> None:
         """Listen and run rounds until SIGINT or SIGTERM.
 
         Raises:
-            ConfigError: A port is in use, or another process serves this folder.
+            ConfigError: A port is in use.
         """
-        with alone(self.home.folder, who="the coordinator"):
-            self._serve()
-
-    def _serve(self) -> None:
         reuse_large_blocks()
         servers = self._start_servers()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -96,6 +104,7 @@ class CoordinatorServer:
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
+            self._threads.shutdown()
             self._store.close()
             self._registry.close()
             _log.info("stopped")
@@ -165,25 +174,31 @@ class CoordinatorServer:
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _aggregate(self) -> None:
+        self._wait_until_settled()
         state = self.desk.state
-        plan, digest = self.desk.plan_of(state)
-        arrived = [
-            stored
-            for stored in self._registry.contributions(state.number)
-            if stored.member_id in state.arrived
-        ]
-        closed = ClosedRound(
-            plan=plan,
-            plan_digest=digest,
-            closed_at=state.closed_at,
-            contributions=arrived,
-            declined=state.declined,
-            lineage=self._registry.lineage(state.number - 1),
-            evaluations=self._registry.evaluations(),
-        )
-        envelope = self._publisher.publish(closed)
+        self._settling.begin(state.number)
+        envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
         self.desk.publish(envelope)
-        self._prune(state.number)
+        self._settle(state.number)
+
+    def _settle(self, number: int) -> None:
+        """Make a checkpoint durable while the next round runs; then drop what is kept no more."""
+
+        def settle() -> None:
+            self._settling.finish(number)
+            self._prune(number)
+
+        self._unsettled = (number, self._threads.submit(settle))
+
+    def _wait_until_settled(self) -> None:
+        """Wait for the checkpoint before; if its disk failed, begin once more and say so."""
+        if self._unsettled is not None:
+            number, future = self._unsettled
+            try:
+                future.result()
+            except OSError:
+                self._settle(number)
+                raise
 
     def _prune(self, number: int) -> None:
         keep = self.settings.keep

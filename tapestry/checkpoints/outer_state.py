@@ -48,6 +48,13 @@ class OuterStateFile:
             for v in range(self.vectors)
         )
 
+    def root(self) -> bytes:
+        """Return the Merkle root over the SHA-256 of the vectors' fragments."""
+        digests: list[bytes] = []
+        for index in range(self.layout.fragments):
+            digests += [fragment_digest(vector.data) for vector in self.read_fragment(index)]
+        return fragments_root(digests)
+
 
 class OuterStateWriter:
     """Writes a state fragment by fragment, hashing on the way."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from tapestry.storage.atomic import RollingSync
+from tapestry.storage.atomic import RollingSync, boot_id
 from tapestry.storage.spares import Spares
 
 _SYNC_SECONDS = 5.0
@@ -52,7 +52,7 @@ class ArrivingFile:
         size = self.path.stat().st_size
         try:
             have, durable, boot = self._record.read_text(encoding="ascii").split()
-            return min(int(have if boot == _boot() else durable), size)
+            return min(int(have if boot == boot_id() else durable), size)
         except FileNotFoundError:
             return size
         except ValueError:
@@ -111,12 +111,4 @@ def _reserve(file: BinaryIO, size_bytes: int, spares: Spares | None) -> None:
 
 
 def _progress(have: int, durable: int) -> str:
-    return f"{have:0{_WIDTH}} {durable:0{_WIDTH}} {_boot()}\n"
-
-
-def _boot() -> str:
-    """Return what is another after the machine went down; where nobody tells, nothing."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"
+    return f"{have:0{_WIDTH}} {durable:0{_WIDTH}} {boot_id()}\n"

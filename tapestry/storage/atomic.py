@@ -115,3 +115,11 @@ def sync_tree(folder: Path) -> None:
     """Make every file and name below `folder` durable."""
     for path in [*folder.rglob("*"), folder]:
         sync_path(path)
+
+
+def boot_id() -> str:
+    """Return what is another after the machine went down; where nobody tells, always the same."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"

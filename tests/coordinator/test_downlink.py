@@ -1,4 +1,4 @@
-"""What is published in a coarser form than the coordinator keeps: by hand, and by independent means.
+"""What is published in a coarser form than the coordinator keeps: by hand and by other means.
 
 Shapes: P elements of the vector.
 """

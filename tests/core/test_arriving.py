@@ -69,7 +69,7 @@ def test_after_a_power_cut_only_what_was_synced_counts(
         file.append(DATA[:1500])
         file._sync._running.result()  # type: ignore[union-attr] # noqa: SLF001 - wait for the disk
         file.append(DATA[1500:1600])
-    monkeypatch.setattr(arriving, "_boot", lambda: "another boot")
+    monkeypatch.setattr(arriving, "boot_id", lambda: "another boot")
     with ArrivingFile(path, len(DATA)) as file:
         assert file.have == 1500
 
