@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := benchmarks/.peers
 
-.PHONY: help setup demo test check format protos clean
+.PHONY: help setup demo test check format protos peers clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -41,5 +42,16 @@ format: $(STAMP) ## format the code
 protos: $(STAMP) ## generate tapestry/v1 from protos/
 	$(BIN)/python protos/generate.py
 
+# The frameworks that we measure beside ours. Each has an environment of its own: what they pin
+# (typer, rich, packaging, protobuf) conflicts with constraints.txt and with one another.
+peers: $(PEERS)/flower/.installed $(PEERS)/flare/.installed ## install what benchmarks compare with
+
+$(PEERS)/flower/.installed: PACKAGE := flwr==1.42.0
+$(PEERS)/flare/.installed: PACKAGE := nvflare==2.9.0
+$(PEERS)/%/.installed: Makefile
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet "$(PACKAGE)"
+	touch $@
+
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist

@@ -5,19 +5,31 @@ validates, aggregates and publishes. One coordinator and the nodes are processes
 loopback, over mutual TLS. The first round also pays for start-up and is left out.
 
     python benchmarks/round_trip.py --parameters 100e6 --nodes 2 --codec float32
+
+With `--peer`, other frameworks then do the same rounds on the same machine, always in float32,
+measured by the same meter (`make peers` installs them):
+
+    python benchmarks/round_trip.py --parameters 100e6 --peer flower --peer flare
 """
 
 import argparse
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import pairwise
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from running import Meter, median, peak_bytes, save
+import private_network
+from comparison import OURS, ratios, show
+from descendants import adopt_orphans, end_all
+from peers.flare import Flare
+from peers.flower import Flower
+from peers.peer import Peer, require_installed
+from rounds import BenchmarkError, Workload, figures, measure_rounds
+from running import save
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
@@ -37,76 +49,112 @@ from tapestry_demo.federation import (
 )
 
 HERE = Path(__file__).parent
+PEERS: dict[str, type[Peer]] = {"flower": Flower, "flare": Flare}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and save; with exit code 1 if a peer did not run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=float, default=10e6)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--codec", default="float32")
     parser.add_argument("--rounds", type=int, default=4, help="the first is not counted")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS))
+    parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
     args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp(prefix="tapestry-bench-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        results = measure(
-            folder,
-            parameters=int(args.parameters),
-            nodes=args.nodes,
-            codec=args.codec,
-            rounds=args.rounds,
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if args.rounds < 2:
+        parser.error("--rounds: at least 2, because the first is not counted")
+    for name in args.peer:
+        try:
+            require_installed(name)
+        except BenchmarkError as error:
+            parser.error(str(error))
+    workload = Workload(parameters=int(args.parameters), nodes=args.nodes, rounds=args.rounds)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit("ended by a signal"))
+    adopt_orphans()
+    results = run(workload, codec=args.codec, peers=args.peer, folder=args.folder)
     show(results)
-    save(f"round_trip_{int(args.parameters)}_{args.nodes}_{args.codec}", results)
+    if any("error" in system for system in results["systems"].values()):
+        sys.exit(1)
 
 
-def measure(
-    folder: Path, *, parameters: int, nodes: int, codec: str, rounds: int
+def run(
+    workload: Workload, *, codec: str, peers: Sequence[str], folder: Path | None
 ) -> dict[str, Any]:
+    """Measure ours and then the peers, one after the other; save what there is in any case."""
+    systems: dict[str, Any] = {}
+    results: dict[str, Any] = {
+        "parameters": workload.parameters,
+        "nodes": workload.nodes,
+        "rounds": workload.rounds,
+        "codec": codec,
+        "downlink": "float32",
+        "private_network": private_network.enter(),
+        "systems": systems,
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="tapestry-bench-", dir=folder) as work:
+            systems[OURS] = measure(Path(work) / OURS, workload, codec=codec)
+        for name in peers:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-bench-", dir=folder) as work:
+                systems[name] = measure_peer(name, Path(work) / name, workload)
+    finally:
+        results["ratios"] = ratios(systems)
+        if systems:
+            save(f"round_trip_{workload.parameters}_{workload.nodes}_{codec}", results)
+    return results
+
+
+def measure_peer(name: str, folder: Path, workload: Workload) -> dict[str, Any]:
+    """Return a peer's figures, or why there are none."""
+    try:
+        return PEERS[name](folder).measure(workload)
+    except BenchmarkError as error:
+        return {"error": str(error)}
+
+
+def measure(folder: Path, workload: Workload, *, codec: str) -> dict[str, Any]:
     """Run a federation of echo nodes; return what its rounds took."""
     home = CoordinatorHome(folder / "coordinator")
-    found_vector(home, parameters=parameters, nodes=nodes, codec=codec, rounds=rounds)
+    nodes, rounds = workload.nodes, workload.rounds
+    found_vector(home, parameters=workload.parameters, nodes=nodes, codec=codec, rounds=rounds)
     members = [f"node-{i}" for i in range(nodes)]
-    with Processes(folder / "logs") as processes:
-        processes.start("coordinator", tapestry_command("coordinator", "serve", str(home.folder)))
-        wait_for_port(processes, home, seconds=60)
-        for member in members:
-            invitation = folder / f"{member}.invitation"
-            call("coordinator", "invite", member, "--dir", str(home.folder),
-                 "--out", str(invitation))  # fmt: skip
-            call("node", "join", str(invitation), "--dir", str(folder / member))
-        for member in members:
-            command = [sys.executable, str(HERE / "echo_node.py"), str(folder / member)]
-            processes.start(member, command)
-        pids = {name: process.pid for name, process in processes.running.items()}
-        _wait_for_round(processes, home, 1)
-        meter = Meter(list(pids.values()))
-        _wait_for_round(processes, home, rounds)
-        cost = meter.read()
-        peaks = {name: peak_bytes(pid) for name, pid in pids.items()}
-        for member in members:
-            processes.running[member].wait(60)
+    try:
+        with Processes(folder / "logs") as processes:
+            processes.start(
+                "coordinator", tapestry_command("coordinator", "serve", str(home.folder))
+            )
+            wait_for_port(processes, home, seconds=60)
+            for member in members:
+                join(home, member, folder)
+            for member in members:
+                command = [sys.executable, str(HERE / "echo_node.py"), str(folder / member)]
+                processes.start(member, command)
+            measured = measure_rounds(
+                workload,
+                lambda number: home.checkpoint(number).is_dir(),
+                names={process.pid: name for name, process in processes.running.items()},
+                require_alive=lambda: [*map(processes.require_alive, processes.running)],
+            )
+            for member in members:
+                processes.running[member].wait(60)
+    finally:
+        end_all()
     published = publication_times(home, rounds)
-    seconds = [b - a for a, b in pairwise(published)]
-    counted = rounds - 1
-    payload = payload_bytes(home, codec, nodes)
+    up, down = payload_bytes(home, codec)
     return {
-        "parameters": parameters,
-        "nodes": nodes,
-        "codec": codec,
-        "round_seconds": median(seconds),
-        "all_round_seconds": seconds,
-        "cpu_seconds_per_round": cost.cpu_seconds / counted,
-        "payload_bytes_per_round": payload,
-        "socket_bytes_per_round": cost.loopback_bytes / counted,
-        "socket_over_payload": cost.loopback_bytes / counted / payload,
-        "peak_bytes": peaks,
-        "peak_bytes_sum": sum(peaks.values()),
+        "version": version("tapestry-fl"),
+        "security": "mutual TLS",
+        **figures(workload, measured, published, up_bytes=up, down_bytes=down),
     }
+
+
+def join(home: CoordinatorHome, member: str, folder: Path) -> None:
+    """Invite a member and let it join."""
+    invitation = folder / f"{member}.invitation"
+    call("coordinator", "invite", member, "--dir", str(home.folder), "--out", str(invitation))
+    call("node", "join", str(invitation), "--dir", str(folder / member))
 
 
 def found_vector(
@@ -139,13 +187,6 @@ def found_vector(
     settings_module.save(home.folder, settings.model_copy(update=changed))
 
 
-def _wait_for_round(processes: Processes, home: CoordinatorHome, number: int) -> None:
-    while not home.checkpoint(number).is_dir():
-        for name in processes.running:
-            processes.require_alive(name)
-        time.sleep(0.02)
-
-
 def publication_times(home: CoordinatorHome, rounds: int) -> list[float]:
     """Return when each round was published, in Unix seconds."""
     registry = Registry(database_url(home.folder))
@@ -157,8 +198,8 @@ def publication_times(home: CoordinatorHome, rounds: int) -> list[float]:
     return times
 
 
-def payload_bytes(home: CoordinatorHome, codec: str, nodes: int) -> int:
-    """Return what a round must move: each node's encoded vector up and the checkpoint down."""
+def payload_bytes(home: CoordinatorHome, codec: str) -> tuple[int, int]:
+    """Return what each node must move in a round: its encoded vector up, the checkpoint down."""
     envelope = read_envelope(home.checkpoint(0) / MANIFEST_FILE, what="manifest")
     elements = Manifest.parsed(envelope.payload, what="manifest").elements
     layout = ParameterLayout.from_shapes([("vector", (elements,))])
@@ -166,23 +207,7 @@ def payload_bytes(home: CoordinatorHome, codec: str, nodes: int) -> int:
     for index in range(layout.fragments):
         start, stop = layout.bounds(index)
         encoded += codec_named(codec).encoded_bytes(stop - start)
-    return nodes * (encoded + 4 * elements)
-
-
-def show(results: dict[str, Any]) -> None:
-    """Print one measurement."""
-    print(
-        f"{results['parameters']:,} parameters, {results['nodes']} nodes, {results['codec']} up, "
-        "float32 down, mutual TLS"
-    )
-    print(f"  round              {results['round_seconds']:.2f} s (median)")
-    print(f"  CPU                {results['cpu_seconds_per_round']:.2f} s, all processes")
-    print(
-        f"  bytes at socket    {results['socket_bytes_per_round']:,.0f}, "
-        f"{results['socket_over_payload']:.4f} x payload"
-    )
-    for name, peak in results["peak_bytes"].items():
-        print(f"  peak of {name:<12} {peak / 1e6:,.0f} MB")
+    return encoded, 4 * elements
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from descendants import cpu_seconds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,44 +24,41 @@ class Cost:
 
     wall_seconds: float
     cpu_seconds: float
+    other_cpu_seconds: float
+    """What all other programs of the machine used: none, if it was at rest."""
     loopback_bytes: int
     """All that passed the loopback interface, TCP and IP headers included."""
 
 
 class Meter:
-    """Wall time, CPU time and loopback traffic from its creation on."""
+    """Wall time, loopback traffic and the descendants' CPU time, from its creation on."""
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        """Begin to measure the processes `pids`."""
-        self._processes = [psutil.Process(pid) for pid in pids]
+    def __init__(self) -> None:
+        """Begin to measure."""
         self._wall = time.perf_counter()
-        self._cpu = self._cpu_seconds()
+        self._cpu = cpu_seconds()
+        self._other_cpu = _other_cpu_seconds()
         self._bytes = loopback_bytes()
-
-    def _cpu_seconds(self) -> float:
-        times = [process.cpu_times() for process in self._processes]
-        return sum(t.user + t.system for t in times)
 
     def read(self) -> Cost:
         """Return what it took until now."""
         return Cost(
             wall_seconds=time.perf_counter() - self._wall,
-            cpu_seconds=self._cpu_seconds() - self._cpu,
+            cpu_seconds=cpu_seconds() - self._cpu,
+            other_cpu_seconds=_other_cpu_seconds() - self._other_cpu,
             loopback_bytes=loopback_bytes() - self._bytes,
         )
 
 
+def _other_cpu_seconds() -> float:
+    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    busy = times.user + times.nice + times.system + times.irq + times.softirq
+    return float(busy - own.user - own.system) - cpu_seconds()
+
+
 def loopback_bytes() -> int:
-    """Return the bytes that the loopback interface has sent since the machine started."""
+    """Return the bytes that this process's loopback interface has sent since it came up."""
     return int(psutil.net_io_counters(pernic=True)["lo"].bytes_sent)
-
-
-def peak_bytes(pid: int) -> int:
-    """Return the peak resident memory of a process, mapped files included (VmHWM)."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"process {pid} tells no VmHWM")
 
 
 def machine() -> dict[str, Any]:
