@@ -88,7 +88,7 @@ class EchoNode:
             folder,
             contribution,
             contribution.signed(self.key),
-            digests=fragments.digests,
+            fragments=fragments,
             layout=layout,
         )
         spooled_at = time.perf_counter()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from tapestry.checkpoints.vector_file import read_elements
 from tapestry.errors import UnavailableError
 from tapestry.params.codecs import Float32Array
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 
 
@@ -63,12 +65,15 @@ class OuterStateWriter:
         """Write to `file`, from where it stands."""
         self._file = file
         self._digests: list[bytes] = []
+        self.checksums: list[bytes] = []
+        """Of the vectors written, to recognise them in this process."""
 
     def write(self, state: tuple[Float32Array, ...]) -> None:
         """Append the next fragment's state vectors."""
         for vector in state:
-            data = vector.astype("<f4", copy=False).tobytes()
+            data = np.ascontiguousarray(vector, "<f4").data.cast("B")
             self._digests.append(fragment_digest(data))
+            self.checksums.append(fragment_checksum(data))
             self._file.write(data)
 
     @property

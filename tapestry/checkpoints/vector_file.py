@@ -22,7 +22,7 @@ import numpy as np
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.params.codecs import CODECS, Codec, Float32Array
 from tapestry.params.floats import HalfVector, Vector
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync
 
@@ -93,11 +93,15 @@ class VectorWriter:
         self._behind: deque[Future[None]] = deque()
         self._digests: list[Future[bytes]] = []
         self._size = 0
+        self.checksums: list[bytes] = []
+        """Of the fragments written, to recognise them in this process."""
         self._sync = RollingSync(file)
         self._emit(_header(layout, extras, dtype))
 
     def write(self, fragment: Float32Array) -> None:
         """Append the next fragment: float32, exactly as many elements as the layout says.
+
+        The array must not change any more.
 
         Raises:
             RejectedError: bfloat16 cannot hold it.
@@ -106,10 +110,11 @@ class VectorWriter:
         if fragment.shape != (stop - start,):
             raise ValueError(f"fragment {len(self._digests)} has shape {fragment.shape}")
         if self._dtype == "F32":
-            data = fragment.astype("<f4", copy=False).tobytes()
+            data = np.ascontiguousarray(fragment, "<f4").data.cast("B")
         else:
-            data = _CODECS[self._dtype].encode(fragment)
+            data = memoryview(_CODECS[self._dtype].encode(fragment))
         self._digests.append(self._fragment_thread.submit(fragment_digest, data))
+        self.checksums.append(fragment_checksum(data))
         self._emit(data)
 
     def finish(self) -> WrittenVector:
@@ -127,7 +132,7 @@ class VectorWriter:
             root=fragments_root([digest.result() for digest in self._digests]),
         )
 
-    def _emit(self, data: bytes) -> None:
+    def _emit(self, data: bytes | memoryview) -> None:
         self._behind.append(self._whole_thread.submit(self._whole.update, data))
         self._file.write(data)
         self._sync.wrote(len(data))
@@ -160,16 +165,16 @@ class VectorFile:
         """
         return self.read_stored(index)[0]
 
-    def read_stored(self, index: int) -> tuple[Float32Array, bytes]:
-        """Return fragment `index` as float32, and the SHA-256 of its bytes in the file."""
+    def read_stored(self, index: int) -> tuple[Float32Array, memoryview]:
+        """Return fragment `index` as float32, and its bytes in the file."""
         start, stop = self.layout.bounds(index)
         if self.dtype == "F32":
             values = read_elements(self.path, self.data_offset, start, stop)
-            return values, fragment_digest(values.data)
+            return values, np.asarray(values, "<f4").data.cast("B")
         codec = _CODECS[self.dtype]
         data = self._read(codec.encoded_bytes(start), codec.encoded_bytes(stop - start))
         try:
-            return codec.decode(data, stop - start), fragment_digest(data)
+            return codec.decode(data, stop - start), memoryview(data)
         except RejectedError as error:
             raise UntrustedError(f"{self.path}: fragment {index}: {error}") from error
 
