@@ -245,7 +245,8 @@ class Aggregator:
                     writer.write(exact)
                 state.write(fragment.state if downlink == "float32" else (*fragment.state, exact))
             written = writer.finish()
-        state_root = state.root.hex() if state.root is not None else None
+            root = state.finish()
+        state_root = root.hex() if root is not None else None
         self.written.remember(
             {written.root.hex(): writer.checksums, state_root or "": state.checksums}
         )

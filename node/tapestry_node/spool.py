@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tapestry.checkpoints.statements import Contribution, RoundPlan
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.params.codecs import codec_named
-from tapestry.params.fragments import fragment_checksum, fragment_digest
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import replacing, sync_tree, write_atomic
 from tapestry.storage.spares import Spares
@@ -97,8 +97,8 @@ class Spooled:
     ) -> "Spooled":
         """Write what completes a spool whose fragments are there."""
         digests = [digest.hex() for digest in fragments.digests]
-        write_atomic(folder / _DIGESTS_FILE, json.dumps(digests))
-        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope))
+        write_atomic(folder / _DIGESTS_FILE, json.dumps(digests), durable=False)
+        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope), durable=False)
         return cls(
             folder=folder,
             contribution=contribution,
@@ -163,7 +163,7 @@ class Spooled:
         """Whether every fragment is what was signed, as it is unless the machine went down."""
         if (self.folder / _DURABLE_FILE).exists():
             return True
-        return all(
+        return fragments_root(self.digests).hex() == self.contribution.root and all(
             fragment_digest(self._read(index)) == digest
             for index, digest in enumerate(self.digests)
         )
@@ -194,7 +194,7 @@ def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
 
 
 def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
-    """Return the contribution in a spool, or None if it is unfinished.
+    """Return the contribution in a spool, or None if it is unfinished or was lost with the power.
 
     Raises:
         RejectedError: It is of another model.
@@ -202,9 +202,13 @@ def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
     path = folder / _CONTRIBUTION_FILE
     if not path.is_file():
         return None
-    envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
-    contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
-    digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
+    try:
+        envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
+        contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
+        digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_bytes())))
+    except (OSError, ValueError, TypeError, UntrustedError) as error:
+        _log.warning("%s: cannot be read and counts as unfinished: %s", folder, error)
+        return None
     if len(digests) != layout.fragments:
         raise RejectedError(f"{folder}: the spool is of another model; remove it")
     return Spooled(

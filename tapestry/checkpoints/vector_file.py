@@ -24,7 +24,6 @@ from tapestry.params.codecs import CODECS, Codec, Float32Array
 from tapestry.params.floats import HalfVector, Vector
 from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import RollingSync
 
 MODEL_FILE = "model.safetensors"
 
@@ -70,8 +69,8 @@ class WrittenVector:
 class VectorWriter:
     """Write a vector file fragment by fragment.
 
-    The two hashes, of the whole file and of each fragment, are computed by threads beside the
-    caller's own work, which waits when they are more than a few fragments behind.
+    One thread writes and hashes the whole file, another hashes the fragments, beside the caller's
+    own work, which waits when they are more than a few fragments behind.
     """
 
     def __init__(
@@ -88,14 +87,13 @@ class VectorWriter:
         self._layout = layout
         self._extras = extras
         self._whole = hashlib.sha256()
-        self._whole_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-file")
+        self._whole_thread = ThreadPoolExecutor(1, thread_name_prefix="write-file")
         self._fragment_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-fragments")
         self._behind: deque[Future[None]] = deque()
         self._digests: list[Future[bytes]] = []
         self._size = 0
         self.checksums: list[bytes] = []
         """Of the fragments written, to recognise them in this process."""
-        self._sync = RollingSync(file)
         self._emit(_header(layout, extras, dtype))
 
     def write(self, fragment: Float32Array) -> None:
@@ -118,12 +116,17 @@ class VectorWriter:
         self._emit(data)
 
     def finish(self) -> WrittenVector:
-        """Append the extra tensors and return the digests."""
+        """Append the extra tensors and return the digests.
+
+        Raises:
+            OSError: The disk is full; `write` may raise it too.
+        """
         if len(self._digests) != self._layout.fragments:
             raise ValueError(f"{len(self._digests)} of {self._layout.fragments} fragments written")
         for name in sorted(self._extras):
             self._emit(self._extras[name].data)
-        self._sync.close()
+        while self._behind:
+            self._behind.popleft().result()
         self._whole_thread.shutdown()
         self._fragment_thread.shutdown()
         return WrittenVector(
@@ -133,12 +136,14 @@ class VectorWriter:
         )
 
     def _emit(self, data: bytes | memoryview) -> None:
-        self._behind.append(self._whole_thread.submit(self._whole.update, data))
-        self._file.write(data)
-        self._sync.wrote(len(data))
+        self._behind.append(self._whole_thread.submit(self._take, data))
         self._size += len(data)
         while len(self._behind) > _MOST_BEHIND:
             self._behind.popleft().result()
+
+    def _take(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._whole.update(data)
 
 
 @dataclass(frozen=True, slots=True)

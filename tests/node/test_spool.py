@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tapestry.checkpoints.statements import Contribution
+from tapestry.checkpoints.statements import Contribution, InnerSettings, RoundPlan
 from tapestry.errors import RejectedError
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
 from tapestry.storage.spares import Spares
 from tapestry_node import spool as spool_module
-from tapestry_node.spool import Spooled, spooling
+from tapestry_node.home import NodeHome
+from tapestry_node.spool import Spooled, find_spooled, spooling
 
 LAYOUT = ParameterLayout.from_shapes([("vector", (FRAGMENT_ELEMENTS + 300,))])
 VALUES = np.random.default_rng(2).standard_normal(LAYOUT.elements).astype(np.float32)
@@ -48,12 +50,39 @@ def spool(folder: Path, spares: Spares) -> Spooled:
         codec="int8",
         fragments=len(ENCODED),
         root=fragments_root(fragments.digests).hex(),
-        tokens=1,
+        tokens=8,
         steps=1,
         norm=1.0,
     )
     signed = contribution.signed(Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))
     return Spooled.completed(folder, contribution, signed, fragments=fragments, layout=LAYOUT)
+
+
+def plan_for(spooled: Spooled) -> RoundPlan:
+    """The plan that the contribution answers."""
+    made = spooled.contribution
+    return RoundPlan(
+        genesis=made.genesis,
+        round=made.round,
+        attempt=1,
+        base=made.base,
+        layout=LAYOUT.digest,
+        cohort=(made.member_id,),
+        quorum=1,
+        grace_seconds=1.0,
+        deadline=1.0,
+        objective="causal-lm",
+        inner=InnerSettings(
+            steps=made.steps,
+            sequences=1,
+            sequence_tokens=made.tokens,
+            learning_rate=1e-3,
+            warmup_steps=1,
+        ),
+        codec=made.codec,
+        max_element=10.0,
+        seed=1,
+    )
 
 
 def damage(spooled: Spooled) -> None:
@@ -84,6 +113,19 @@ def test_a_spool_is_taken_up_only_whole_until_it_is_durable(spooled: Spooled) ->
     assert spooled.is_whole()
     damage(spooled)
     assert not spooled.is_whole()
+
+
+@pytest.mark.parametrize("name", ["contribution.json", "digests.json", "fragments.bin"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 100], ids=["empty", "zeros"])
+def test_what_a_power_cut_took_is_trained_again(
+    spooled: Spooled, tmp_path: Path, name: str, content: bytes
+) -> None:
+    home = NodeHome(tmp_path)
+    shutil.copytree(spooled.folder, home.spool(1))
+    plan = plan_for(spooled)
+    assert find_spooled(home, plan, LAYOUT) == replace(spooled, folder=home.spool(1))
+    (home.spool(1) / name).write_bytes(content)
+    assert find_spooled(home, plan, LAYOUT) is None
 
 
 def test_what_is_delivered_at_once_never_waits_for_the_disk(spooled: Spooled) -> None:
