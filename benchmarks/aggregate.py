@@ -235,6 +235,7 @@ def write_round(folder: Path, members: int, parameters: int, codec: str) -> dict
             writer.write(noise[: last - first])
             states.write((noise[: last - first],))
         writer.finish()
+        states.finish()
     for number in range(uploads):
         encoded = chosen.encode(np.roll(noise, 1000 * number))
         with (folder / f"upload-{number}").open("wb") as file:
@@ -274,6 +275,7 @@ def step_in(folder: Path) -> None:
         ):
             writer.write(fragment.base)
             states.write(fragment.state)
+        states.finish()
         root = writer.finish().root.hex()
     seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -88,19 +88,25 @@ class EchoNode:
             folder,
             contribution,
             contribution.signed(self.key),
-            digests=fragments.digests,
+            fragments=fragments,
             layout=layout,
         )
         spooled_at = time.perf_counter()
         with spooled.becoming_durable():
+            arrived = [spooled_at]
             self.client.upload(
-                contribution, spooled.envelope, spooled.digests, spooled.read_fragment
+                contribution,
+                spooled.envelope,
+                spooled.digests,
+                spooled.read_fragment,
+                on_bytes=lambda _size: arrived.append(time.perf_counter()),
             )
         spooled.remove(self.home.spare_spools)
         done = time.perf_counter()
         print(
             f"round {plan.round}: fetched in {fetched - began:.2f} s, "
-            f"encoded in {spooled_at - fetched:.2f} s, sent in {done - spooled_at:.2f} s",
+            f"encoded in {spooled_at - fetched:.2f} s, sent in {arrived[-1] - spooled_at:.2f} s, "
+            f"receipt after {done - arrived[-1]:.2f} s",
             flush=True,
         )
 

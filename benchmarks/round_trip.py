@@ -57,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=float, default=10e6)
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--codec", default="float32")
+    parser.add_argument("--codec", default="float32", help="of contributions, on their way up")
+    parser.add_argument("--downlink", default="float32", help="how checkpoints come down")
     parser.add_argument("--rounds", type=int, default=4, help="the first is not counted")
     parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS))
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
@@ -73,14 +74,16 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     adopt_orphans()
-    results = run(workload, codec=args.codec, peers=args.peer, folder=args.folder)
+    results = run(
+        workload, codec=args.codec, downlink=args.downlink, peers=args.peer, folder=args.folder
+    )
     show(results)
     if any("error" in system for system in results["systems"].values()):
         sys.exit(1)
 
 
 def run(
-    workload: Workload, *, codec: str, peers: Sequence[str], folder: Path | None
+    workload: Workload, *, codec: str, downlink: str, peers: Sequence[str], folder: Path | None
 ) -> dict[str, Any]:
     """Measure ours and then the peers, one after the other; save what there is in any case."""
     systems: dict[str, Any] = {}
@@ -89,20 +92,21 @@ def run(
         "nodes": workload.nodes,
         "rounds": workload.rounds,
         "codec": codec,
-        "downlink": "float32",
+        "downlink": downlink,
         "private_network": private_network.enter(),
         "systems": systems,
     }
     try:
         with tempfile.TemporaryDirectory(prefix="tapestry-bench-", dir=folder) as work:
-            systems[OURS] = measure(Path(work) / OURS, workload, codec=codec)
+            systems[OURS] = measure(Path(work) / OURS, workload, codec=codec, downlink=downlink)
         for name in peers:
             with tempfile.TemporaryDirectory(prefix=f"{name}-bench-", dir=folder) as work:
                 systems[name] = measure_peer(name, Path(work) / name, workload)
     finally:
         results["ratios"] = ratios(systems)
         if systems:
-            save(f"round_trip_{workload.parameters}_{workload.nodes}_{codec}", results)
+            name = f"round_trip_{workload.parameters}_{workload.nodes}_{codec}_{downlink}"
+            save(name, results)
     return results
 
 
@@ -114,11 +118,11 @@ def measure_peer(name: str, folder: Path, workload: Workload) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def measure(folder: Path, workload: Workload, *, codec: str) -> dict[str, Any]:
+def measure(folder: Path, workload: Workload, *, codec: str, downlink: str) -> dict[str, Any]:
     """Run a federation of echo nodes; return what its rounds took."""
     home = CoordinatorHome(folder / "coordinator")
     nodes, rounds = workload.nodes, workload.rounds
-    found_vector(home, parameters=workload.parameters, nodes=nodes, codec=codec, rounds=rounds)
+    found_vector(home, workload, codec=codec, downlink=downlink)
     members = [f"node-{i}" for i in range(nodes)]
     try:
         with Processes(folder / "logs") as processes:
@@ -142,7 +146,7 @@ def measure(folder: Path, workload: Workload, *, codec: str) -> dict[str, Any]:
     finally:
         end_all()
     published = publication_times(home, rounds)
-    up, down = payload_bytes(home, codec)
+    up, down = payload_bytes(home, codec, downlink)
     return {
         "version": version("tapestry-fl"),
         "security": "mutual TLS",
@@ -157,11 +161,10 @@ def join(home: CoordinatorHome, member: str, folder: Path) -> None:
     call("node", "join", str(invitation), "--dir", str(folder / member))
 
 
-def found_vector(
-    home: CoordinatorHome, *, parameters: int, nodes: int, codec: str, rounds: int
-) -> None:
+def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downlink: str) -> None:
     """Found a federation over a bare vector, in a process of its own: it holds the model whole."""
-    command = [sys.executable, str(HERE / "found_vector.py"), str(home.folder), str(parameters)]
+    command = [sys.executable, str(HERE / "found_vector.py"), str(home.folder)]
+    command.append(str(workload.parameters))
     subprocess.run(command, check=True)
     port = free_port_pair()
     settings = home.load_settings()
@@ -174,9 +177,9 @@ def found_vector(
         }
     )
     rounds_table = settings.rounds.model_copy(
-        update={"quorum": nodes, "total": rounds, "gather_seconds": 60.0}
+        update={"quorum": workload.nodes, "total": workload.rounds, "gather_seconds": 60.0}
     )
-    aggregation = settings.aggregation.model_copy(update={"codec": codec})
+    aggregation = settings.aggregation.model_copy(update={"codec": codec, "downlink": downlink})
     keep = settings.keep.model_copy(update={"checkpoints": 2, "contribution_rounds": 1})
     changed = {
         "network": network,
@@ -198,16 +201,15 @@ def publication_times(home: CoordinatorHome, rounds: int) -> list[float]:
     return times
 
 
-def payload_bytes(home: CoordinatorHome, codec: str) -> tuple[int, int]:
+def payload_bytes(home: CoordinatorHome, codec: str, downlink: str) -> tuple[int, int]:
     """Return what each node must move in a round: its encoded vector up, the checkpoint down."""
     envelope = read_envelope(home.checkpoint(0) / MANIFEST_FILE, what="manifest")
     elements = Manifest.parsed(envelope.payload, what="manifest").elements
     layout = ParameterLayout.from_shapes([("vector", (elements,))])
-    encoded = 0
-    for index in range(layout.fragments):
-        start, stop = layout.bounds(index)
-        encoded += codec_named(codec).encoded_bytes(stop - start)
-    return encoded, 4 * elements
+    bounds = [layout.bounds(index) for index in range(layout.fragments)]
+    sizes = [stop - start for start, stop in bounds]
+    up, down = codec_named(codec), codec_named(downlink.removeprefix("delta-"))
+    return sum(map(up.encoded_bytes, sizes)), sum(map(down.encoded_bytes, sizes))
 
 
 if __name__ == "__main__":

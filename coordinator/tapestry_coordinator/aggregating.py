@@ -39,7 +39,7 @@ from tapestry.checkpoints.vector_file import (
 from tapestry.errors import UnavailableError
 from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.downlink import DOWNLINK_CODECS, downlink_codec_named, encode_step
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator.home import CoordinatorHome
@@ -60,6 +60,22 @@ class AggregatedRound:
     made: RoundRecord
 
 
+class Written:
+    """What this process remembers of the vectors that it wrote, by their roots: checksums."""
+
+    def __init__(self) -> None:
+        """Remember nothing."""
+        self._checksums: dict[str, list[bytes]] = {}
+
+    def remember(self, checksums: Mapping[str, list[bytes]]) -> None:
+        """Remember the newest round's, and forget all others."""
+        self._checksums = dict(checksums)
+
+    def checksums(self, root: str) -> list[bytes] | None:
+        """Return those of the vectors with that root, in the order of writing."""
+        return self._checksums.get(root)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aggregator:
     """Decides weights, takes the outer step, writes vector and state."""
@@ -67,6 +83,7 @@ class Aggregator:
     home: CoordinatorHome
     store: FragmentStore
     settings: AggregationSettings
+    written: Written
 
     def aggregate(
         self,
@@ -120,7 +137,13 @@ class Aggregator:
         )
         optimizer = self.settings.outer_optimizer(len(weighted))
         start = _Start(
-            self.home, base, vector, optimizer, threads, with_held=self._step_codec() is not None
+            self.home,
+            base,
+            vector,
+            optimizer,
+            threads,
+            written=self.written,
+            with_held=self._step_codec() is not None,
         )
         steps = outer_step(
             start.exact,
@@ -192,7 +215,7 @@ class Aggregator:
         start: "_Start",
         vector: VectorFile,
         folder: Path,
-    ) -> "_Written":
+    ) -> "_Results":
         """Write the new vector, the step to it, and the state as they come."""
         state_path = self.home.outer_state(number)
         state_path.parent.mkdir(exist_ok=True)
@@ -222,15 +245,20 @@ class Aggregator:
                     writer.write(exact)
                 state.write(fragment.state if downlink == "float32" else (*fragment.state, exact))
             written = writer.finish()
-        return _Written(
+            root = state.finish()
+        state_root = root.hex() if root is not None else None
+        self.written.remember(
+            {written.root.hex(): writer.checksums, state_root or "": state.checksums}
+        )
+        return _Results(
             vector=written,
-            state_root=state.root.hex() if state.root is not None else None,
+            state_root=state_root,
             step=None if codec is None else file_entry(folder, STEP_FILE),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Written:
+class _Results:
     """Digests of what a round left."""
 
     vector: WrittenVector
@@ -253,6 +281,7 @@ class _Start:
         optimizer: OuterOptimizer,
         threads: Executor,
         *,
+        written: Written,
         with_held: bool,
     ) -> None:
         """Open the files; nothing is read yet.
@@ -263,6 +292,7 @@ class _Start:
             vector: Its vector, as published.
             optimizer: Of this round; one with another name begins without a state.
             threads: For reading ahead.
+            written: What is remembered of them.
             with_held: Whether `held` will be asked for.
 
         Raises:
@@ -281,13 +311,14 @@ class _Start:
         self._rooted: list[_Rooted] = []
         self._read_held = self._read_kept = None
         if with_held or not self._is_exact_apart:
-            held = _Rooted(partial(_stored, vector), base.vector_root, vector.path)
+            held = _Rooted(partial(_stored, vector), base.vector_root, vector.path, written)
             self._rooted.append(held)
             self._read_held = ReadAhead(held, count=count, threads=threads)
         if made is not None and (self.has_state or self._is_exact_apart):
             path = home.outer_state(base.round)
             state = OuterStateFile(path, vector.layout, kept_vectors(base))
-            kept = _Rooted(partial(_kept, state), made.outer.state_root or "", state.path)
+            root = made.outer.state_root or ""
+            kept = _Rooted(partial(_kept, state), root, state.path, written)
             self._rooted.append(kept)
             self._read_kept = ReadAhead(kept, count=count, threads=threads)
         self._kept: tuple[Float32Array, ...] = ()
@@ -324,34 +355,51 @@ def kept_vectors(checkpoint: Manifest) -> int:
     return state_vectors(made.outer.optimizer) + (made.downlink != "float32")
 
 
-def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[bytes]]:
-    values, digest = vector.read_stored(index)
-    return (values,), [digest]
+def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[memoryview]]:
+    values, data = vector.read_stored(index)
+    return (values,), [data]
 
 
-def _kept(state: OuterStateFile, index: int) -> tuple[tuple[Float32Array, ...], list[bytes]]:
+def _kept(state: OuterStateFile, index: int) -> tuple[tuple[Float32Array, ...], list[memoryview]]:
     vectors = state.read_fragment(index)
-    return vectors, [fragment_digest(vector.data) for vector in vectors]
+    return vectors, [np.asarray(vector, "<f4").data.cast("B") for vector in vectors]
 
 
 class _Rooted:
-    """Fragments of float32 vectors as they are read, compared with a signed root at the end."""
+    """Fragments of float32 vectors as they are read, compared with what the federation signed.
+
+    One by one with what this process remembers of writing them; if it did not, at the end, with the
+    signed root.
+    """
 
     def __init__(
         self,
-        read: Callable[[int], tuple[tuple[Float32Array, ...], list[bytes]]],
+        read: Callable[[int], tuple[tuple[Float32Array, ...], list[memoryview]]],
         root: str,
         path: Path,
+        written: Written,
     ) -> None:
-        """Read vectors and their digests by `read`, each index once; they lie at `path`."""
+        """Read vectors and their bytes by `read`, each index once; they lie at `path`."""
         self._read = read
         self._root = root
         self._path = path
+        self._remembered = written.checksums(root)
         self._digests: dict[int, list[bytes]] = {}
 
     def __call__(self, index: int) -> tuple[Float32Array, ...]:
-        """Return the vectors of fragment `index`, and keep their digests."""
-        vectors, self._digests[index] = self._read(index)
+        """Return the vectors of fragment `index`.
+
+        Raises:
+            UnavailableError: They are damaged on this disk.
+        """
+        vectors, pieces = self._read(index)
+        if self._remembered is None:
+            self._digests[index] = [fragment_digest(data) for data in pieces]
+        else:
+            first = index * len(pieces)
+            known = self._remembered[first : first + len(pieces)]
+            if [fragment_checksum(data) for data in pieces] != known:
+                raise self._damaged()
         return vectors
 
     def require_root(self) -> None:
@@ -360,12 +408,17 @@ class _Rooted:
         Raises:
             UnavailableError: It is damaged on this disk; nothing may be built upon it.
         """
+        if self._remembered is not None:
+            return
         digests = [digest for index in sorted(self._digests) for digest in self._digests[index]]
         if fragments_root(digests).hex() != self._root:
-            raise UnavailableError(
-                f"{self._path}: damaged on this disk: it is not what the newest manifest signs; "
-                "restore it from a copy or a backup"
-            )
+            raise self._damaged()
+
+    def _damaged(self) -> UnavailableError:
+        return UnavailableError(
+            f"{self._path}: damaged on this disk: it is not what the newest manifest signs; "
+            "restore it from a copy or a backup"
+        )
 
 
 def _participation(

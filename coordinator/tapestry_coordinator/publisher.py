@@ -8,7 +8,7 @@ Nobody waits for the disk here: see `tapestry_coordinator.settling`.
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
-from tapestry_coordinator.aggregating import Aggregator
+from tapestry_coordinator.aggregating import Aggregator, Written
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
@@ -96,6 +96,8 @@ class Publisher:
     key: Ed25519PrivateKey
     store: FragmentStore
     settings: AggregationSettings
+    written: Written = field(default_factory=Written)
+    """What this process has published last."""
 
     def publish(self, closed: ClosedRound) -> Envelope:
         """Return the manifest of the round's checkpoint, which is in its folder when this returns.
@@ -151,7 +153,9 @@ class Publisher:
         return envelope
 
     def _aggregator(self) -> Aggregator:
-        return Aggregator(home=self.home, store=self.store, settings=self.settings)
+        return Aggregator(
+            home=self.home, store=self.store, settings=self.settings, written=self.written
+        )
 
 
 def software() -> dict[str, str]:

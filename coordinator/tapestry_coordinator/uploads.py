@@ -30,7 +30,7 @@ from tapestry.checkpoints.folder import folder_name
 from tapestry.errors import RejectedError, UnavailableError
 from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync, sync_path, write_atomic
 from tapestry.storage.spares import Spares
@@ -48,6 +48,8 @@ class Upload:
     digests: tuple[bytes, ...]
     squared_norms: dict[int, float] = field(default_factory=dict)
     """By fragment that is there."""
+    checksums: dict[int, bytes] = field(default_factory=dict)
+    """The same."""
     file: BinaryIO | None = None
     """Open for writing while fragments come in."""
     sync: RollingSync | None = None
@@ -96,6 +98,8 @@ class FragmentStore:
         self._open: dict[_Key, Upload] = {}
         self._announcements: dict[_Key, tuple[Codec, tuple[bytes, ...]]] = {}
         """Codec and digests of whole contributions, as read from their files."""
+        self._checksums: dict[_Key, dict[int, bytes]] = {}
+        """Of the fragments of whole contributions that this process has received."""
 
     @contextmanager
     def turn(self, round_number: int, member_id: str) -> Iterator[None]:
@@ -162,6 +166,7 @@ class FragmentStore:
             squared = self._validated(upload, index, data, stop - start)
             upload.write(data, self._offset(upload.codec, index))
             upload.squared_norms[index] = squared
+            upload.checksums[index] = fragment_checksum(data)
 
     def finish(self, round_number: int, member_id: str) -> tuple[bytes, float]:
         """Make a complete upload durable; return its root and the norm of what it decodes to.
@@ -182,6 +187,7 @@ class FragmentStore:
             upload.path.rename(self._path(key, "contribution"))
             sync_path(upload.path.parent)
             self._announcements.pop(key, None)
+            self._checksums[key] = upload.checksums
             del self._open[key]
         return _root_and_norm(upload)
 
@@ -212,7 +218,13 @@ class FragmentStore:
             data = self._read_at(path, codec, index)
         except OSError as error:
             raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
-        if fragment_digest(data) != digests[index]:
+        checksum = self._checksums.get(key, {}).get(index)
+        is_sound = (
+            fragment_digest(data) == digests[index]
+            if checksum is None
+            else fragment_checksum(data) == checksum
+        )
+        if not is_sound:
             raise UnavailableError(f"{path}: fragment {index} is damaged on this disk")
         return data
 
@@ -220,7 +232,7 @@ class FragmentStore:
         """Remove the contributions to all rounds before round `before`."""
         with self._lock:
             given_up = [self._open.pop(key) for key in sorted(self._open) if key[0] < before]
-            for known in (self._announcements, self._turns):
+            for known in (self._announcements, self._turns, self._checksums):
                 for key in [key for key in known if key[0] < before]:
                     del known[key]
         for upload in given_up:
@@ -288,6 +300,7 @@ class FragmentStore:
                 start, stop = self._layout.bounds(index)
                 squared = self._validated(upload, index, data, stop - start)
                 upload.squared_norms[index] = squared
+                upload.checksums[index] = fragment_checksum(data)
 
     def _read_at(self, path: Path, codec: Codec, index: int) -> bytes:
         start, stop = self._layout.bounds(index)
@@ -314,13 +327,16 @@ class FragmentStore:
         try:
             values = buffer[:elements]
             upload.codec.decode_into(data, values)
-            largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
-            if largest > self._max_element:
-                raise RejectedError(
-                    f"fragment {index} has an element of {largest:.3g}, the federation accepts up "
-                    f"to {self._max_element:g}: training has diverged; lower the learning rate"
-                )
-            return squared_norm(values)
+            squared = squared_norm(values)
+            if squared > self._max_element**2:  # else no element can be larger
+                largest = max(float(values.max()), -float(values.min()))
+                if largest > self._max_element:
+                    raise RejectedError(
+                        f"fragment {index} has an element of {largest:.3g}, the federation accepts "
+                        f"up to {self._max_element:g}: training has diverged; lower the learning "
+                        "rate"
+                    )
+            return squared
         finally:
             self._buffers.append(buffer)
 

@@ -130,7 +130,7 @@ class NodeClient:
             contribution: What `envelope` holds.
             envelope: The signed contribution.
             digests: SHA-256 of each encoded fragment.
-            read_fragment: Index -> encoded bytes.
+            read_fragment: Index -> encoded bytes, which have that digest.
             on_bytes: Told of each fragment's size once it has arrived.
 
         Raises:
@@ -151,7 +151,7 @@ class NodeClient:
             if opened.HasField("receipt"):
                 return envelope_value(opened.receipt)
             missing = unpack_missing(opened.missing, len(digests))
-            self._put_all(number, missing, read_fragment, on_bytes)
+            self._put_all(number, missing, digests, read_fragment, on_bytes)
             committed = self._transfer.Commit(
                 transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
                 timeout=COMMIT_SECONDS,
@@ -162,6 +162,7 @@ class NodeClient:
         self,
         number: int,
         indices: Sequence[int],
+        digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
         on_bytes: Callable[[int], None] | None,
     ) -> None:
@@ -177,7 +178,7 @@ class NodeClient:
         try:
             for index in indices:
                 data = read_fragment(index)
-                request = PutFragment(number, index, data)
+                request = PutFragment(number, index, data, digests[index])
                 in_flight.append(
                     (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))
                 )

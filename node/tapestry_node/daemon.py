@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tapestry.checkpoints.folder import file_entry
+from tapestry.checkpoints.folder import MANIFEST_FILE, file_entry
 from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import RejectedError, UnavailableError, UntrustedError
@@ -214,7 +214,7 @@ class Daemon:
         """Return the folder of a checkpoint, fetched if it is not here."""
         target = self._home.checkpoint(manifest.round)
         if target.is_dir():
-            if manifest.round == self._sound or _is_sound(target, manifest):
+            if manifest.round == self._sound or _is_sound(target, manifest, envelope):
                 self._sound = manifest.round
                 return target
             _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
@@ -497,10 +497,12 @@ class _StepWatch:
         return True
 
 
-def _is_sound(checkpoint: Path, manifest: Manifest) -> bool:
+def _is_sound(checkpoint: Path, manifest: Manifest, envelope: Envelope) -> bool:
     """Whether the files of a checkpoint that an earlier process fetched are what they should be."""
     try:
-        return all(file_entry(checkpoint, entry.name) == entry for entry in manifest.files)
+        return (checkpoint / MANIFEST_FILE).read_bytes() == to_json(envelope) and all(
+            file_entry(checkpoint, entry.name) == entry for entry in manifest.files
+        )
     except OSError:
         return False
 

@@ -199,7 +199,7 @@ class NodeHome:
                 spares=self.spare_models,
             )
             (folder / STATEMENTS).mkdir()
-            write_atomic(folder / MANIFEST_FILE, to_json(envelope))
+            write_atomic(folder / MANIFEST_FILE, to_json(envelope), durable=False)
         return came
 
     def prune(self, *, contributed: int, newest: int) -> None:

@@ -20,15 +20,15 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from tapestry.checkpoints.statements import Contribution, RoundPlan
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.params.codecs import codec_named
-from tapestry.params.fragments import fragment_digest
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import replacing, sync_tree, write_atomic
 from tapestry.storage.spares import Spares
@@ -45,16 +45,18 @@ _DURABLE_AFTER_SECONDS = 2.0
 
 
 class FragmentWriter:
-    """Writes encoded fragments in index order, and keeps their digests."""
+    """Writes encoded fragments in index order, and keeps their digests and checksums."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Write to `file`."""
         self._file = file
         self.digests: list[bytes] = []
+        self.checksums: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         """Append the next fragment."""
         self.digests.append(fragment_digest(data))
+        self.checksums.append(fragment_checksum(data))
         self._file.write(data)
 
 
@@ -79,6 +81,8 @@ class Spooled:
     contribution: Contribution
     envelope: Envelope
     digests: tuple[bytes, ...]
+    checksums: tuple[bytes, ...] = field(default=(), compare=False)
+    """Of the same fragments, if this process has written them."""
     layout: ParameterLayout
 
     @classmethod
@@ -88,22 +92,39 @@ class Spooled:
         contribution: Contribution,
         envelope: Envelope,
         *,
-        digests: list[bytes],
+        fragments: FragmentWriter,
         layout: ParameterLayout,
     ) -> "Spooled":
         """Write what completes a spool whose fragments are there."""
-        write_atomic(folder / _DIGESTS_FILE, json.dumps([digest.hex() for digest in digests]))
-        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope))
+        digests = [digest.hex() for digest in fragments.digests]
+        write_atomic(folder / _DIGESTS_FILE, json.dumps(digests), durable=False)
+        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope), durable=False)
         return cls(
             folder=folder,
             contribution=contribution,
             envelope=envelope,
-            digests=tuple(digests),
+            digests=tuple(fragments.digests),
+            checksums=tuple(fragments.checksums),
             layout=layout,
         )
 
     def read_fragment(self, index: int) -> bytes:
-        """Return an encoded fragment."""
+        """Return an encoded fragment, which has the digest that was signed.
+
+        Raises:
+            RejectedError: It is damaged on this disk; nothing else may leave in its place.
+        """
+        data = self._read(index)
+        is_sound = (
+            fragment_checksum(data) == self.checksums[index]
+            if self.checksums
+            else fragment_digest(data) == self.digests[index]
+        )
+        if not is_sound:
+            raise RejectedError(f"{self.folder}: fragment {index} is damaged on this disk")
+        return data
+
+    def _read(self, index: int) -> bytes:
         codec = codec_named(self.contribution.codec)
         start, stop = self.layout.bounds(index)
         first, last = self.layout.bounds(0)
@@ -142,8 +163,8 @@ class Spooled:
         """Whether every fragment is what was signed, as it is unless the machine went down."""
         if (self.folder / _DURABLE_FILE).exists():
             return True
-        return all(
-            fragment_digest(self.read_fragment(index)) == digest
+        return fragments_root(self.digests).hex() == self.contribution.root and all(
+            fragment_digest(self._read(index)) == digest
             for index, digest in enumerate(self.digests)
         )
 
@@ -173,7 +194,7 @@ def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
 
 
 def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
-    """Return the contribution in a spool, or None if it is unfinished.
+    """Return the contribution in a spool, or None if it is unfinished or was lost with the power.
 
     Raises:
         RejectedError: It is of another model.
@@ -181,9 +202,13 @@ def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
     path = folder / _CONTRIBUTION_FILE
     if not path.is_file():
         return None
-    envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
-    contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
-    digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_text())))
+    try:
+        envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
+        contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
+        digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_bytes())))
+    except (OSError, ValueError, TypeError, UntrustedError) as error:
+        _log.warning("%s: cannot be read and counts as unfinished: %s", folder, error)
+        return None
     if len(digests) != layout.fragments:
         raise RejectedError(f"{folder}: the spool is of another model; remove it")
     return Spooled(

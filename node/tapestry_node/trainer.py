@@ -30,7 +30,7 @@ from tapestry.params.modules import fragment_of, load_extras, to_model
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
 from tapestry_node.residual import fragment_encoder, refuse_residual
-from tapestry_node.spool import Spooled, spooling
+from tapestry_node.spool import FragmentWriter, Spooled, spooling
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Trainer:
         """Write the pseudo-gradient, encoded, and the signed contribution."""
         folder = self._home.spool(plan.round)
         codec = codec_named(plan.codec)
-        digests, squared_norms = self._encode(folder, codec, base.vector)
+        fragments, squared_norms = self._encode(folder, codec, base.vector)
         optimizer.save(self._home.trainer_state(plan.round))
         statistics = self.objective.round_statistics(self.module, self.batches(plan))
         contribution = Contribution(
@@ -165,8 +165,8 @@ class Trainer:
             base=plan.base,
             member_id=member_id,
             codec=codec.name,
-            fragments=len(digests),
-            root=fragments_root(digests).hex(),
+            fragments=len(fragments.digests),
+            root=fragments_root(fragments.digests).hex(),
             tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
             steps=len(losses),
             norm=norm(squared_norms),
@@ -178,11 +178,13 @@ class Trainer:
             statistics=dict(statistics),
         )
         return Spooled.completed(
-            folder, contribution, contribution.signed(key), digests=digests, layout=self.layout
+            folder, contribution, contribution.signed(key), fragments=fragments, layout=self.layout
         )
 
-    def _encode(self, folder: Path, codec: Codec, base: Vector) -> tuple[list[bytes], list[float]]:
-        """Write the encoded fragments of base - local; return digests and squared norms."""
+    def _encode(
+        self, folder: Path, codec: Codec, base: Vector
+    ) -> tuple[FragmentWriter, list[float]]:
+        """Write the encoded fragments of base - local; return them and the squared norms."""
         squared_norms = []
         with (
             spooling(folder, self._home.spare_spools) as fragments,
@@ -197,7 +199,7 @@ class Trainer:
                 data, decoded = encode(index, delta)
                 squared_norms.append(squared_norm(decoded))
                 fragments.write(data)
-        return fragments.digests, squared_norms
+        return fragments, squared_norms
 
     def keep_refused(self, spooled: Spooled) -> None:
         """Add what a contribution that was not taken would have brought to the next one."""

@@ -4,15 +4,22 @@ A file without a header: for every fragment in index order its state vectors one
 little-endian float32. With one vector that is the vector itself.
 """
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from tapestry.checkpoints.vector_file import read_elements
 from tapestry.errors import UnavailableError
 from tapestry.params.codecs import Float32Array
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
+
+_MOST_BEHIND = 2
+"""Fragments that wait for the disk while the next is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +64,37 @@ class OuterStateFile:
 
 
 class OuterStateWriter:
-    """Writes a state fragment by fragment, hashing on the way."""
+    """Writes a state fragment by fragment, and hashes it, in a thread beside the caller's work."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Write to `file`, from where it stands."""
         self._file = file
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write-state")
+        self._behind: deque[Future[None]] = deque()
         self._digests: list[bytes] = []
+        self.checksums: list[bytes] = []
+        """Of the vectors written, to recognise them in this process."""
 
     def write(self, state: tuple[Float32Array, ...]) -> None:
-        """Append the next fragment's state vectors."""
-        for vector in state:
-            data = vector.astype("<f4", copy=False).tobytes()
-            self._digests.append(fragment_digest(data))
-            self._file.write(data)
+        """Append the next fragment's state vectors, which must not change any more.
 
-    @property
-    def root(self) -> bytes | None:
-        """Merkle root over the SHA-256 of the vectors written; None if there were none."""
+        Raises:
+            OSError: The disk is full; `finish` may raise it too.
+        """
+        self._behind.append(self._thread.submit(self._take, state))
+        while len(self._behind) > _MOST_BEHIND:
+            self._behind.popleft().result()
+
+    def finish(self) -> bytes | None:
+        """Wait until all is written; return its Merkle root, None if there was nothing."""
+        while self._behind:
+            self._behind.popleft().result()
+        self._thread.shutdown()
         return fragments_root(self._digests) if self._digests else None
+
+    def _take(self, state: tuple[Float32Array, ...]) -> None:
+        for vector in state:
+            data = np.ascontiguousarray(vector, "<f4").data.cast("B")
+            self._file.write(data)
+            self._digests.append(fragment_digest(data))
+            self.checksums.append(fragment_checksum(data))

@@ -22,9 +22,8 @@ import numpy as np
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.params.codecs import CODECS, Codec, Float32Array
 from tapestry.params.floats import HalfVector, Vector
-from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import RollingSync
 
 MODEL_FILE = "model.safetensors"
 
@@ -70,8 +69,8 @@ class WrittenVector:
 class VectorWriter:
     """Write a vector file fragment by fragment.
 
-    The two hashes, of the whole file and of each fragment, are computed by threads beside the
-    caller's own work, which waits when they are more than a few fragments behind.
+    One thread writes and hashes the whole file, another hashes the fragments, beside the caller's
+    own work, which waits when they are more than a few fragments behind.
     """
 
     def __init__(
@@ -88,16 +87,19 @@ class VectorWriter:
         self._layout = layout
         self._extras = extras
         self._whole = hashlib.sha256()
-        self._whole_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-file")
+        self._whole_thread = ThreadPoolExecutor(1, thread_name_prefix="write-file")
         self._fragment_thread = ThreadPoolExecutor(1, thread_name_prefix="hash-fragments")
         self._behind: deque[Future[None]] = deque()
         self._digests: list[Future[bytes]] = []
         self._size = 0
-        self._sync = RollingSync(file)
+        self.checksums: list[bytes] = []
+        """Of the fragments written, to recognise them in this process."""
         self._emit(_header(layout, extras, dtype))
 
     def write(self, fragment: Float32Array) -> None:
         """Append the next fragment: float32, exactly as many elements as the layout says.
+
+        The array must not change any more.
 
         Raises:
             RejectedError: bfloat16 cannot hold it.
@@ -106,19 +108,25 @@ class VectorWriter:
         if fragment.shape != (stop - start,):
             raise ValueError(f"fragment {len(self._digests)} has shape {fragment.shape}")
         if self._dtype == "F32":
-            data = fragment.astype("<f4", copy=False).tobytes()
+            data = np.ascontiguousarray(fragment, "<f4").data.cast("B")
         else:
-            data = _CODECS[self._dtype].encode(fragment)
+            data = memoryview(_CODECS[self._dtype].encode(fragment))
         self._digests.append(self._fragment_thread.submit(fragment_digest, data))
+        self.checksums.append(fragment_checksum(data))
         self._emit(data)
 
     def finish(self) -> WrittenVector:
-        """Append the extra tensors and return the digests."""
+        """Append the extra tensors and return the digests.
+
+        Raises:
+            OSError: The disk is full; `write` may raise it too.
+        """
         if len(self._digests) != self._layout.fragments:
             raise ValueError(f"{len(self._digests)} of {self._layout.fragments} fragments written")
         for name in sorted(self._extras):
             self._emit(self._extras[name].data)
-        self._sync.close()
+        while self._behind:
+            self._behind.popleft().result()
         self._whole_thread.shutdown()
         self._fragment_thread.shutdown()
         return WrittenVector(
@@ -127,13 +135,15 @@ class VectorWriter:
             root=fragments_root([digest.result() for digest in self._digests]),
         )
 
-    def _emit(self, data: bytes) -> None:
-        self._behind.append(self._whole_thread.submit(self._whole.update, data))
-        self._file.write(data)
-        self._sync.wrote(len(data))
+    def _emit(self, data: bytes | memoryview) -> None:
+        self._behind.append(self._whole_thread.submit(self._take, data))
         self._size += len(data)
         while len(self._behind) > _MOST_BEHIND:
             self._behind.popleft().result()
+
+    def _take(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._whole.update(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +170,16 @@ class VectorFile:
         """
         return self.read_stored(index)[0]
 
-    def read_stored(self, index: int) -> tuple[Float32Array, bytes]:
-        """Return fragment `index` as float32, and the SHA-256 of its bytes in the file."""
+    def read_stored(self, index: int) -> tuple[Float32Array, memoryview]:
+        """Return fragment `index` as float32, and its bytes in the file."""
         start, stop = self.layout.bounds(index)
         if self.dtype == "F32":
             values = read_elements(self.path, self.data_offset, start, stop)
-            return values, fragment_digest(values.data)
+            return values, np.asarray(values, "<f4").data.cast("B")
         codec = _CODECS[self.dtype]
         data = self._read(codec.encoded_bytes(start), codec.encoded_bytes(stop - start))
         try:
-            return codec.decode(data, stop - start), fragment_digest(data)
+            return codec.decode(data, stop - start), memoryview(data)
         except RejectedError as error:
             raise UntrustedError(f"{self.path}: fragment {index}: {error}") from error
 

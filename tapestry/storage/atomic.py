@@ -51,9 +51,9 @@ def replacing(
         sync_path(path.parent)
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Replace the content of `path` by `data`, whole or not at all."""
-    with replacing(path, mode=mode) as file:
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace the content of `path` by `data`, whole or not at all; arguments as `replacing`'s."""
+    with replacing(path, mode=mode, durable=durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 

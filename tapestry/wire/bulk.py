@@ -28,6 +28,8 @@ class PutFragment:
     round: int
     index: int
     data: bytes | memoryview
+    digest: bytes | None = None
+    """SHA-256 of `data` where the sender has it; does not travel."""
 
 
 def encode_put(message: PutFragment) -> bytes:

@@ -80,13 +80,20 @@ class EgressLedger:
             finally:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def record(self, call: str, message: bytes | memoryview) -> None:
+    def record(
+        self, call: str, message: bytes | memoryview, *, digest: bytes | None = None
+    ) -> None:
         """Write the line of a request that is about to leave.
+
+        Args:
+            call: Service and method.
+            message: What is entered.
+            digest: Its SHA-256, if the caller has it.
 
         Raises:
             OSError: The disk is full; the ledger is as it was, and the request must not leave.
         """
-        digest = hashlib.sha256(message).hexdigest()
+        digest = digest or hashlib.sha256(message).digest()
         with self._alone():
             departure = Departure(
                 index=self._end.lines,
@@ -94,7 +101,7 @@ class EgressLedger:
                 to=self._to,
                 call=call,
                 bytes=len(message),
-                digest=digest,
+                digest=digest.hex(),
                 previous=self._end.digest,
             )
             line = json.dumps(asdict(departure), separators=(",", ":")).encode()
@@ -137,21 +144,20 @@ class EgressInterceptor(
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401
         """Record, then send."""
-        self._ledger.record(str(details.method), _message(request))
+        self._record(details, request)
         return continuation(details, request)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401
         """Record, then send."""
-        self._ledger.record(str(details.method), _message(request))
+        self._record(details, request)
         return continuation(details, request)
 
-
-def _message(request: Any) -> bytes | memoryview:  # noqa: ANN401 - any message of the protocol
-    """Return what is entered of a request: of a fragment its data, of others all."""
-    if isinstance(request, PutFragment):
-        return request.data
-    data: bytes = request.SerializeToString()
-    return data
+    def _record(self, details: Any, request: Any) -> None:  # noqa: ANN401 - any message
+        """Enter of a fragment its data, of other messages all."""
+        if isinstance(request, PutFragment):
+            self._ledger.record(str(details.method), request.data, digest=request.digest)
+        else:
+            self._ledger.record(str(details.method), request.SerializeToString())
 
 
 def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:

@@ -254,8 +254,9 @@ def _equal_file(entry: FileEntry, folders: Sequence[Path]) -> Path | None:
 
 
 def _listed(folder: Path) -> tuple[FileEntry, ...]:
-    """Return the files that the manifest in `folder` names; none if there is no manifest."""
-    if not (folder / MANIFEST_FILE).is_file():
+    """Return the files that the manifest in `folder` names; none if it cannot be read."""
+    try:
+        envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
+        return Manifest.parsed(envelope.payload, what="manifest").files
+    except UntrustedError:
         return ()
-    envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
-    return Manifest.parsed(envelope.payload, what="manifest").files

@@ -26,7 +26,7 @@ def written(path: Path, vectors: int) -> bytes | None:
         writer = OuterStateWriter(file)
         for state in fragments(vectors):
             writer.write(state)
-    return writer.root
+        return writer.finish()
 
 
 @pytest.mark.parametrize("vectors", [1, 2])
@@ -50,7 +50,7 @@ def test_one_vector_is_stored_as_it_is(tmp_path: Path) -> None:
 def test_no_state_has_no_root() -> None:
     writer = OuterStateWriter(io.BytesIO())
     writer.write(())
-    assert writer.root is None
+    assert writer.finish() is None
 
 
 def test_a_missing_state_says_what_to_do(tmp_path: Path) -> None:

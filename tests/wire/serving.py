@@ -42,7 +42,7 @@ from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
-from tapestry_coordinator.publisher import ClosedRound
+from tapestry_coordinator.publisher import ClosedRound, plan_of
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.uploads import FragmentStore
@@ -171,23 +171,12 @@ class Coordinator:
 
     @property
     def plan(self) -> RoundPlan:
-        return self.desk.plan_of(self.desk.state)[0]
+        return plan_of(self.registry, self.desk.state)[0]
 
     def aggregate(self) -> Envelope:
         """Publish the round that closed, as the aggregator does."""
-        state = self.desk.state
-        plan, digest = self.desk.plan_of(state)
-        envelope = self.small.publisher.publish(
-            ClosedRound(
-                plan=plan,
-                plan_digest=digest,
-                closed_at=state.closed_at,
-                contributions=self.registry.contributions(state.number),
-                declined=state.declined,
-                lineage=self.registry.lineage(state.number - 1),
-                evaluations=self.registry.evaluations(),
-            )
-        )
+        closed = ClosedRound.recorded(self.registry, self.desk.state)
+        envelope = self.small.publisher.publish(closed)
         self.desk.publish(envelope)
         return envelope
 
