@@ -253,7 +253,7 @@ class _Line:
 
 def _socket() -> socket.socket:
     made = socket.socket()
-    made.setblocking(False)
+    made.settimeout(0)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BYTES)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made

@@ -147,7 +147,7 @@ class Daemon:
         return self._client
 
     def _require_valid_certificate(self) -> None:
-        """Refuse a certificate that is not valid now: the coordinator would hang up without a word."""
+        """Refuse a certificate that is not valid now: the coordinator would hang up in silence."""
         begin, end = self._home.identity.validity()
         if not begin <= datetime.now(UTC) < end:
             raise UntrustedError(

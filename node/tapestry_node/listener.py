@@ -52,7 +52,7 @@ class Listener:
             return self._streams
 
     def wait_for_line(self, *, after: int, timeout_seconds: float) -> bool:
-        """Wait until the coordinator tells anew, after stream number `after`; tell whether it does."""
+        """Wait until the coordinator begins to tell after stream number `after`; say if it did."""
         with self._changed:
             return self._changed.wait_for(lambda: self._streams > after, timeout_seconds)
 
