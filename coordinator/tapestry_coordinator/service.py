@@ -276,7 +276,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
             base = digest_value(request.base_digest, what="base_digest")
-            with self._store.turn(request.round, member_id):
+            with self._store.turn(member_id):
                 receipt = self._desk.receipt(member_id, round_number=request.round)
                 if receipt is not None:
                     return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
@@ -316,7 +316,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     f"{member.member_id}'s"
                 )
             number = contribution.round
-            with self._store.turn(number, member.member_id):
+            with self._store.turn(member.member_id):
                 receipt = self._desk.receipt(member.member_id, round_number=number)
                 if receipt is None:
                     found = self._store.finished(number, member.member_id)
