@@ -45,12 +45,19 @@ class Places(grpc.ServerInterceptor):
         self._lock = threading.Lock()
         self._taken: dict[str, list[_Place]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their callers."""
+        return sum(place.waits_since is not None for place in self._all())
+
+    def _all(self) -> list[_Place]:
+        with self._lock:
+            return [place for places in self._taken.values() for place in places]
+
     def end_stalled(self) -> None:
         """End the calls whose callers keep still; to be called every now and then."""
         now = self._clock()
-        with self._lock:
-            taken = [place for places in self._taken.values() for place in places]
-        for place in taken:
+        for place in self._all():
             since = place.waits_since
             if since is not None and now - since > place.stall_seconds:
                 place.end()

@@ -90,7 +90,7 @@ class Coordinator:
             hosts=[],
             now=datetime.now(UTC),
         )
-        self.places = Places()
+        self.places = Places(clock=self.clock)
         self._servers: list[grpc.Server] = []
         enrolment = EnrolmentService(self.desk, self.authority)
         members, self.address = self._listen(certificate, private_pem(key), self.root_pem)
@@ -219,11 +219,13 @@ class Member:
             yield enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
     @contextmanager
-    def connected(self, coordinator: Coordinator | None = None) -> Iterator["Line"]:
-        """A connection over mutual TLS."""
+    def connected(
+        self, coordinator: Coordinator | None = None, *, address: str | None = None
+    ) -> Iterator["Line"]:
+        """A connection over mutual TLS; `address` may be that of a line in between."""
         to = coordinator or self.coordinator
         with open_channel(
-            to.address,
+            address or to.address,
             root_pem=to.root_pem,
             certificate_pem=self.certificate,
             key_pem=private_pem(self.tls_key),
