@@ -14,6 +14,7 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
 from tapestry_demo.federation import Processes, tapestry_command
+from tapestry_demo.workers import Workers
 
 _WORDS = {
     "fra": "le la une bibliothèque garde chaque livre dans sa langue et personne ne le sait",
@@ -43,6 +44,8 @@ class Live:
     processes: Processes
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    workers: Workers | None = None
+    """From which to fork processes instead, where a test has many."""
 
     @property
     def home(self) -> CoordinatorHome:
@@ -114,6 +117,10 @@ class Live:
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a `tapestry` process."""
+        if self.workers is not None:
+            (self.folder / "logs" / f"{name}.log").touch()
+            self.processes.fork(name, self.workers, arguments)
+            return
         old = os.environ.copy()
         os.environ.update(self.environment)
         try:
