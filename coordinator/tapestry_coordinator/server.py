@@ -27,6 +27,7 @@ from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
@@ -38,7 +39,8 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.2
 _RETRY_SECONDS = 15.0
 _CARD_SECONDS = 3.0
-_WORKERS = 256
+_WORKERS = 1024
+"""Threads at most, one a call: a member that sends a vector has six."""
 _ENROLMENT_WORKERS = 4
 _STOP_SECONDS = 3.0
 
@@ -79,6 +81,7 @@ class CoordinatorServer:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
         self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
+        self._places = Places()
         self._stopping = threading.Event()
 
     def serve(self) -> None:
@@ -97,6 +100,7 @@ class CoordinatorServer:
         _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
         try:
             while not self._stopping.wait(_TICK_SECONDS):
+                self._places.end_stalled()
                 self._pass_time()
         finally:
             self._stopping.set()
@@ -135,7 +139,7 @@ class CoordinatorServer:
             hosts=sorted(hosts),
             now=datetime.fromtimestamp(self._clock(), UTC),
         )
-        members = grpc.server(ThreadPoolExecutor(_WORKERS), options=SERVER_OPTIONS)
+        members = self._server(_WORKERS)
         enrolment = EnrolmentService(self.desk, self._authority)
         rounds_pb2_grpc.add_RoundsServiceServicer_to_server(
             RoundsService(self.desk, self._stopping), members
@@ -148,7 +152,7 @@ class CoordinatorServer:
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, members)
-        door = grpc.server(ThreadPoolExecutor(_ENROLMENT_WORKERS), options=SERVER_OPTIONS)
+        door = self._server(_ENROLMENT_WORKERS)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
         pem = private_pem(key)
         root = self._authority.certificate_pem
@@ -157,6 +161,11 @@ class CoordinatorServer:
         for server in (members, door):
             server.start()
         return [members, door]
+
+    def _server(self, workers: int) -> grpc.Server:
+        return grpc.server(
+            ThreadPoolExecutor(workers), interceptors=[self._places], options=SERVER_OPTIONS
+        )
 
     # Aggregation and cards, in one thread
 

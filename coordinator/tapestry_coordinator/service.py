@@ -35,17 +35,16 @@ from tapestry.v1 import (
     transfer_pb2_grpc,
 )
 from tapestry.wire.bulk import PutFragment
-from tapestry.wire.limits import FETCH_CHUNK_BYTES
+from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
-from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.registry import ACTIVE, Member, StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 
 ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
 
 _log = logging.getLogger(__name__)
-_WATCH_SECONDS = 5.0
 _MAX_TEXT = 500
 
 
@@ -152,25 +151,20 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
     def WatchPlans(
         self, request: rounds_pb2.WatchPlansRequest, context: grpc.ServicerContext
     ) -> Iterator[rounds_pb2.WatchPlansResponse]:
-        """Send the present state, and again after every change."""
+        """Send the present state, and again after every change and at every heartbeat."""
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
-            version = -1
+            version, response = -1, rounds_pb2.WatchPlansResponse()
             with self._desk.present(member_id) as is_newest:
                 while context.is_active() and not self._stopping.is_set() and is_newest():
                     told = self._desk.announcement(
-                        member_id, after=version, timeout_seconds=_WATCH_SECONDS
+                        member_id, after=version, timeout_seconds=HEARTBEAT_SECONDS
                     )
                     identify(context, self._desk)
-                    if told is None:
-                        continue
-                    version = told.version
-                    yield rounds_pb2.WatchPlansResponse(
-                        plan=None if told.plan is None else envelope_message(told.plan),
-                        manifest=envelope_message(told.manifest),
-                        is_finished=told.is_finished,
-                        notice=told.notice,
-                    )
+                    if told is not None:
+                        version, response = told.version, _told_message(told)
+                    if is_newest():
+                        yield response
 
     def Report(
         self, request: rounds_pb2.ReportRequest, context: grpc.ServicerContext
@@ -282,7 +276,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
             base = digest_value(request.base_digest, what="base_digest")
-            with self._store.turn(request.round, member_id):
+            with self._store.turn(member_id):
                 receipt = self._desk.receipt(member_id, round_number=request.round)
                 if receipt is not None:
                     return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
@@ -322,7 +316,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     f"{member.member_id}'s"
                 )
             number = contribution.round
-            with self._store.turn(number, member.member_id):
+            with self._store.turn(member.member_id):
                 receipt = self._desk.receipt(member.member_id, round_number=number)
                 if receipt is None:
                     found = self._store.finished(number, member.member_id)
@@ -344,6 +338,15 @@ def _require_key_proof(request: enrolment_pb2.EnrolRequest) -> None:
         )
     except (InvalidSignature, ValueError) as error:
         raise RejectedError("the caller does not hold the signing key that it sent") from error
+
+
+def _told_message(told: Announcement) -> rounds_pb2.WatchPlansResponse:
+    return rounds_pb2.WatchPlansResponse(
+        plan=None if told.plan is None else envelope_message(told.plan),
+        manifest=envelope_message(told.manifest),
+        is_finished=told.is_finished,
+        notice=told.notice,
+    )
 
 
 def _serial(certificate: bytes, federation: str) -> int:

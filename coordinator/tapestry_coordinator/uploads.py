@@ -8,8 +8,8 @@ contributions/round-000012/fr-bnf.json          its codec and digests
 Which fragments are there is not written down anywhere: after a restart each is hashed again and
 compared with the announced digest, so nothing half-written can pass for whole.
 
-One member's calls for one round take turns: a new announcement cannot change what another call is
-storing or handing in.
+One member's calls take turns: a new announcement cannot change what another call is storing or
+handing in.
 """
 
 import errno
@@ -58,6 +58,13 @@ class Upload:
         """Return for each fragment whether it is missing."""
         return [index not in self.squared_norms for index in range(len(self.digests))]
 
+    def keep(self, before: "Upload") -> None:
+        """Know as there what was there of another announcement, without reading it again."""
+        for index, squared in before.squared_norms.items():
+            if self.digests[index] == before.digests[index]:
+                self.squared_norms[index] = squared
+                self.checksums[index] = before.checksums[index]
+
     def begin(self) -> None:
         """Open the allocated file for fragments."""
         self.file = self.path.open("r+b", buffering=0)
@@ -94,7 +101,7 @@ class FragmentStore:
         self._buffers: list[Float32Array] = []
         """For decoding; as many as calls were ever at it at once."""
         self._lock = threading.Lock()
-        self._turns: dict[_Key, threading.RLock] = {}
+        self._turns: dict[str, threading.RLock] = {}
         self._open: dict[_Key, Upload] = {}
         self._announcements: dict[_Key, tuple[Codec, tuple[bytes, ...]]] = {}
         """Codec and digests of whole contributions, as read from their files."""
@@ -102,10 +109,10 @@ class FragmentStore:
         """Of the fragments of whole contributions that this process has received."""
 
     @contextmanager
-    def turn(self, round_number: int, member_id: str) -> Iterator[None]:
-        """Keep other calls for this contribution waiting; may be nested."""
+    def turn(self, member_id: str) -> Iterator[None]:
+        """Keep this member's other calls waiting; may be nested."""
         with self._lock:
-            turn = self._turns.setdefault((round_number, member_id), threading.RLock())
+            turn = self._turns.setdefault(member_id, threading.RLock())
         with turn:
             yield
 
@@ -129,17 +136,20 @@ class FragmentStore:
             UnavailableError: There is no space for it now.
         """
         chosen, key = codec_named(codec), (round_number, member_id)
-        with self.turn(round_number, member_id), _or_unavailable():
+        with self.turn(member_id), _or_unavailable():
             upload = self._open.get(key)
             if upload is not None and (upload.digests, upload.codec.name) == (digests, codec):
                 return upload.missing()
             if self._is_whole(key, chosen, digests):
                 return [False] * len(digests)
-            if upload is not None:
-                upload.end(durable=False)
-            upload = Upload(self._path(key, "upload"), chosen, digests)
+            before, upload = upload, Upload(self._path(key, "upload"), chosen, digests)
+            if before is not None:
+                before.end(durable=False)
             if self._allocate(upload):
-                self._take_up(upload)
+                if before is not None and before.codec.name == codec:
+                    upload.keep(before)
+                else:
+                    self._take_up(upload)
             upload.begin()
             self._open[key] = upload
             return upload.missing()
@@ -153,7 +163,7 @@ class FragmentStore:
             RejectedError: No upload is open, or size, digest, finiteness or scale is wrong.
             UnavailableError: The disk is full.
         """
-        with self.turn(round_number, member_id), _or_unavailable():
+        with self.turn(member_id), _or_unavailable():
             start, stop = self._layout.bounds(index)
             upload = self._open.get((round_number, member_id))
             if upload is None:
@@ -176,7 +186,7 @@ class FragmentStore:
             UnavailableError: The disk is full; the upload stays as it is.
         """
         key = (round_number, member_id)
-        with self.turn(round_number, member_id), _or_unavailable():
+        with self.turn(member_id), _or_unavailable():
             upload = self._open.get(key)
             if upload is None or any(upload.missing()):
                 missing = "all" if upload is None else f"{sum(upload.missing()):,}"
@@ -200,7 +210,7 @@ class FragmentStore:
         path = self._path(key, "contribution")
         if key in self._open or not path.is_file():
             return None
-        with self.turn(round_number, member_id), _or_unavailable():
+        with self.turn(member_id), _or_unavailable():
             upload = Upload(path, *self._announced(key))
             self._take_up(upload)
         return None if any(upload.missing()) else _root_and_norm(upload)
@@ -232,7 +242,7 @@ class FragmentStore:
         """Remove the contributions to all rounds before round `before`."""
         with self._lock:
             given_up = [self._open.pop(key) for key in sorted(self._open) if key[0] < before]
-            for known in (self._announcements, self._turns, self._checksums):
+            for known in (self._announcements, self._checksums):
                 for key in [key for key in known if key[0] < before]:
                     del known[key]
         for upload in given_up:

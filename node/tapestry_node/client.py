@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import grpc
 
 from tapestry.checkpoints.statements import Contribution
+from tapestry.errors import UnavailableError
 from tapestry.identity.certificates import certificate_request, create_tls_key
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.membership import IdentityFolder, Membership
@@ -63,10 +64,14 @@ class NodeClient:
         """Yield the coordinator's state, at once and after every change, until the line breaks.
 
         Raises:
-            UnavailableError: Nobody answers, or the line broke.
+            UnavailableError: Nobody answers, the line broke, or this connection was closed.
         """
         with errors_from_status(self.address):
-            for message in self._rounds.WatchPlans(rounds_pb2.WatchPlansRequest()):
+            try:
+                messages = self._rounds.WatchPlans(rounds_pb2.WatchPlansRequest())
+            except ValueError as error:  # what gRPC raises for a channel that is closed
+                raise UnavailableError("this connection was closed") from error
+            for message in messages:
                 yield Told(
                     plan=envelope_value(message.plan) if message.HasField("plan") else None,
                     manifest=envelope_value(message.manifest),
@@ -170,16 +175,20 @@ class NodeClient:
             if on_bytes is not None:
                 on_bytes(size)
 
-        for index in indices:
-            data = read_fragment(index)
-            request = PutFragment(number, index, data, digests[index])
-            in_flight.append(
-                (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))
-            )
-            if len(in_flight) >= UPLOADS_IN_FLIGHT:
+        try:
+            for index in indices:
+                data = read_fragment(index)
+                request = PutFragment(number, index, data, digests[index])
+                in_flight.append(
+                    (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))
+                )
+                if len(in_flight) >= UPLOADS_IN_FLIGHT:
+                    wait_for_oldest()
+            while in_flight:
                 wait_for_oldest()
-        while in_flight:
-            wait_for_oldest()
+        finally:
+            for future, _size in in_flight:  # after a failure: they would meet those sent again
+                future.cancel()
 
     def renew(self) -> None:
         """Replace the member certificate by a fresh one with a new key.

@@ -24,7 +24,7 @@ from tapestry.storage.atomic import sync_path, write_atomic
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome
-from tapestry_node.listener import FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, Listener
+from tapestry_node.listener import FIRST_BACKOFF_SECONDS, NOTICE_SECONDS, Listener
 from tapestry_node.residual import accept_residual
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled
 from tapestry_node.trainer import Trainer
@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 _REPORT_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 _LOG_SECONDS = 15.0
+_MAX_BACKOFF_SECONDS = 10.0
+"""For what the coordinator cannot do now; a line that comes back is used at once."""
+_POLL_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -98,11 +101,12 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
-        listener = Listener(self._connect)
-        version, backoff = 0, FIRST_BACKOFF_SECONDS
+        listener = Listener(self._connected)
+        version, backoff, last_notice = 0, FIRST_BACKOFF_SECONDS, float("-inf")
         try:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
+                streams = listener.streams
                 try:
                     self._renew_if_due(listener)
                     if told is None or newest == version:
@@ -110,12 +114,14 @@ class Daemon:
                     version = newest
                     if self._act(told, listener):
                         return
-                    backoff = FIRST_BACKOFF_SECONDS
+                    backoff, last_notice = FIRST_BACKOFF_SECONDS, float("-inf")
                 except (UnavailableError, OSError) as error:
-                    _log.warning("%s; trying again", error)
+                    if time.monotonic() - last_notice > NOTICE_SECONDS:
+                        _log.warning("%s; trying again", error)
+                        last_notice = time.monotonic()
                     version -= 1
-                    self._stopping.wait(backoff)
-                    backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+                    self._wait_for_line(listener, after=streams, seconds=backoff)
+                    backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         finally:
             listener.stop()
             self._write_progress("stopped")
@@ -123,13 +129,25 @@ class Daemon:
             self._client.close()
             self._ledger.close()
 
-    def _connect(self) -> NodeClient:
-        """Connect.
+    def _wait_for_line(self, listener: Listener, *, after: int, seconds: float) -> None:
+        """Wait before trying again, but not once the line has come back."""
+        deadline = time.monotonic() + seconds
+        while not self._stopping.is_set() and time.monotonic() < deadline:
+            if listener.wait_for_line(after=after, timeout_seconds=min(seconds, _POLL_SECONDS)):
+                return
 
-        Raises:
-            UntrustedError: The node's certificate is not valid now: the coordinator would hang up
-                without a word.
-        """
+    def _connect(self) -> NodeClient:
+        """Make the one connection over which everything goes; nothing is sent yet."""
+        self._require_valid_certificate()
+        return NodeClient(self._membership, self._home.identity, self._ledger)
+
+    def _connected(self) -> NodeClient:
+        """Return the connection there is."""
+        self._require_valid_certificate()
+        return self._client
+
+    def _require_valid_certificate(self) -> None:
+        """Refuse a certificate that is not valid now: the coordinator would hang up in silence."""
         begin, end = self._home.identity.validity()
         if not begin <= datetime.now(UTC) < end:
             raise UntrustedError(
@@ -137,7 +155,6 @@ class Daemon:
                 f"{end:%Y-%m-%d %H:%M} UTC: set the clock, or ask the coordinator's operator for a "
                 "new invitation"
             )
-        return NodeClient(self._membership, self._home.identity, self._ledger)
 
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
@@ -395,10 +412,11 @@ class Daemon:
         """Renew the member certificate at half of its life."""
         begin, end = self._home.identity.validity()
         if datetime.now(UTC) > begin + (end - begin) / 2:
-            self._client.renew()
-            self._client.close()
+            old = self._client
+            old.renew()
             self._client = self._connect()
             listener.reconnect()
+            old.close()
             _log.info("member certificate renewed")
 
     # What people see

@@ -1,9 +1,10 @@
 """What the coordinator tells, heard in a thread of its own.
 
-What is told is the whole present state each time, so nothing is lost when a line breaks.
+What is told is the whole present state each time, so nothing is lost when a line breaks. It comes
+over the connection that carries the vectors too: the coordinator's heartbeats tell a slow line from
+a dead one.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -15,20 +16,22 @@ from tapestry_node.client import NodeClient, Told
 _log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.5
-MAX_BACKOFF_SECONDS = 10.0
-_NOTICE_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 2.0
+NOTICE_SECONDS = 60.0
+"""A line that stays broken is mentioned this often."""
 _STOP_SECONDS = 5.0
 
 
 class Listener:
     """Keeps the newest state that the coordinator told; reconnects by itself."""
 
-    def __init__(self, connect: Callable[[], NodeClient]) -> None:
-        """Start listening in a thread of its own."""
-        self._connect = connect
+    def __init__(self, connected: Callable[[], NodeClient]) -> None:
+        """Start listening in a thread of its own, each time on the connection that there is."""
+        self._connected = connected
         self._changed = threading.Condition()
         self._told: Told | None = None
         self._version = 0
+        self._streams = 0
         self._failure: TapestryError | None = None
         self._stopped = threading.Event()
         self._is_renewing = threading.Event()
@@ -41,6 +44,17 @@ class Listener:
         """The newest state, if any came yet."""
         with self._changed:
             return self._told
+
+    @property
+    def streams(self) -> int:
+        """How many times the coordinator has begun to tell."""
+        with self._changed:
+            return self._streams
+
+    def wait_for_line(self, *, after: int, timeout_seconds: float) -> bool:
+        """Wait until the coordinator begins to tell after stream number `after`; say if it did."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._streams > after, timeout_seconds)
 
     def wait(self, *, after: int, timeout_seconds: float) -> tuple[int, Told | None]:
         """Wait for something newer than version `after`; return version and state.
@@ -63,7 +77,7 @@ class Listener:
         self._thread.join(_STOP_SECONDS)
 
     def reconnect(self) -> None:
-        """Hang up and connect again, with a renewed certificate."""
+        """Hang up, and listen on the connection that has taken this one's place."""
         self._is_renewing.set()
         self._hang_up()
 
@@ -76,20 +90,20 @@ class Listener:
         backoff = FIRST_BACKOFF_SECONDS
         last_notice = float("-inf")
         while not self._stopped.is_set():
-            self._is_renewing.clear()  # this connection is made with the newest certificate
+            self._is_renewing.clear()  # this connection has the newest certificate
             try:
-                with contextlib.closing(self._connect()) as client:
-                    self._client = client
-                    if self._stopped.is_set():
-                        return
-                    for told in client.watch():
-                        if backoff > FIRST_BACKOFF_SECONDS:
-                            _log.info("connected to %s", client.address)
-                        backoff = FIRST_BACKOFF_SECONDS
-                        last_notice = float("-inf")
-                        self._tell(told)
+                self._client = client = self._connected()
+                if self._stopped.is_set():
+                    return
+                for number, told in enumerate(client.watch()):
+                    if backoff > FIRST_BACKOFF_SECONDS:
+                        _log.info("connected to %s", client.address)
+                    backoff = FIRST_BACKOFF_SECONDS
+                    last_notice = float("-inf")
+                    self._tell(told, is_first=number == 0)
             except UnavailableError as error:
-                if not self._stopped.is_set() and time.monotonic() - last_notice > _NOTICE_SECONDS:
+                is_ours = self._stopped.is_set() or self._is_renewing.is_set()
+                if not is_ours and time.monotonic() - last_notice > NOTICE_SECONDS:
                     _log.warning("%s; trying again until it does", error)
                     last_notice = time.monotonic()
             except TapestryError as error:
@@ -102,8 +116,10 @@ class Listener:
             self._stopped.wait(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: Told, *, is_first: bool) -> None:
         with self._changed:
-            self._told = told
-            self._version += 1
+            self._streams += is_first
+            if told != self._told:
+                self._told = told
+                self._version += 1
             self._changed.notify_all()

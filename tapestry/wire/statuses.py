@@ -27,7 +27,11 @@ _CODES: list[tuple[type[TapestryError], str, grpc.StatusCode]] = [
     (ConfigError, "config", grpc.StatusCode.INVALID_ARGUMENT),
 ]
 _BY_REASON = {reason: family for family, reason, _code in _CODES}
-_TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_TRANSIENT = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # the other side ended a call that had stalled
+}
 
 
 @contextmanager

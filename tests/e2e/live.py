@@ -48,12 +48,21 @@ class Live:
     def home(self) -> CoordinatorHome:
         return CoordinatorHome(self.folder / "coordinator")
 
-    def found(self, *, rounds: int, steps: int = 3, quorum: int = 2, **changes: Any) -> None:
+    def found(
+        self,
+        *,
+        rounds: int,
+        steps: int = 3,
+        quorum: int = 2,
+        model: Path | None = None,
+        **changes: Any,
+    ) -> None:
         """Found the federation; `changes` go into the table `[rounds]`."""
+        made_of = ("--vocabulary", "300") if model is None else ("--model", str(model))
         self.call(
             "coordinator", "init", str(self.home.folder), "--name", "loom",
             "--address", f"localhost:{self.port}", "--rounds", str(rounds),
-            "--inner-steps", str(steps), "--quorum", str(quorum), "--vocabulary", "300",
+            "--inner-steps", str(steps), "--quorum", str(quorum), *made_of,
             "--pool", str(write_text(self.folder / "pool", "isl")),
         )  # fmt: skip
         settings = self.home.load_settings()

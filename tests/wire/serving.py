@@ -42,6 +42,7 @@ from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
+from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, plan_of
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
@@ -89,6 +90,7 @@ class Coordinator:
             hosts=[],
             now=datetime.now(UTC),
         )
+        self.places = Places(clock=self.clock)
         self._servers: list[grpc.Server] = []
         enrolment = EnrolmentService(self.desk, self.authority)
         members, self.address = self._listen(certificate, private_pem(key), self.root_pem)
@@ -106,7 +108,9 @@ class Coordinator:
     def _listen(
         self, certificate: bytes, key_pem: bytes, root_pem: bytes | None
     ) -> tuple[grpc.Server, str]:
-        server = grpc.server(ThreadPoolExecutor(WORKERS), options=SERVER_OPTIONS)
+        server = grpc.server(
+            ThreadPoolExecutor(WORKERS), interceptors=[self.places], options=SERVER_OPTIONS
+        )
         credentials = server_credentials(
             certificate_pem=certificate, key_pem=key_pem, root_pem=root_pem
         )
@@ -215,11 +219,13 @@ class Member:
             yield enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
     @contextmanager
-    def connected(self, coordinator: Coordinator | None = None) -> Iterator["Line"]:
-        """A connection over mutual TLS."""
+    def connected(
+        self, coordinator: Coordinator | None = None, *, address: str | None = None
+    ) -> Iterator["Line"]:
+        """A connection over mutual TLS; `address` may be that of a line in between."""
         to = coordinator or self.coordinator
         with open_channel(
-            to.address,
+            address or to.address,
             root_pem=to.root_pem,
             certificate_pem=self.certificate,
             key_pem=private_pem(self.tls_key),
