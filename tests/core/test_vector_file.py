@@ -123,6 +123,48 @@ def test_a_vector_of_several_fragments_is_whole(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "file")["w"], torch.from_numpy(values[3:]))
 
 
+def test_a_bfloat16_vector_is_read_as_float32(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal(11).astype(np.float32)
+    with (tmp_path / "half").open("wb") as file:
+        writer = VectorWriter(file, LAYOUT, EXTRAS, dtype="BF16")
+        writer.write(values)
+        written = writer.finish()
+    expected = torch.from_numpy(values).to(torch.bfloat16)
+    tensors = load_file(tmp_path / "half")
+    assert torch.equal(tensors["a.bias"], expected[:4])
+    assert torch.equal(tensors["c.scale"], expected[10])
+    assert torch.equal(tensors["frozen"], torch.tensor([0.5, -0.5]))
+    opened = open_vector_file(tmp_path / "half", LAYOUT)
+    assert (opened.dtype, opened.vector.shape, opened.extras) == ("BF16", (11,), EXTRAS)
+    np.testing.assert_array_equal(opened.vector[3:7], expected[3:7].float().numpy())
+    np.testing.assert_array_equal(opened.read_fragment(0), expected.float().numpy())
+    assert opened.root() == written.root
+    assert written.digest == hashlib.sha256((tmp_path / "half").read_bytes()).digest()
+
+
+def test_a_vector_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "half").open("wb") as file:
+        writer = VectorWriter(file, LAYOUT, {}, dtype="BF16")
+        writer.write(VALUES)
+        writer.finish()
+    header, data = split(tmp_path / "half")
+    header["c.scale"]["dtype"] = "F16"
+    (tmp_path / "half").write_bytes(join(header, data))
+    with pytest.raises(UntrustedError, match="neither float32 nor bfloat16"):
+        open_vector_file(tmp_path / "half")
+
+
+def test_a_bfloat16_vector_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "half").open("wb") as file:
+        writer = VectorWriter(file, LAYOUT, {}, dtype="BF16")
+        writer.write(VALUES)
+        writer.finish()
+    header, data = split(tmp_path / "half")
+    (tmp_path / "half").write_bytes(join(header, b"\x80\x7f" + data[2:]))
+    with pytest.raises(UntrustedError, match="fragment 0: the bfloat16 fragment has NaN"):
+        open_vector_file(tmp_path / "half").read_fragment(0)
+
+
 def test_one_changed_element_changes_the_root(tmp_path: Path) -> None:
     other = VALUES.copy()
     other[10] = np.nextafter(other[10], np.float32(0))

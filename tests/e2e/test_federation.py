@@ -90,6 +90,7 @@ def test_a_killed_node_does_not_hold_the_round_and_comes_back(live: Live) -> Non
 
 def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
     live.found(rounds=2, steps=200)
+    live.aggregate(downlink="bfloat16")
     live.serve()
     for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
         live.join(member, language)
@@ -128,7 +129,7 @@ def test_a_contribution_spooled_before_a_crash_is_sent_without_training_again(li
 
 def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) -> None:
     live.found(rounds=3, steps=100, grace_seconds=1.0)
-    live.aggregate(codec="topk", optimizer="sgd", learning_rate=1.0)
+    live.aggregate(codec="topk", optimizer="sgd", learning_rate=1.0, downlink="delta-int8")
     live.serve()
     for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
         live.join(member, language)

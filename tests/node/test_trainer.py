@@ -181,6 +181,24 @@ def test_training_that_diverged_is_not_sent(trainer: Trainer, federation: Federa
 # The spool
 
 
+def test_a_bfloat16_checkpoint_is_trained_from(
+    trainer: Trainer, federation: Federation, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "half"
+    shutil.copytree(federation.newest, checkpoint)
+    whole = open_vector_file(federation.newest / MODEL_FILE)
+    with (checkpoint / MODEL_FILE).open("wb") as file:
+        writer = VectorWriter(file, whole.layout, whole.extras, dtype="BF16")
+        for index in range(whole.layout.fragments):
+            writer.write(whole.read_fragment(index))
+        writer.finish()
+    base = torch.from_numpy(np.array(whole.vector)).to(torch.bfloat16).float().numpy()
+    spooled = contributed(trainer, plan_of(federation), checkpoint)
+    local = from_model(trainer.module, trainer.layout)
+    np.testing.assert_array_equal(decoded(spooled), base - local)
+    assert np.abs(decoded(spooled)).max() <= 3 * INNER.learning_rate, "from that base, not another"
+
+
 def test_a_spool_survives_the_process(
     trainer: Trainer, home: NodeHome, federation: Federation
 ) -> None:
