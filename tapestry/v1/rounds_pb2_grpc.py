@@ -64,8 +64,8 @@ class RoundsServiceServicer(object):
     """
 
     def WatchPlans(self, request, context):
-        """The coordinator's present state, at once and again after every change. A node that reconnects
-        gets the open plan again.
+        """The coordinator's present state, at once, again after every change, and again every five seconds
+        if nothing changes. A node that reconnects gets the open plan again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

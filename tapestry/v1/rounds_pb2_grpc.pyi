@@ -36,8 +36,8 @@ class RoundsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoundsServiceAsyncStub: ...
     WatchPlans: _grpc.UnaryStreamMultiCallable[_rounds_pb2.WatchPlansRequest, _rounds_pb2.WatchPlansResponse]
-    """The coordinator's present state, at once and again after every change. A node that reconnects
-    gets the open plan again.
+    """The coordinator's present state, at once, again after every change, and again every five seconds
+    if nothing changes. A node that reconnects gets the open plan again.
     """
     Report: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ReportRequest, _rounds_pb2.ReportResponse]
     """Progress of the inner steps: for the operator's view only, nothing depends on it."""
@@ -54,8 +54,8 @@ class RoundsServiceAsyncStub(RoundsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchPlans: _aio.UnaryStreamMultiCallable[_rounds_pb2.WatchPlansRequest, _rounds_pb2.WatchPlansResponse]  # type: ignore[assignment]
-    """The coordinator's present state, at once and again after every change. A node that reconnects
-    gets the open plan again.
+    """The coordinator's present state, at once, again after every change, and again every five seconds
+    if nothing changes. A node that reconnects gets the open plan again.
     """
     Report: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ReportRequest, _rounds_pb2.ReportResponse]  # type: ignore[assignment]
     """Progress of the inner steps: for the operator's view only, nothing depends on it."""
@@ -75,8 +75,8 @@ class RoundsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rounds_pb2.WatchPlansRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_rounds_pb2.WatchPlansResponse], _abc.AsyncIterator[_rounds_pb2.WatchPlansResponse]]:
-        """The coordinator's present state, at once and again after every change. A node that reconnects
-        gets the open plan again.
+        """The coordinator's present state, at once, again after every change, and again every five seconds
+        if nothing changes. A node that reconnects gets the open plan again.
         """
 
     @_abc_1.abstractmethod
