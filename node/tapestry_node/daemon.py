@@ -24,7 +24,7 @@ from tapestry.storage.atomic import sync_path, write_atomic
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome
-from tapestry_node.listener import FIRST_BACKOFF_SECONDS, NOTICE_SECONDS, Listener
+from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.residual import accept_residual
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled
 from tapestry_node.trainer import Trainer
@@ -35,7 +35,7 @@ _REPORT_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 _LOG_SECONDS = 15.0
 _MAX_BACKOFF_SECONDS = 10.0
-"""For what the coordinator cannot do now; a line that comes back is used at once."""
+"""For what the coordinator cannot do now."""
 _POLL_SECONDS = 0.5
 
 
@@ -102,7 +102,7 @@ class Daemon:
             ConfigError: The data or a setting cannot be used.
         """
         listener = Listener(self._connected)
-        version, backoff, last_notice = 0, FIRST_BACKOFF_SECONDS, float("-inf")
+        version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
@@ -114,13 +114,11 @@ class Daemon:
                     version = newest
                     if self._act(told, listener):
                         return
-                    backoff, last_notice = FIRST_BACKOFF_SECONDS, float("-inf")
+                    backoff = FIRST_BACKOFF_SECONDS
                 except (UnavailableError, OSError) as error:
-                    if time.monotonic() - last_notice > NOTICE_SECONDS:
-                        _log.warning("%s; trying again", error)
-                        last_notice = time.monotonic()
+                    _log.warning("%s; trying again", error)
                     version -= 1
-                    self._wait_for_line(listener, after=streams, seconds=backoff)
+                    self._wait(listener, streams=streams, seconds=backoff)
                     backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         finally:
             listener.stop()
@@ -129,11 +127,13 @@ class Daemon:
             self._client.close()
             self._ledger.close()
 
-    def _wait_for_line(self, listener: Listener, *, after: int, seconds: float) -> None:
-        """Wait before trying again, but not once the line has come back."""
+    def _wait(self, listener: Listener, *, streams: int, seconds: float) -> None:
+        """Wait before trying again: for a line that is down, until it comes back."""
         deadline = time.monotonic() + seconds
-        while not self._stopping.is_set() and time.monotonic() < deadline:
-            if listener.wait_for_line(after=after, timeout_seconds=min(seconds, _POLL_SECONDS)):
+        while not self._stopping.is_set():
+            if listener.wait_for_stream(after=streams, timeout_seconds=min(seconds, _POLL_SECONDS)):
+                return
+            if listener.is_told and time.monotonic() >= deadline:
                 return
 
     def _connect(self) -> NodeClient:

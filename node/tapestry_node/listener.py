@@ -16,9 +16,8 @@ from tapestry_node.client import NodeClient, Told
 _log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.5
-MAX_BACKOFF_SECONDS = 2.0
-NOTICE_SECONDS = 60.0
-"""A line that stays broken is mentioned this often."""
+_MAX_BACKOFF_SECONDS = 3.0
+_NOTICE_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
 
@@ -32,6 +31,7 @@ class Listener:
         self._told: Told | None = None
         self._version = 0
         self._streams = 0
+        self._is_told = False
         self._failure: TapestryError | None = None
         self._stopped = threading.Event()
         self._is_renewing = threading.Event()
@@ -51,8 +51,14 @@ class Listener:
         with self._changed:
             return self._streams
 
-    def wait_for_line(self, *, after: int, timeout_seconds: float) -> bool:
-        """Wait until the coordinator begins to tell after stream number `after`; say if it did."""
+    @property
+    def is_told(self) -> bool:
+        """Whether the coordinator is telling now."""
+        with self._changed:
+            return self._is_told
+
+    def wait_for_stream(self, *, after: int, timeout_seconds: float) -> bool:
+        """Wait until the coordinator has begun to tell once more than `after` times; say if so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._streams > after, timeout_seconds)
 
@@ -87,23 +93,21 @@ class Listener:
             client.close()
 
     def _listen(self) -> None:
-        backoff = FIRST_BACKOFF_SECONDS
-        last_notice = float("-inf")
+        backoff, last_notice = FIRST_BACKOFF_SECONDS, float("-inf")
         while not self._stopped.is_set():
             self._is_renewing.clear()  # this connection has the newest certificate
             try:
                 self._client = client = self._connected()
                 if self._stopped.is_set():
                     return
-                for number, told in enumerate(client.watch()):
+                for told in client.watch():
                     if backoff > FIRST_BACKOFF_SECONDS:
                         _log.info("connected to %s", client.address)
-                    backoff = FIRST_BACKOFF_SECONDS
-                    last_notice = float("-inf")
-                    self._tell(told, is_first=number == 0)
+                    backoff, last_notice = FIRST_BACKOFF_SECONDS, float("-inf")
+                    self._tell(told)
             except UnavailableError as error:
                 is_ours = self._stopped.is_set() or self._is_renewing.is_set()
-                if not is_ours and time.monotonic() - last_notice > NOTICE_SECONDS:
+                if not is_ours and time.monotonic() - last_notice > _NOTICE_SECONDS:
                     _log.warning("%s; trying again until it does", error)
                     last_notice = time.monotonic()
             except TapestryError as error:
@@ -113,12 +117,16 @@ class Listener:
                     self._failure = error
                     self._changed.notify_all()
                 return
+            finally:
+                with self._changed:
+                    self._is_told = False
             self._stopped.wait(backoff)
-            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
 
-    def _tell(self, told: Told, *, is_first: bool) -> None:
+    def _tell(self, told: Told) -> None:
         with self._changed:
-            self._streams += is_first
+            self._streams += not self._is_told
+            self._is_told = True
             if told != self._told:
                 self._told = told
                 self._version += 1

@@ -45,7 +45,7 @@ class Live:
     port: int
     environment: dict[str, str] = field(default_factory=dict)
     workers: Workers | None = None
-    """From which to fork processes instead, where a test has many."""
+    """From which to fork commands, where a test has many."""
 
     @property
     def home(self) -> CoordinatorHome:
@@ -141,6 +141,8 @@ class Live:
 
     def call(self, *arguments: str, code: int = 0) -> str:
         """Run a `tapestry` command; return its output, stderr if it is expected to fail."""
+        if self.workers is not None and code == 0:
+            return self.workers.call(*arguments)
         done = subprocess.run(
             tapestry_command(*arguments),
             capture_output=True,

@@ -1,5 +1,7 @@
 """What the daemon looks at before it connects."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -66,3 +68,17 @@ def test_a_certificate_that_is_valid_lets_the_daemon_start(tmp_path: Path) -> No
     daemon.run()
     calls = {departure.call.rsplit("/", 1)[-1] for departure in read_ledger(home.egress)}
     assert calls <= {"WatchPlans"}
+
+
+def test_a_renewal_that_is_due_while_nobody_answers_is_put_off(tmp_path: Path) -> None:
+    home = member_whose_certificate_is(tmp_path / "node", days_old=5)
+    daemon = Daemon(home, [tmp_path], until_finished=True)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(daemon.run)
+        while not any(d.call.endswith("/Renew") for d in read_ledger(home.egress)):
+            assert not running.done()
+            time.sleep(0.05)
+        time.sleep(0.2)
+        assert not running.done()
+        daemon.stop()
+        running.result(timeout=20)

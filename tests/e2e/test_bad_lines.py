@@ -1,0 +1,122 @@
+"""Real nodes behind lines that break in the middle of a transfer, and come back."""
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.shaped_line import ShapedLine
+from tapestry.checkpoints.vector_file import MODEL_FILE
+from tapestry.data.tokenizer import byte_tokenizer, tokenizer_files
+from tapestry.wire.egress import EGRESS_FILE, read_ledger
+from tapestry.wire.limits import FETCH_CHUNK_BYTES, UPLOADS_IN_FLIGHT
+from tapestry_coordinator.inviting import make_invitation
+from tapestry_demo.workers import Workers
+from tapestry_node.joining import join
+from tests.e2e.live import Live, write_text
+
+pytestmark = pytest.mark.slow
+
+OUTAGE_SECONDS = 30.0
+GOES_ON_SECONDS = 10.0
+BYTES_PER_SECOND = 2e6
+"""The way of the transfer that breaks: the vector takes 13 s."""
+BREAKS_AT_BYTES = 6e6
+MOVES_BYTES = 600_000
+"""More than the line's own buffers hold."""
+FRAGMENTS = 7
+
+
+@dataclass
+class Outage:
+    """A member's line that breaks once, in the middle of one transfer."""
+
+    member: str
+    is_upload: bool
+    is_silent: bool
+    line: ShapedLine
+    broke_at: float = 0.0
+    mended_at: float = 0.0
+    stood_at_bytes: int = 0
+    went_on_seconds: float = 0.0
+    fetched_bytes: int = 0
+    """What went over the line until the base checkpoint was here."""
+
+    def look(self, live: Live) -> bool:
+        """Break the line or mend it when it is time; tell whether the transfer is over."""
+        now, passed = time.monotonic(), self.line.passed()[0 if self.is_upload else 1]
+        if not self.fetched_bytes and "checkpoint 0 is here" in live.log(self.member):
+            self.fetched_bytes = self.line.passed()[1]
+        if not self.broke_at:
+            if passed > BREAKS_AT_BYTES:
+                self.broke_at = now
+                (self.line.blackhole if self.is_silent else self.line.cut)()
+        elif not self.mended_at:
+            if now > self.broke_at + OUTAGE_SECONDS:
+                self.line.mend()
+                self.mended_at, self.stood_at_bytes = now, passed
+        elif not self.went_on_seconds and passed > self.stood_at_bytes + MOVES_BYTES:
+            self.went_on_seconds = now - self.mended_at
+        is_over = "contributed" in live.log(self.member) if self.is_upload else self.fetched_bytes
+        return bool(self.went_on_seconds and is_over)
+
+
+def write_model(folder: Path) -> Path:
+    """A model of seven fragments that trains at once: it is nearly all one layer."""
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=17_000,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name, content in tokenizer_files(tokenizer, model_max_length=2048).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def run_behind(live: Live, line: ShapedLine, member: str) -> None:
+    """Start a node whose coordinator is at the other end of a line."""
+    now = time.time()  # noqa: TID251 - the two commands' own clock
+    join(make_invitation(live.home, member, now=now), live.folder / member, now=now)
+    path = live.folder / member / "identity" / "membership.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "address": line.address}))
+    write_text(live.folder / f"{member}-text", "fra")
+    live.run_node(member)
+
+
+def test_transfers_go_on_when_the_line_comes_back(live: Live) -> None:
+    live.workers = Workers(live.folder / "logs")
+    live.found(rounds=1, quorum=4, model=write_model(live.folder / "model"))
+    live.aggregate(codec="float32")
+    live.serve()
+    with ExitStack() as stack:
+        outages = []
+        for member, is_upload, is_silent in (
+            ("fetches-cut", False, False),
+            ("fetches-silent", False, True),
+            ("sends-cut", True, False),
+            ("sends-silent", True, True),
+        ):
+            slow = "up_bytes_per_second" if is_upload else "down_bytes_per_second"
+            line = ShapedLine(
+                f"127.0.0.1:{live.port}", one_way_seconds=0.05, **{slow: BYTES_PER_SECOND}
+            )
+            outages.append(Outage(member, is_upload, is_silent, stack.enter_context(line)))
+            run_behind(live, line, member)
+        live.wait(lambda: sum(outage.look(live) for outage in outages) == 4, seconds=180)
+    model_bytes = (live.home.checkpoint(0) / MODEL_FILE).stat().st_size
+    for outage in outages:
+        assert outage.went_on_seconds < GOES_ON_SECONDS, outage
+        assert outage.fetched_bytes < 1.01 * model_bytes + 2 * FETCH_CHUNK_BYTES, outage
+        ledger = read_ledger(live.folder / outage.member / EGRESS_FILE)
+        sent = sum(departure.call.endswith("/PutFragment") for departure in ledger)
+        assert live.log(outage.member).count("round 1: 3 inner steps") <= 1, "nothing is done twice"
+        assert sent <= FRAGMENTS + (UPLOADS_IN_FLIGHT if outage.is_upload else 0), outage
