@@ -58,9 +58,14 @@ class Listener:
             return self._is_told
 
     def wait_for_stream(self, *, after: int, timeout_seconds: float) -> bool:
-        """Wait until the coordinator has begun to tell once more than `after` times; say if so."""
+        """Wait until the coordinator has begun to tell once more than `after` times; say if so.
+
+        Also if listening has failed for good, which `wait` then raises.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: self._streams > after, timeout_seconds)
+            return self._changed.wait_for(
+                lambda: self._streams > after or self._failure is not None, timeout_seconds
+            )
 
     def wait(self, *, after: int, timeout_seconds: float) -> tuple[int, Told | None]:
         """Wait for something newer than version `after`; return version and state.

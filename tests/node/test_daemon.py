@@ -17,8 +17,10 @@ from tapestry.identity.certificates import (
 from tapestry.identity.keys import generate_signing_key
 from tapestry.identity.membership import Membership
 from tapestry.wire.egress import read_ledger
+from tapestry_node.client import NodeClient
 from tapestry_node.daemon import Daemon
 from tapestry_node.home import NodeHome
+from tapestry_node.listener import Listener
 
 
 def member_whose_certificate_is(folder: Path, *, days_old: int) -> NodeHome:
@@ -82,3 +84,13 @@ def test_a_renewal_that_is_due_while_nobody_answers_is_put_off(tmp_path: Path) -
         assert not running.done()
         daemon.stop()
         running.result(timeout=20)
+
+
+def test_waiting_for_the_line_ends_when_listening_has_failed_for_good() -> None:
+    def connected() -> NodeClient:
+        raise UntrustedError("not a member any more")
+
+    listener = Listener(connected)
+    assert listener.wait_for_stream(after=0, timeout_seconds=20)
+    with pytest.raises(UntrustedError, match="not a member any more"):
+        listener.wait(after=0, timeout_seconds=20)
