@@ -24,6 +24,12 @@ def show(results: Mapping[str, Any]) -> None:
         f"{results['rounds']} rounds "
         f"(the first not counted); ours {results['codec']} up, {results['downlink']} down"
     )
+    if line := results["line"]:
+        print(
+            f"through one line of {line['bits_per_second'] / 1e6:g} Mbit/s each way, round trip "
+            f"{line['round_trip_ms']:g} ms, which itself needs "
+            f"{results['systems'][OURS]['line_seconds']:.1f} s (its own process is in the sums)"
+        )
     print(f"{'a round':<28}{'seconds':>9}{'CPU s':>9}{'bytes':>16}{'/ payload':>11}{'peak MB':>9}")
     ran = {name: one for name, one in results["systems"].items() if "error" not in one}
     for name, one in ran.items():

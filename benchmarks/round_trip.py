@@ -10,6 +10,11 @@ With `--peer`, other frameworks then do the same rounds on the same machine, alw
 measured by the same meter (`make peers` installs them):
 
     python benchmarks/round_trip.py --parameters 100e6 --peer flower --peer flare
+
+With `--line`, one slow line at the coordinator's end carries all that goes between it and the
+nodes (each way, in bits per second); what has to pass it sets the least that a round can take:
+
+    python benchmarks/round_trip.py --line 100e6 --round-trip-ms 100
 """
 
 import argparse
@@ -17,7 +22,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +37,7 @@ from peers.flower import Flower
 from peers.peer import Peer, require_installed
 from rounds import BenchmarkError, Workload, figures, measure_rounds
 from running import save
+from shaped_line import ShapedLine
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
@@ -52,6 +60,14 @@ HERE = Path(__file__).parent
 PEERS: dict[str, type[Peer]] = {"flower": Flower, "flare": Flare}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """The line at the coordinator's end."""
+
+    bits_per_second: float
+    round_trip_ms: float
+
+
 def main() -> None:
     """Measure, print and save; with exit code 1 if a peer did not run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -61,10 +77,14 @@ def main() -> None:
     parser.add_argument("--downlink", default="float32", help="how checkpoints come down")
     parser.add_argument("--rounds", type=int, default=4, help="the first is not counted")
     parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS))
+    parser.add_argument("--line", type=float, metavar="BITS", help="per second each way, shared")
+    parser.add_argument("--round-trip-ms", type=float, default=0.0, help="of that line")
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: at least 2, because the first is not counted")
+    if args.line and args.peer:
+        parser.error("--line: not with --peer")
     for name in args.peer:
         try:
             require_installed(name)
@@ -74,8 +94,16 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("ended by a signal"))
     adopt_orphans()
+    shape = None
+    if args.line:
+        shape = Shape(bits_per_second=args.line, round_trip_ms=args.round_trip_ms)
     results = run(
-        workload, codec=args.codec, downlink=args.downlink, peers=args.peer, folder=args.folder
+        workload,
+        codec=args.codec,
+        downlink=args.downlink,
+        shape=shape,
+        peers=args.peer,
+        folder=args.folder,
     )
     show(results)
     if any("error" in system for system in results["systems"].values()):
@@ -83,7 +111,13 @@ def main() -> None:
 
 
 def run(
-    workload: Workload, *, codec: str, downlink: str, peers: Sequence[str], folder: Path | None
+    workload: Workload,
+    *,
+    codec: str,
+    downlink: str,
+    shape: Shape | None,
+    peers: Sequence[str],
+    folder: Path | None,
 ) -> dict[str, Any]:
     """Measure ours and then the peers, one after the other; save what there is in any case."""
     systems: dict[str, Any] = {}
@@ -93,12 +127,15 @@ def run(
         "rounds": workload.rounds,
         "codec": codec,
         "downlink": downlink,
+        "line": None if shape is None else asdict(shape),
         "private_network": private_network.enter(),
         "systems": systems,
     }
     try:
         with tempfile.TemporaryDirectory(prefix="tapestry-bench-", dir=folder) as work:
-            systems[OURS] = measure(Path(work) / OURS, workload, codec=codec, downlink=downlink)
+            systems[OURS] = measure(
+                Path(work) / OURS, workload, codec=codec, downlink=downlink, shape=shape
+            )
         for name in peers:
             with tempfile.TemporaryDirectory(prefix=f"{name}-bench-", dir=folder) as work:
                 systems[name] = measure_peer(name, Path(work) / name, workload)
@@ -106,7 +143,7 @@ def run(
         results["ratios"] = ratios(systems)
         if systems:
             name = f"round_trip_{workload.parameters}_{workload.nodes}_{codec}_{downlink}"
-            save(name, results)
+            save(name if shape is None else f"{name}_line", results)
     return results
 
 
@@ -118,14 +155,16 @@ def measure_peer(name: str, folder: Path, workload: Workload) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def measure(folder: Path, workload: Workload, *, codec: str, downlink: str) -> dict[str, Any]:
+def measure(
+    folder: Path, workload: Workload, *, codec: str, downlink: str, shape: Shape | None
+) -> dict[str, Any]:
     """Run a federation of echo nodes; return what its rounds took."""
     home = CoordinatorHome(folder / "coordinator")
     nodes, rounds = workload.nodes, workload.rounds
     found_vector(home, workload, codec=codec, downlink=downlink)
     members = [f"node-{i}" for i in range(nodes)]
     try:
-        with Processes(folder / "logs") as processes:
+        with between(home, shape) as line, Processes(folder / "logs") as processes:
             processes.start(
                 "coordinator", tapestry_command("coordinator", "serve", str(home.folder))
             )
@@ -143,15 +182,36 @@ def measure(folder: Path, workload: Workload, *, codec: str, downlink: str) -> d
             )
             for member in members:
                 processes.running[member].wait(60)
+            passed = None if line is None else sum(line.passed())
     finally:
         end_all()
     published = publication_times(home, rounds)
     up, down = payload_bytes(home, codec, downlink)
-    return {
-        "version": version("tapestry-fl"),
-        "security": "mutual TLS",
-        **figures(workload, measured, published, up_bytes=up, down_bytes=down),
-    }
+    result = figures(workload, measured, published, up_bytes=up, down_bytes=down)
+    if shape is not None and passed is not None:  # on the loopback all of it is there twice
+        payload = nodes * (up + down)
+        result["line_seconds"] = 8 * payload / shape.bits_per_second
+        result["socket_bytes_per_round"] = passed / rounds
+        result["socket_over_payload"] = passed / rounds / payload
+    return {"version": version("tapestry-fl"), "security": "mutual TLS", **result}
+
+
+@contextmanager
+def between(home: CoordinatorHome, shape: Shape | None) -> Iterator[ShapedLine | None]:
+    """Put a line between a coordinator that does not run yet and the nodes that will join."""
+    if shape is None:
+        yield None
+        return
+    settings = home.load_settings()
+    with ShapedLine(
+        settings.network.listen,
+        up_bytes_per_second=shape.bits_per_second / 8,
+        down_bytes_per_second=shape.bits_per_second / 8,
+        one_way_seconds=shape.round_trip_ms / 2000,
+    ) as line:
+        network = settings.network.model_copy(update={"address": line.address})
+        settings_module.save(home.folder, settings.model_copy(update={"network": network}))
+        yield line
 
 
 def join(home: CoordinatorHome, member: str, folder: Path) -> None:
