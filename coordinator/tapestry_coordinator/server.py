@@ -41,7 +41,8 @@ _RETRY_SECONDS = 15.0
 _CARD_SECONDS = 3.0
 _WORKERS = 1024
 """Threads at most, one a call: a member that sends a vector has six."""
-_ENROLMENT_WORKERS = 4
+_ENROLMENT_WORKERS = 64
+"""More than one caller can take: nobody has shown a certificate there."""
 _STOP_SECONDS = 3.0
 
 

@@ -26,6 +26,7 @@ from tests.wire.conftest import ROUNDS
 from tests.wire.serving import WORKERS, Coordinator, Line, Member
 
 WATCH = "/tapestry.v1.RoundsService/WatchPlans"
+ENROL = "/tapestry.v1.EnrolmentService/Enrol"
 DESCRIBE = "/tapestry.v1.TransferService/Describe"
 COMMIT = "/tapestry.v1.TransferService/Commit"
 
@@ -42,8 +43,9 @@ class Begun:
     def channel(self, address: str | None = None) -> grpc.Channel:
         """A connection whose own reading window is too small for anything."""
         to = self.member.coordinator
+        mine = (private_pem(self.member.tls_key), self.member.certificate)
         credentials = grpc.ssl_channel_credentials(
-            to.root_pem, private_pem(self.member.tls_key), self.member.certificate
+            to.root_pem, *(mine if self.member.certificate else ())
         )
         options = [
             ("grpc.ssl_target_name_override", "coordinator.tapestry.internal"),
@@ -55,14 +57,16 @@ class Begun:
             grpc.secure_channel(address or to.address, credentials, options)
         )
 
-    def without_message(self, method: str, *, count: int, channels: int = 1) -> None:
+    def without_message(
+        self, method: str, *, count: int, channels: int = 1, address: str | None = None
+    ) -> None:
         """Begin calls and send no message."""
 
         def nothing() -> Iterator[bytes]:
             self._end.wait()
             yield from ()
 
-        for channel in [self.channel() for _ in range(channels)]:
+        for channel in [self.channel(address) for _ in range(channels)]:
             begin = channel.stream_unary(method)
             self.calls += [begin.future(nothing()) for _ in range(count)]
 
@@ -140,6 +144,13 @@ def test_calls_that_one_member_leaves_alone_do_not_keep_the_others_out(
         other.describe()
     with ThreadPoolExecutor(CALLS_OF_ONE) as pool:
         list(pool.map(lambda _: other.describe(), range(CALLS_OF_ONE)))
+
+
+def test_callers_without_a_certificate_do_not_keep_newcomers_out(coordinator: Coordinator) -> None:
+    stranger = Begun(Member(coordinator, "stranger"))
+    stranger.without_message(ENROL, count=WORKERS, channels=2, address=coordinator.door)
+    assert coordinator.join("newcomer").certificate
+    stranger.end()
 
 
 def test_a_call_whose_message_does_not_come_is_ended(
