@@ -93,6 +93,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
+        newcomers: frozenset[str] = frozenset(),
     ) -> AggregatedRound:
         """Write `model.safetensors` into `folder`, and the outer state into the home; not durable.
 
@@ -102,6 +103,7 @@ class Aggregator:
             plan_digest: Of the signed plan.
             base: Manifest of the checkpoint that the round started from.
             folder: Of the checkpoint that is being built.
+            newcomers: Members whose contributions are recorded without a weight.
 
         Raises:
             ConfigError: The aggregation rule cannot hold with so few contributions.
@@ -109,7 +111,13 @@ class Aggregator:
         """
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as threads:
             return self._aggregate(
-                plan, stored, threads, plan_digest=plan_digest, base=base, folder=folder
+                plan,
+                stored,
+                threads,
+                plan_digest=plan_digest,
+                base=base,
+                folder=folder,
+                newcomers=newcomers,
             )
 
     def _aggregate(
@@ -121,6 +129,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
+        newcomers: frozenset[str],
     ) -> AggregatedRound:
         path = self.home.checkpoint(plan.round - 1) / MODEL_FILE
         vector = open_vector_file(path)
@@ -130,8 +139,9 @@ class Aggregator:
             for one in stored
         ]
         rule = self.policy.aggregation.aggregation_rule()
+        counted = [one for one in declared if one.member_id not in newcomers]
         weighted = decide(
-            self._contributions(plan, stored, declared, count, threads),
+            self._contributions(plan, stored, counted, count, threads),
             rule=rule,
             layout=vector.layout,
         )
@@ -188,9 +198,7 @@ class Aggregator:
     ) -> list[WeightedContribution]:
         """Return the contributions with token weights and clip factors."""
         tokens = {c.member_id: c.tokens for c in declared}
-        weights = token_weights(
-            tokens, gamma=self.policy.aggregation.gamma, cap=self._cap(len(tokens))
-        )
+        weights = self._weights(tokens)
         factors = clip_factors(
             {c.member_id: c.norm for c in stored}, clip=self.policy.aggregation.clip
         )
@@ -207,6 +215,17 @@ class Aggregator:
             )
             for member_id in tokens
         ]
+
+    def _weights(self, tokens: Mapping[str, int]) -> dict[str, float]:
+        influence = self.policy.influence
+        groups = {member: influence.group_of(member) for member in tokens}
+        return token_weights(
+            tokens,
+            gamma=self.policy.aggregation.gamma,
+            cap=self._cap(len(tokens)),
+            groups={member: group for member, group in groups.items() if group is not None},
+            group_cap=influence.group_cap,
+        )
 
     def _step_codec(self) -> Codec | None:
         """Return how steps from checkpoint to checkpoint are coded; None if there are none."""
@@ -437,20 +456,23 @@ def _participation(
         Participation(
             member_id=contribution.member_id,
             tokens=contribution.tokens,
-            weight=decided[contribution.member_id].weight,
-            clip_factor=decided[contribution.member_id].clip_factor,
+            weight=0.0 if part is None else part.weight,
+            clip_factor=1.0 if part is None else part.clip_factor,
             norm=record.norm,
             root=contribution.root,
             contribution=payload_digest(record.envelope),
-            neighbours=decided[contribution.member_id].neighbours,
-            reason=_reason(decided[contribution.member_id]),
+            neighbours=() if part is None else part.neighbours,
+            reason=_reason(part),
         )
         for record, contribution in zip(stored, declared, strict=True)
+        for part in (decided.get(contribution.member_id),)
     )
 
 
-def _reason(part: WeightedContribution) -> str:
+def _reason(part: WeightedContribution | None) -> str:
     """Return why a contribution has no weight."""
+    if part is None:
+        return "a newcomer's first contributions have no weight: influence.newcomer_rounds"
     if part.weight > 0:
         return ""
     return (

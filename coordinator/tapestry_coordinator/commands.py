@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tapestry.cli.running import default_home, log_to_stderr
+from tapestry.cli.running import log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.home import CoordinatorHome, find_home
+from tapestry_coordinator.policy_commands import app as policy_app
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -21,16 +22,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.add_typer(policy_app, name="policy")
+
 Dir = Annotated[
     Path | None,
     typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
 ]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
-
-
-def _home(folder: Path | None) -> CoordinatorHome:
-    here = Path(settings_module.SETTINGS_FILE)
-    return require_home(folder or (Path() if here.is_file() else default_home("coordinator")))
 
 
 @app.command()
@@ -120,7 +118,7 @@ def serve(
     from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
-    home = _home(folder)
+    home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         CoordinatorServer(home).serve()
 
@@ -147,7 +145,7 @@ def invite(
     from tapestry.storage.atomic import write_atomic  # noqa: PLC0415
     from tapestry_coordinator.inviting import make_invitation  # noqa: PLC0415
 
-    home = _home(folder)
+    home = find_home(folder)
     check_member_id(member)
     invitation = make_invitation(home, member, now=Now())
     until = datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -170,7 +168,7 @@ def status(
     """Show the round, the newest checkpoint, and what members measured of it."""
     from tapestry_coordinator.status import status_of  # noqa: PLC0415
 
-    _print(status_of(_home(folder)), as_json=as_json, render=_render_status)
+    _print(status_of(find_home(folder)), as_json=as_json, render=_render_status)
 
 
 @app.command()
@@ -181,7 +179,7 @@ def members(
     """List the members."""
     from tapestry_coordinator.status import readable_time  # noqa: PLC0415
 
-    with _registry(_home(folder)) as registry:
+    with _registry(find_home(folder)) as registry:
         rows = [
             {
                 "member_id": m.member_id,
@@ -191,6 +189,34 @@ def members(
             for m in registry.members()
         ]
     _print({"members": rows}, as_json=as_json, render=_render_members)
+
+
+@app.command()
+def exclusions(
+    member: Annotated[str | None, typer.Argument(help="Of this member only.")] = None,
+    folder: Dir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List what was left out, why, and what the members say to it.
+
+    Example: tapestry coordinator exclusions fr-bnf --dir fed
+    """
+    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
+
+    with _registry(find_home(folder)) as registry:
+        rows = [
+            {
+                "id": one.id,
+                "round": one.round,
+                "member_id": one.member_id,
+                "kind": one.kind,
+                "reason": one.reason,
+                "at": readable_time(one.at),
+                "answer": one.answer,
+            }
+            for one in registry.exclusions(member)
+        ]
+    _print({"exclusions": rows}, as_json=as_json, render=_render_exclusions)
 
 
 @app.command()
@@ -208,7 +234,7 @@ def annotate(
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.annotating import annotate_card  # noqa: PLC0415
 
-    home = _home(folder)
+    home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
@@ -219,7 +245,7 @@ def revoke(
     member: Annotated[str, typer.Argument(help="The member's id.")], folder: Dir = None
 ) -> None:
     """End a membership; in force at the member's next call, on open connections too."""
-    home = _home(folder)
+    home = find_home(folder)
     with _registry(home) as registry:
         registry.revoke(member)
         left = sum(1 for m in registry.members() if m.status == "active")
@@ -251,6 +277,16 @@ def _round_line(table: dict[str, Any]) -> str:
         return f"finished: {total} rounds; raise [rounds] total to go on"
     of = f" of {total}" if total else ""
     return f"round {table['round']}{of}: {table['phase']}"
+
+
+def _render_exclusions(table: dict[str, Any]) -> str:
+    lines = []
+    for row in table["exclusions"]:
+        lines.append(f"{row['id']:>4}  round {row['round']}  {row['member_id']}  {row['at']}")
+        lines.append(f"      {row['kind']}: {row['reason']}")
+        if row["answer"]:
+            lines.append(f"      {row['member_id']} answers: {row['answer']}")
+    return "\n".join(lines) or "nothing was left out"
 
 
 def _render_members(table: dict[str, Any]) -> str:

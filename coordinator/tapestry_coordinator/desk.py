@@ -225,6 +225,16 @@ class Desk:
             raise RejectedError(f"codec {codec!r:.40}: round {round_number} asks for {plan.codec}")
         return plan
 
+    def policy_of(self, member_id: str, *, round_number: int) -> FederationPolicy:
+        """Return the policy that the open round's plan names.
+
+        Raises:
+            RejectedError: That round is not open, or not this member's.
+        """
+        with self._changed:
+            self._require_round(round_number, member_id)
+            return self.registry.policy(self._plan().policy)
+
     def receipt(self, member_id: str, *, round_number: int) -> Envelope | None:
         """Return the receipt of a contribution that was committed before."""
         if round_number > self.state.number:

@@ -19,6 +19,7 @@ from tapestry_coordinator.tables import (
     contributions,
     evaluations,
     events,
+    exclusions,
     invitations,
     manifests,
     members,
@@ -27,6 +28,8 @@ from tapestry_coordinator.tables import (
 )
 
 ACTIVE = "active"
+_MOST_EXCLUSIONS = 20
+"""On record of one member in one round."""
 REVOKED = "revoked"
 
 
@@ -76,6 +79,21 @@ class PolicyVersion:
     digest: str
     policy: FederationPolicy
     at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """Something of a member that was left out, why, and what the member says to it."""
+
+    id: int
+    round: int
+    member_id: str
+    kind: str
+    """`refused`: a contribution, when it came; `no weight`: by the rule, when it was used."""
+    reason: str
+    at: float
+    answer: str
+    answered_at: float | None
 
 
 class Registry:
@@ -355,6 +373,60 @@ class Registry:
             )
             for row in rows
         ]
+
+    def contributions_before(self, number: int) -> dict[str, int]:
+        """Return how many contributions each member made to earlier rounds."""
+        query = (
+            select(contributions.c.member_id, func.count())
+            .where(contributions.c.round < number)
+            .group_by(contributions.c.member_id)
+        )
+        with transaction(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    # Exclusions
+
+    def exclude(self, number: int, member_id: str, *, kind: str, reason: str, now: float) -> None:
+        """Record that something of a member was left out, and why.
+
+        The same once only, and no more than a few for each round: a member may send nonsense
+        without end.
+        """
+        key = (exclusions.c.round == number) & (exclusions.c.member_id == member_id)
+        query = select(exclusions.c.kind, exclusions.c.reason).where(key)
+        with transaction(self._engine) as connection:
+            known = {(row.kind, row.reason) for row in connection.execute(query)}
+            if len(known) < _MOST_EXCLUSIONS and (kind, reason) not in known:
+                connection.execute(
+                    insert(exclusions).values(
+                        round=number, member_id=member_id, kind=kind, reason=reason, at=now
+                    )
+                )
+
+    def exclusions(self, member_id: str | None = None, *, last: int = 1000) -> list[Exclusion]:
+        """Return what was left out, of one member or of all, newest first."""
+        query = select(exclusions).order_by(exclusions.c.id.desc()).limit(last)
+        if member_id is not None:
+            query = query.where(exclusions.c.member_id == member_id)
+        with transaction(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [Exclusion(**row._mapping) for row in rows]  # noqa: SLF001
+
+    def answer(self, exclusion_id: int, member_id: str, text: str, *, now: float) -> None:
+        """Record what a member says to an exclusion of its own.
+
+        Raises:
+            RejectedError: It has no exclusion with that number.
+        """
+        with transaction(self._engine) as connection:
+            done = connection.execute(
+                update(exclusions)
+                .where(exclusions.c.id == exclusion_id)
+                .where(exclusions.c.member_id == member_id)
+                .values(answer=text, answered_at=now)
+            )
+        if done.rowcount != 1:
+            raise RejectedError(f"{member_id} has no exclusion with the number {exclusion_id}")
 
     def lineage(self, last: int | None = None) -> list[Envelope]:
         """Return the manifests from genesis to round `last` (or the newest), oldest first."""

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tapestry.checkpoints.folder import CARD_FILE
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
@@ -26,6 +27,7 @@ from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
@@ -185,6 +187,7 @@ class CoordinatorServer:
         self._settling.begin(state.number)
         envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
         self.desk.publish(envelope)
+        record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
         self._settle(state.number)
 
     def _settle(self, number: int) -> None:

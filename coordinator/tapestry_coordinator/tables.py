@@ -80,6 +80,29 @@ manifests = Table(
     Column("envelope", Text, nullable=False),
 )
 
+exclusions = Table(
+    "exclusions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("round", _Id, nullable=False),
+    Column("member_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    Column("answered_at", Float(53), nullable=True),
+    Index("exclusions_by_member", "member_id", "id"),
+)
+
+rulings = Table(
+    "rulings",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("is_released", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+)
+
 evaluations = Table(
     "evaluations",
     metadata,

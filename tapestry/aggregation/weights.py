@@ -1,8 +1,12 @@
 """Each member's share in the average: token weights under an influence cap."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 from tapestry.errors import ConfigError
+
+_Unit = TypeVar("_Unit", bound=Hashable)
+"""A member or a group."""
 
 
 def default_cap(members: int) -> float:
@@ -10,17 +14,30 @@ def default_cap(members: int) -> float:
     return max(1 / members, 0.25)
 
 
-def token_weights(tokens: Mapping[str, int], *, gamma: float, cap: float) -> dict[str, float]:
+def token_weights(
+    tokens: Mapping[str, int],
+    *,
+    gamma: float,
+    cap: float,
+    groups: Mapping[str, str] | None = None,
+    group_cap: float = 0.0,
+) -> dict[str, float]:
     """Return weights that sum to 1, proportional to tokens**gamma, none above `cap`.
 
     A member above the cap is set to it, and what it loses goes to the others in proportion;
     repeated until nobody is above. Members are visited in the order of their ids, in float64,
     so the result is the same on every machine.
 
+    Members of a group share what the group may have, first among the groups and those that stand
+    alone, then within each. Where the groups' caps leave a part of the whole to nobody, the weights
+    sum to less than 1: the step is shorter, and no cap is broken.
+
     Args:
         tokens: Tokens seen by the inner steps, by member id; each at least 1.
         gamma: 0 gives equal weights, 1 proportional ones.
         cap: Upper bound of a weight, in (0, 1].
+        groups: Group by member id, of those that are in one.
+        group_cap: Upper bound of a group's weights together, in (0, 1]; 0: none.
 
     Raises:
         ConfigError: The cap cannot hold: fewer than 1 / cap members. It is refused and never
@@ -33,15 +50,39 @@ def token_weights(tokens: Mapping[str, int], *, gamma: float, cap: float) -> dic
             f"sum to 1: raise quorum to {_fewest(cap)} or influence_cap to {1 / len(members):.4g}"
         )
     shares = {member: float(tokens[member]) ** gamma for member in members}
-    capped: set[str] = set()
+    caps = dict.fromkeys(members, cap)
+    if not group_cap or not groups:
+        return _shared_out(shares, caps, 1.0)
+    units: dict[tuple[bool, str], list[str]] = {}
+    for member in members:
+        group = groups.get(member)
+        units.setdefault((group is not None, group or member), []).append(member)
+    unit_shares = {unit: sum(shares[m] for m in inside) for unit, inside in units.items()}
+    unit_caps = {
+        unit: min(cap * len(inside), group_cap if unit[0] else cap)
+        for unit, inside in units.items()
+    }
+    unit_weights = _shared_out(unit_shares, unit_caps, min(1.0, sum(unit_caps.values())))
+    weights: dict[str, float] = {}
+    for unit, inside in units.items():
+        within = {member: shares[member] for member in inside}
+        weights |= _shared_out(within, caps, unit_weights[unit])
+    return {member: weights[member] for member in members}
+
+
+def _shared_out(
+    shares: Mapping[_Unit, float], caps: Mapping[_Unit, float], total: float
+) -> dict[_Unit, float]:
+    """Return weights that sum to `total`, proportional to `shares`, none above its cap."""
+    capped: set[_Unit] = set()
     while True:
-        free = sum(shares[member] for member in members if member not in capped)
-        room = 1 - cap * len(capped)
+        free = sum(shares[unit] for unit in shares if unit not in capped)
+        room = total - sum(caps[unit] for unit in shares if unit in capped)
         weights = {
-            member: cap if member in capped or free == 0 else shares[member] / free * room
-            for member in members
+            unit: caps[unit] if unit in capped or free == 0 else shares[unit] / free * room
+            for unit in shares
         }
-        above = {member for member in members if weights[member] > cap} - capped
+        above = {unit for unit in shares if weights[unit] > caps[unit]} - capped
         if not above:
             return weights
         capped |= above
