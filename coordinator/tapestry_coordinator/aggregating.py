@@ -15,7 +15,12 @@ import numpy as np
 from tapestry.aggregation.contributions import WeightedContribution
 from tapestry.aggregation.outer import OuterOptimizer, state_vectors
 from tapestry.aggregation.pipeline import UpdatedFragment, decide, outer_step
-from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.aggregation.weights import (
+    clip_factors,
+    default_cap,
+    staleness_discount,
+    token_weights,
+)
 from tapestry.checkpoints.folder import file_entry
 from tapestry.checkpoints.manifest import (
     FileEntry,
@@ -131,7 +136,7 @@ class Aggregator:
         ]
         rule = self.policy.aggregation.aggregation_rule()
         weighted = decide(
-            self._contributions(plan, stored, declared, count, threads),
+            self._contributions(stored, declared, count, threads),
             rule=rule,
             layout=vector.layout,
         )
@@ -180,32 +185,39 @@ class Aggregator:
 
     def _contributions(
         self,
-        plan: RoundPlan,
         stored: Sequence[StoredContribution],
         declared: Sequence[Contribution],
         count: int,
         threads: Executor,
     ) -> list[WeightedContribution]:
-        """Return the contributions with token weights and clip factors."""
+        """Return the contributions with token weights, clip factors, and their discounts.
+
+        A rule that gives everybody one vote has no weights to discount: there the contribution
+        itself is shortened.
+        """
+        policy = self.policy.aggregation
+        late = self.policy.lateness.discount
+        discounts = {c.member_id: staleness_discount(c.staleness, discount=late) for c in stored}
         tokens = {c.member_id: c.tokens for c in declared}
         weights = token_weights(
-            tokens, gamma=self.policy.aggregation.gamma, cap=self._cap(len(tokens))
+            tokens, gamma=policy.gamma, cap=self._cap(len(tokens)), discounts=discounts
         )
-        factors = clip_factors(
-            {c.member_id: c.norm for c in stored}, clip=self.policy.aggregation.clip
-        )
-        codec = codec_named(plan.codec)
+        factors = clip_factors({c.member_id: c.norm for c in stored}, clip=policy.clip)
+        if policy.aggregation_rule().is_one_vote_each:
+            factors = {member: factors[member] * discounts[member] for member in factors}
         return [
             WeightedContribution(
-                member_id=member_id,
-                weight=weights[member_id],
-                clip_factor=factors[member_id],
-                codec=codec,
+                member_id=one.member_id,
+                weight=weights[one.member_id],
+                clip_factor=factors[one.member_id],
+                codec=codec_named(made.codec),
                 read_fragment=ReadAhead(
-                    partial(self.store.read, plan.round, member_id), count=count, threads=threads
+                    partial(self.store.read, one.round, one.member_id),
+                    count=count,
+                    threads=threads,
                 ),
             )
-            for member_id in tokens
+            for one, made in zip(stored, declared, strict=True)
         ]
 
     def _step_codec(self) -> Codec | None:
@@ -442,6 +454,8 @@ def _participation(
             norm=record.norm,
             root=contribution.root,
             contribution=payload_digest(record.envelope),
+            staleness=record.staleness,
+            base_round=record.round - 1 if record.staleness else None,
             neighbours=decided[contribution.member_id].neighbours,
             reason=_reason(decided[contribution.member_id]),
         )

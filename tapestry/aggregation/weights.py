@@ -10,17 +10,33 @@ def default_cap(members: int) -> float:
     return max(1 / members, 0.25)
 
 
-def token_weights(tokens: Mapping[str, int], *, gamma: float, cap: float) -> dict[str, float]:
+def staleness_discount(staleness: int, *, discount: float) -> float:
+    """Return the factor for a contribution that is `staleness` rounds late (T10): 1 in time."""
+    return 1 / (1 + discount * staleness)
+
+
+def token_weights(
+    tokens: Mapping[str, int],
+    *,
+    gamma: float,
+    cap: float,
+    discounts: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Return weights that sum to 1, proportional to tokens**gamma, none above `cap`.
 
     A member above the cap is set to it, and what it loses goes to the others in proportion;
     repeated until nobody is above. Members are visited in the order of their ids, in float64,
     so the result is the same on every machine.
 
+    A member with a discount has its share and its cap multiplied by it. So what late ones lose goes
+    to those below their caps; where nobody is, it goes to none, and the sum stays below 1: nobody
+    is amplified because others are late, and who is late alone is not either.
+
     Args:
         tokens: Tokens seen by the inner steps, by member id; each at least 1.
         gamma: 0 gives equal weights, 1 proportional ones.
         cap: Upper bound of a weight, in (0, 1].
+        discounts: Factors in (0, 1] by member id; 1 where none is named.
 
     Raises:
         ConfigError: The cap cannot hold: fewer than 1 / cap members. It is refused and never
@@ -32,16 +48,18 @@ def token_weights(tokens: Mapping[str, int], *, gamma: float, cap: float) -> dic
             f"influence_cap = {cap:g} cannot hold with {len(members)} contributions, whose weights "
             f"sum to 1: raise quorum to {_fewest(cap)} or influence_cap to {1 / len(members):.4g}"
         )
-    shares = {member: float(tokens[member]) ** gamma for member in members}
+    factors = {member: (discounts or {}).get(member, 1.0) for member in members}
+    shares = {member: float(tokens[member]) ** gamma * factors[member] for member in members}
+    caps = {member: cap * factors[member] for member in members}
     capped: set[str] = set()
     while True:
         free = sum(shares[member] for member in members if member not in capped)
-        room = 1 - cap * len(capped)
+        room = 1 - cap * sum(factors[member] for member in members if member in capped)
         weights = {
-            member: cap if member in capped or free == 0 else shares[member] / free * room
+            member: caps[member] if member in capped or free == 0 else shares[member] / free * room
             for member in members
         }
-        above = {member for member in members if weights[member] > cap} - capped
+        above = {member for member in members if weights[member] > caps[member]} - capped
         if not above:
             return weights
         capped |= above

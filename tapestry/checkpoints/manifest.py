@@ -53,6 +53,11 @@ class Participation(Statement):
     root: HexDigest
     contribution: HexDigest
     """SHA-256 of the contribution's signed payload."""
+    staleness: Count = 0
+    """Rounds between the base that it started from and that of this round; its weight, or where the
+    rule gives everybody one vote its clip factor, is discounted for it."""
+    base_round: Count | None = None
+    """The checkpoint that it started from if it was late; None: that before this one."""
     neighbours: tuple[MemberId, ...] = ()
     """Members whose mean stood in this contribution's place, for a coordinate rule with mixing."""
     reason: str = ""

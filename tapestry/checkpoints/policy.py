@@ -180,6 +180,9 @@ class PacePolicy(Settings):
     """Fewest inner steps that follow from a speed."""
     max_ratio: Annotated[FiniteFloat, Field(ge=1)] = 8.0
     """Most steps of a member over the fewest of another."""
+    buffer: Count = 0
+    """Of asynchronous: arrivals after which a round closes, never fewer than the quorum. 0: half of
+    the active members, at most four."""
 
 
 class ActivityPolicy(Settings):
@@ -200,6 +203,15 @@ class FederationPolicy(Settings):
     lateness: LatenessPolicy = LatenessPolicy()
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
+
+    @model_validator(mode="after")
+    def _asynchronous_needs_lateness(self) -> Self:
+        if self.pace.mode == "asynchronous" and self.lateness.max_staleness == 0:
+            raise ValueError(
+                "pace.mode = asynchronous, where contributions are late as a rule, with "
+                "lateness.max_staleness = 0, which refuses them: raise lateness.max_staleness to 4"
+            )
+        return self
 
     def canonical(self) -> bytes:
         """Return the policy as canonical JSON: what is hashed, recorded and published."""
