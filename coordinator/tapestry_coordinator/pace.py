@@ -45,9 +45,7 @@ def paced(rules: RoundRules, pace: PacePolicy, *, active: int) -> RoundRules:
     if pace.mode == "synchronous":
         return rules
     buffer = pace.buffer or min(-(-active // 2), _MOST_BUFFERED)
-    return replace(
-        rules, quorum=max(rules.quorum, buffer), grace_seconds=0.0, is_asynchronous=True
-    )
+    return replace(rules, quorum=max(rules.quorum, buffer), grace_seconds=0.0, is_asynchronous=True)
 
 
 def speed_of(tokens: int, *, seconds: float, at_most_seconds: float) -> float:
