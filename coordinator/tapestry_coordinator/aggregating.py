@@ -140,7 +140,7 @@ class Aggregator:
             rule=rule,
             layout=vector.layout,
         )
-        optimizer = self.policy.aggregation.outer_optimizer(len(weighted))
+        optimizer = self._optimizer(plan, base, members=len(weighted))
         start = _Start(
             self.home,
             base,
@@ -179,6 +179,18 @@ class Aggregator:
                 downlink=self.policy.aggregation.downlink,
             ),
         )
+
+    def _optimizer(self, plan: RoundPlan, base: Manifest, *, members: int) -> OuterOptimizer:
+        """Return the outer optimizer; a delayed one's period lets the whole cohort have a turn."""
+        policy = self.policy.aggregation
+        if policy.optimizer != "delayed-nesterov":
+            return policy.outer_optimizer(members)
+        period = max(1, -(-len(plan.cohort) // plan.quorum)) if plan.is_asynchronous else 1
+        before = None if base.made is None else base.made.outer
+        position = 1
+        if before is not None and before.optimizer == policy.optimizer:
+            position = before.position + 1 if before.position < before.period else 1
+        return policy.outer_optimizer(members * period, period=period, position=position)
 
     def _cap(self, members: int) -> float:
         return self.policy.aggregation.influence_cap or default_cap(members)
@@ -492,5 +504,7 @@ def _outer_record(optimizer: OuterOptimizer, state_root: str | None) -> OuterRec
         momentum=optimizer.momentum,
         beta2=optimizer.beta2 if is_adam else 0.0,
         epsilon=optimizer.epsilon if is_adam else 0.0,
+        period=optimizer.period,
+        position=optimizer.position,
         state_root=state_root,
     )

@@ -45,6 +45,7 @@ def paced(rules: RoundRules, pace: PacePolicy, *, active: int) -> RoundRules:
     if pace.mode == "synchronous":
         return rules
     buffer = pace.buffer or min(-(-active // 2), _MOST_BUFFERED)
+    buffer = min(buffer, active)
     return replace(rules, quorum=max(rules.quorum, buffer), grace_seconds=0.0, is_asynchronous=True)
 
 

@@ -64,11 +64,11 @@ class AggregationPolicy(Settings):
     radius: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     """Of centred-clipping, in median norms."""
     optimizer: OptimizerName = "nesterov"
-    """nesterov, sgd or adam."""
+    """nesterov, sgd, adam, or delayed-nesterov, which goes with [pace] mode asynchronous."""
     learning_rate: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Of the outer step; 0 chooses by the number of contributions."""
     momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
-    """Of nesterov and adam."""
+    """Of both kinds of nesterov, and of adam."""
     beta2: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.99
     """Of adam."""
     epsilon: Annotated[FiniteFloat, Field(gt=0)] = 1e-3
@@ -88,14 +88,24 @@ class AggregationPolicy(Settings):
             radius=self.radius,
         )
 
-    def outer_optimizer(self, members: int) -> OuterOptimizer:
-        """Return the outer optimizer for a round with contributions of so many members."""
+    def outer_optimizer(
+        self, members: int, *, period: int = 1, position: int = 1
+    ) -> OuterOptimizer:
+        """Return the outer optimizer for a round with contributions of so many members.
+
+        Args:
+            members: Whose contributions are used until all have had their turn.
+            period: Rounds until then; of delayed-nesterov.
+            position: Which of them this one is, from 1.
+        """
         return OuterOptimizer(
             name=self.optimizer,
             learning_rate=self.learning_rate or default_learning_rate(self.optimizer, members),
             momentum=0.0 if self.optimizer == "sgd" else self.momentum,
             beta2=self.beta2,
             epsilon=self.epsilon,
+            period=period,
+            position=position,
         )
 
 

@@ -54,7 +54,7 @@ def test_a_synchronous_federation_keeps_its_rules() -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "active", "quorum"),
-    [(0, 2, 2), (0, 3, 2), (0, 5, 3), (0, 100, 4), (7, 100, 7), (1, 100, 2)],
+    [(0, 2, 2), (0, 3, 2), (0, 5, 3), (0, 100, 4), (7, 100, 7), (7, 5, 5), (1, 100, 2)],
 )
 def test_an_asynchronous_round_closes_after_its_buffer_and_never_below_the_quorum(
     buffer: int, active: int, quorum: int
