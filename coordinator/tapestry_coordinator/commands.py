@@ -176,15 +176,19 @@ def members(
     folder: Dir = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List the members."""
-    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
+    """List the members; rounds do not wait for those that are inactive until they contribute."""
+    from tapestry_coordinator.status import activity_of, readable_time  # noqa: PLC0415
 
-    with _registry(find_home(folder)) as registry:
+    home = find_home(folder)
+    inactive_after = home.load_policy().activity.inactive_after
+    with _registry(home) as registry:
         rows = [
             {
                 "member_id": m.member_id,
-                "status": m.status,
+                "status": activity_of(m, inactive_after=inactive_after),
                 "last_seen": readable_time(m.last_seen_at),
+                "missed_rounds": m.missed_rounds,
+                "tokens_per_second": round(m.tokens_per_second, 1),
             }
             for m in registry.members()
         ]
@@ -291,10 +295,16 @@ def _render_exclusions(table: dict[str, Any]) -> str:
 
 def _render_members(table: dict[str, Any]) -> str:
     rows = [
-        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}"
+        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}{_pace(m)}"
         for m in table["members"]
     ]
     return "\n".join(rows) or "no members yet: `tapestry coordinator invite MEMBER`"
+
+
+def _pace(member: dict[str, Any]) -> str:
+    missed, speed = member["missed_rounds"], member["tokens_per_second"]
+    told = f"  {speed:,.0f} tokens/s" if speed else ""
+    return told + (f"  missed {missed} round{'s' if missed > 1 else ''}" if missed else "")
 
 
 def _print(

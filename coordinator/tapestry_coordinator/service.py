@@ -65,7 +65,7 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
             f"{certificate.member_id} is not a member of this federation any more: ask the "
             "coordinator's operator"
         )
-    now = datetime.fromtimestamp(desk.clock(), UTC)
+    now = datetime.fromtimestamp(desk.calendar(), UTC)
     if not certificate.not_before <= now < certificate.not_after:
         raise UntrustedError(
             f"{member.member_id}: the certificate is valid until "
@@ -102,7 +102,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             if len(request.token) != TOKEN_BYTES:
                 raise RejectedError("the invitation's token is damaged: ask for a new one")
             _require_key_proof(request)
-            token, now = token_digest(request.token), self._desk.clock()
+            token, now = token_digest(request.token), self._desk.calendar()
             self._desk.registry.require_invitation(token, member_id=request.member_id, now=now)
             certificate = self._issue(request.certificate_request, request.member_id, now)
             self._desk.registry.enrol(
@@ -126,7 +126,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         """Replace a certificate that is still valid; served over mutual TLS only."""
         with status_from_errors(context):
             member = identify(context, self._desk)
-            now = self._desk.clock()
+            now = self._desk.calendar()
             certificate = self._issue(request.certificate_request, member.member_id, now)
             serial = _serial(certificate, self._desk.genesis.origin.federation)
             self._desk.registry.renew(member.member_id, certificate_serial=serial)

@@ -20,6 +20,8 @@ members = Table(
     Column("status", String(16), nullable=False),
     Column("joined_at", Float(53), nullable=False),
     Column("last_seen_at", Float(53), nullable=False),
+    Column("missed_rounds", Integer, nullable=False, server_default="0"),
+    Column("tokens_per_second", Float(53), nullable=False, server_default="0"),
 )
 
 policies = Table(
@@ -70,6 +72,8 @@ contributions = Table(
     Column("envelope", Text, nullable=False),
     Column("receipt", Text, nullable=False),
     Column("norm", Float(53), nullable=False),
+    Column("used_round", _Id, nullable=False),
+    Index("contributions_by_use", "used_round", "member_id", unique=True),
 )
 
 manifests = Table(

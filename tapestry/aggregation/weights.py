@@ -14,11 +14,17 @@ def default_cap(members: int) -> float:
     return max(1 / members, 0.25)
 
 
+def staleness_discount(staleness: int, *, discount: float) -> float:
+    """Return the factor for a contribution that is `staleness` rounds late (T10): 1 in time."""
+    return 1 / (1 + discount * staleness)
+
+
 def token_weights(
     tokens: Mapping[str, int],
     *,
     gamma: float,
     cap: float,
+    discounts: Mapping[str, float] | None = None,
     groups: Mapping[str, str] | None = None,
     group_cap: float = 0.0,
 ) -> dict[str, float]:
@@ -28,6 +34,10 @@ def token_weights(
     repeated until nobody is above. Members are visited in the order of their ids, in float64,
     so the result is the same on every machine.
 
+    A member with a discount has its share and its cap multiplied by it. So what late ones lose goes
+    to those below their caps; where nobody is, it goes to none, and the sum stays below 1: nobody
+    is amplified because others are late, and who is late alone is not either.
+
     Members of a group share what the group may have, first among the groups and those that stand
     alone, then within each. Where the groups' caps leave a part of the whole to nobody, the weights
     sum to less than 1: the step is shorter, and no cap is broken.
@@ -36,6 +46,7 @@ def token_weights(
         tokens: Tokens seen by the inner steps, by member id; each at least 1.
         gamma: 0 gives equal weights, 1 proportional ones.
         cap: Upper bound of a weight, in (0, 1].
+        discounts: Factors in (0, 1] by member id; 1 where none is named.
         groups: Group by member id, of those that are in one.
         group_cap: Upper bound of a group's weights together, in (0, 1]; 0: none.
 
@@ -49,8 +60,9 @@ def token_weights(
             f"influence_cap = {cap:g} cannot hold with {len(members)} contributions, whose weights "
             f"sum to 1: raise quorum to {_fewest(cap)} or influence_cap to {1 / len(members):.4g}"
         )
-    shares = {member: float(tokens[member]) ** gamma for member in members}
-    caps = dict.fromkeys(members, cap)
+    factors = {member: (discounts or {}).get(member, 1.0) for member in members}
+    shares = {member: float(tokens[member]) ** gamma * factors[member] for member in members}
+    caps = {member: cap * factors[member] for member in members}
     if not group_cap or not groups:
         return _shared_out(shares, caps, 1.0)
     units: dict[tuple[bool, str], list[str]] = {}
@@ -59,7 +71,7 @@ def token_weights(
         units.setdefault((group is not None, group or member), []).append(member)
     unit_shares = {unit: sum(shares[m] for m in inside) for unit, inside in units.items()}
     unit_caps = {
-        unit: min(cap * len(inside), group_cap if unit[0] else cap)
+        unit: min(sum(caps[m] for m in inside), group_cap if unit[0] else cap)
         for unit, inside in units.items()
     }
     unit_weights = _shared_out(unit_shares, unit_caps, min(1.0, sum(unit_caps.values())))

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.aggregation.weights import (
+    clip_factors,
+    default_cap,
+    staleness_discount,
+    token_weights,
+)
 from tapestry.errors import ConfigError
 
 
@@ -183,3 +188,38 @@ def test_no_cap_is_ever_broken(
     for group in ("x", "y"):
         together = sum(w for member, w in weights.items() if groups.get(member) == group)
         assert together <= group_cap + 1e-12
+
+
+# Lateness
+
+
+def test_a_late_contribution_is_discounted_by_the_rounds_it_is_late() -> None:
+    assert [staleness_discount(s, discount=0.25) for s in (0, 1, 2, 4)] == pytest.approx(
+        [1, 0.8, 2 / 3, 0.5]
+    )
+    assert staleness_discount(9, discount=0.0) == 1
+
+
+def test_what_a_late_one_loses_goes_to_those_below_their_cap() -> None:
+    weights = token_weights(dict.fromkeys("abcd", 1), gamma=0.5, cap=0.5, discounts={"d": 0.8})
+    assert weights == pytest.approx({"a": 1 / 3.8, "b": 1 / 3.8, "c": 1 / 3.8, "d": 0.8 / 3.8})
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_what_a_late_one_loses_goes_to_nobody_where_all_are_at_their_cap() -> None:
+    weights = token_weights(dict.fromkeys("abcd", 1), gamma=0.5, cap=0.25, discounts={"d": 0.8})
+    assert weights == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.2})
+
+
+def test_who_is_late_alone_is_not_amplified() -> None:
+    assert token_weights({"a": 7}, gamma=0.5, cap=1.0, discounts={"a": 0.8}) == {"a": 0.8}
+    all_late = token_weights({"a": 1, "b": 1}, gamma=1, cap=0.5, discounts={"a": 0.5, "b": 0.8})
+    assert all_late == pytest.approx({"a": 0.25, "b": 0.4})
+
+
+def test_a_late_giant_stays_below_its_discounted_cap() -> None:
+    weights = token_weights(
+        {"a": 10**9, "b": 1, "c": 1, "d": 1}, gamma=1, cap=0.4, discounts={"a": 0.5}
+    )
+    assert weights["a"] == pytest.approx(0.2)  # 0.4 * 0.5
+    assert weights["b"] == weights["c"] == weights["d"] == pytest.approx(0.8 / 3)
