@@ -232,16 +232,12 @@ class Publisher:
 
     def _keep_state(self, base: Manifest, number: int) -> None:
         """Leave the outer state after a round as it was before."""
-        target = self.home.outer_state(number)
-        if kept_vectors(base) == 0:
-            target.unlink(missing_ok=True)
-            return
-        spares = self.home.spare_states
-        with (
-            replacing(target, spares=spares, durable=False) as file,
-            self.home.outer_state(number - 1).open("rb") as before,
-        ):
-            shutil.copyfileobj(before, file, _COPY_BYTES)
+        target, before = self.home.outer_state(number), self.home.outer_state(number - 1)
+        target.parent.mkdir(exist_ok=True)
+        with replacing(target, spares=self.home.spare_states, durable=False) as file:
+            if kept_vectors(base) > 0:
+                with before.open("rb") as kept:
+                    shutil.copyfileobj(kept, file, _COPY_BYTES)
 
     def _aggregator(self, policy: FederationPolicy) -> Aggregator:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)

@@ -90,6 +90,7 @@ def test_a_member_that_was_harmed_keeps_the_consensus_as_it_was(
     assert vector(coordinator.home.checkpoint(1)) == vector(coordinator.home.checkpoint(0))
     verify_checkpoint(coordinator.home.checkpoint(1))
     assert not coordinator.home.candidate(1).exists()
+    assert coordinator.home.outer_state(1).read_bytes() == b""  # as there was none before
     assert reverted.made is not None
     assert reverted.made.reverted is not None
     assert reverted.made.reverted.candidate == payload_digest(candidate)
