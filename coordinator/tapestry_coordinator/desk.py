@@ -26,6 +26,7 @@ from tapestry.checkpoints.statements import (
 )
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
@@ -265,9 +266,9 @@ class Desk:
         with self._changed:
             number = self.state.number
             self.index_files(number)
+            self._apply(Published(manifest=digest), manifest=(digest, envelope))
             self._manifest = envelope
             self._newest = number
-            self._apply(Published(manifest=digest), manifest=(digest, envelope))
 
     def _apply(
         self,
@@ -289,6 +290,8 @@ class Desk:
         self.registry.record_event(
             before.number, event, now=now, plan=plan, contribution=contribution, manifest=manifest
         )
+        if plan is not None:
+            failpoints.reach("plan-recorded")
         self.state = after
         if effects:
             _log.info("round %d: %s, %s", after.number, after.phase, effects[0])

@@ -32,6 +32,7 @@ from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import Aggregator, Written
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
@@ -149,6 +150,8 @@ class Publisher:
                 self.key,
                 notes=self.home.notes(number),
             )
+            failpoints.reach("checkpoint-built")
+        failpoints.reach("checkpoint-in-place")
         _log.info("published checkpoint %d in %s", number, target)
         return envelope
 

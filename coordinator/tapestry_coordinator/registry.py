@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
-from tapestry_coordinator import rounds
+from tapestry_coordinator import failpoints, rounds
 from tapestry_coordinator.database import open_database, transaction
 from tapestry_coordinator.tables import (
     contributions,
@@ -252,6 +252,7 @@ class Registry:
                 connection.execute(insert(contributions).values(_contribution_row(contribution)))
             if manifest is not None:
                 _insert_manifest(connection, number, *manifest)
+            failpoints.reach("event-uncommitted")
 
     def add_genesis(self, digest: str, envelope: Envelope) -> None:
         """Store the manifest of round 0.
