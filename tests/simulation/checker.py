@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from tapestry.checkpoints.manifest import Manifest, verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import TapestryError, UntrustedError
-from tapestry.identity.envelopes import Envelope, from_json
+from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.rounds import Phase, RoundState, event_from_json, tick
+from tests.coordinator.recomputing import substance
 from tests.simulation.history import History
 
 TICK_SECONDS = 4.5
@@ -50,14 +51,16 @@ def _manifests(history: History) -> dict[int, Manifest]:
 
 
 def counted_once(history: History) -> Iterator[Violation]:
-    """Every contribution of a published round stands in exactly one manifest, or is excused."""
+    """Every contribution to a published round stands in exactly one manifest, with a weight or
+    with the reason why it has none.
+    """
     counted: Counter[str] = Counter()
-    excused: set[tuple[int, str]] = set()
     manifests = _manifests(history)
-    for number, manifest in manifests.items():
-        if manifest.made is not None:
-            counted.update(part.contribution for part in manifest.made.participation)
-            excused |= {(number, a.member_id) for a in manifest.made.absent if a.reason}
+    for manifest in manifests.values():
+        for part in manifest.made.participation if manifest.made is not None else ():
+            counted[part.contribution] += 1
+            if part.weight == 0 and not part.reason:
+                yield Violation("I1", f"{part.member_id} is left out without a reason")
     stored = {str(row[2]): row for row in history.records.contributions}
     for digest, times in counted.items():
         if times > 1:
@@ -65,8 +68,7 @@ def counted_once(history: History) -> Iterator[Violation]:
         if digest not in stored:
             yield Violation("I1", f"contribution {digest[:12]} counts and was never stored")
     for digest, (number, member_id, *_rest) in stored.items():
-        is_due = isinstance(number, int) and number in manifests
-        if is_due and not counted[digest] and (number, member_id) not in excused:
+        if number in manifests and not counted[digest]:
             yield Violation("I1", f"{member_id}'s contribution to round {number} is lost")
 
 
@@ -254,15 +256,8 @@ CHECKS: Sequence[Check] = (
 
 def differences(ours: Sequence[Envelope], others: Sequence[Envelope]) -> list[Violation]:
     """Compare two runs with equal contributions: all but their times and names of plans."""
-    from tests.coordinator.recomputing import substance  # noqa: PLC0415
-
     return [
         Violation("I6", f"checkpoint {number} differs between the runs")
         for number, (one, other) in enumerate(zip(ours, others, strict=True))
         if substance(one) != substance(other)
     ]
-
-
-def parsed(text: object) -> Envelope:
-    """Read an envelope as the database holds it."""
-    return from_json(str(text).encode(), what="record")

@@ -75,9 +75,10 @@ class Stream:
     number: int
     member_id: str
     certificate: bytes
-    hear: Callable[[Announcement], None]
+    hear: Callable[[int, Announcement], None]
     broken: Callable[[], None]
     present: ExitStack = field(default_factory=ExitStack)
+    is_newest: Callable[[], bool] = bool
     version: int = -1
     arrives_at: float = 0.0
     """Of the message that was sent last: a stream keeps its order."""
@@ -209,14 +210,14 @@ class Coordinator:
         """Publish the closed round, in the order of `CoordinatorServer._aggregate`."""
         if process is not self.process:
             return
-        self._is_aggregating = False
         try:
             self.do(self._publish)
         except TapestryError as error:
             if process is self.process:
                 self._note_outage(str(error), _RETRY_SECONDS)
-                self._is_aggregating = True
                 self.world.after(_RETRY_SECONDS, lambda: self._aggregate(process))
+        else:
+            self._is_aggregating = False
 
     def _publish(self, process: Process) -> None:
         if process.unsettled is not None:
@@ -260,7 +261,7 @@ class Coordinator:
             identify(cast("Any", Context(certificate)), process.desk)
             self._streams += 1
             stream = Stream(self._streams, member_id, certificate, hear, broken)
-            stream.present.enter_context(process.desk.present(member_id))
+            stream.is_newest = stream.present.enter_context(process.desk.present(member_id))
             process.streams.append(stream)
             return stream
 
@@ -272,6 +273,9 @@ class Coordinator:
         if process is None:
             return
         for stream in list(process.streams):
+            if not stream.is_newest():
+                self.hang_up(stream)
+                continue
             try:
                 told = process.desk.announcement(
                     stream.member_id, after=stream.version, timeout_seconds=0
@@ -294,7 +298,9 @@ class Coordinator:
         slow = self.world.chance(self.faults.slow)
         at = self.world.now + self.world.between(0.001, 20.0 if slow else 0.2)
         stream.arrives_at = max(at, stream.arrives_at + 0.001)
-        self.world.after(stream.arrives_at - self.world.now, lambda: stream.hear(told))
+        self.world.after(
+            stream.arrives_at - self.world.now, lambda: stream.hear(stream.number, told)
+        )
 
     def hang_up(self, stream: Stream) -> None:
         """Break a stream; both sides notice, the member later."""

@@ -1,4 +1,4 @@
-"""What happened, as members and the coordinator's database saw it: the checker reads nothing else."""
+"""What happened, as members and the database saw it: the checker reads nothing else."""
 
 import sqlite3
 from collections.abc import Mapping

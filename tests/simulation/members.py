@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
-from tapestry.errors import RejectedError, TapestryError, UnavailableError, UntrustedError
+from tapestry.errors import RejectedError, TapestryError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import Float32Array
 from tapestry.params.fragments import fragment_digest, fragments_root, unpack_missing
@@ -65,7 +65,6 @@ class Member:
         self._training: set[int] = set()
         self._sending: set[int] = set()
         self._opened = 0
-        self._heard = 0
 
     @property
     def is_honest(self) -> bool:
@@ -80,10 +79,12 @@ class Member:
         self._opened += 1
         opened = self._opened
 
+        def hear(stream: int, told: Announcement) -> None:
+            if opened == self._opened:
+                self.hear(stream, told)
+
         def perform() -> Stream:
-            return self.coordinator.watch(
-                self.member_id, self.certificate, lambda told: self.hear(opened, told), broken
-            )
+            return self.coordinator.watch(self.member_id, self.certificate, hear, broken)
 
         def broken() -> None:
             if life == self.life and opened == self._opened:
@@ -135,9 +136,6 @@ class Member:
 
     def hear(self, stream: int, told: Announcement) -> None:
         """Take note of the coordinator's state, and answer a plan."""
-        if stream != self._opened:
-            return
-        self._heard += 1
         self.history.told.append(
             Told(self.world.now, self.member_id, stream, told.manifest, told.plan)
         )
@@ -262,7 +260,9 @@ class _Sending:
         digests = list(map(fragment_digest, spooled.fragments))
         if member.kind == "liar" and spooled.fragments and not any(spooled.fragments[0]):
             honest = encode(
-                delta_of(member.member_id, self._number, member.coordinator.plant.small.layout.elements),
+                delta_of(
+                    member.member_id, self._number, member.coordinator.plant.small.layout.elements
+                ),
                 member.coordinator.plant.small.layout,
                 spooled.plan.codec,
             )
@@ -333,8 +333,3 @@ class _Sending:
             ),
             lambda error: member._refused("commit", error),  # noqa: SLF001
         )
-
-
-def is_unavailable(error: TapestryError) -> bool:
-    """Whether trying again may help."""
-    return isinstance(error, UnavailableError)

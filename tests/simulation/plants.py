@@ -1,20 +1,23 @@
 """What outlives a coordinator's process: its database and its disk, modelled or real.
 
-The modelled disk is a dictionary, and a modelled checkpoint a digest of what went into it: cheap, so
-that thousands of histories can be run. The real one is the product's store, aggregator and publisher
+The modelled disk is a dictionary, and a modelled checkpoint a digest of what went into it: cheap,
+so that many histories can be run. The real one is the product's store, aggregator and publisher
 over a vector of two elements.
 """
 
+import atexit
 import hashlib
 import shutil
 import sqlite3
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tapestry.checkpoints.manifest import Absence, Manifest, OuterRecord, Participation, RoundRecord
 from tapestry.checkpoints.policy import FederationPolicy
@@ -41,14 +44,14 @@ from tests.coordinator.recomputing import recomputed
 from tests.coordinator.small import Small, found_small, signing_key
 from tests.simulation.world import START
 
-_MEMORY = "file:simulation?mode=memory&cache=shared"
+_TMPFS = Path("/dev/shm")  # noqa: S108 - where waiting for the disk costs nothing
 _Key = tuple[int, str]
 
 
 class Home(CoordinatorHome):
     """A coordinator's folder whose files are read once for all processes of a history."""
 
-    _read: dict[str, Any] = {}
+    _read: ClassVar[dict[str, Any]] = {}
 
     def load_policy(self) -> FederationPolicy:
         return self._once("policy", super().load_policy)
@@ -67,7 +70,7 @@ class Remembering(Registry):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._answers: dict[tuple[object, ...], Any] = {}
+        self._answers: dict[str, dict[tuple[object, ...], Any]] = defaultdict(dict)
 
     def forget(self) -> None:
         """Read the database again, as a new process does."""
@@ -78,18 +81,33 @@ class Remembering(Registry):
         if name in _READS:
             return partial(self._remembered, name, found)
         if name in _WRITES:
-            self._answers.clear()
+            self._answers[_WRITES[name]].clear()
         return found
 
     def _remembered(self, name: str, read: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        key = (name, *args, *named.items())
-        if key not in self._answers:
-            self._answers[key] = read(*args, **named)
-        return self._answers[key]
+        answers, key = self._answers[_READS[name]], (name, *args, *named.items())
+        if key not in answers:
+            answers[key] = read(*args, **named)
+        return answers[key]
 
 
-_READS = frozenset({"member", "members", "plan", "contributions", "policy", "newest_policy"})
-_WRITES = frozenset({"record_event", "enrol", "renew", "revoke", "seen", "adopt_policy"})
+_READS = {
+    "member": "members",
+    "members": "members",
+    "plan": "rounds",
+    "contributions": "rounds",
+    "policy": "policies",
+    "newest_policy": "policies",
+}
+_WRITES = {
+    "record_event": "rounds",
+    "enrol": "members",
+    "renew": "members",
+    "revoke": "members",
+    "seen": "members",
+    "adopt_policy": "policies",
+}
+"""What a method reads or changes."""
 
 
 class Plant(Protocol):
@@ -118,8 +136,8 @@ class Plant(Protocol):
 @cache
 def _database() -> tuple[Remembering, sqlite3.Connection]:
     """One database for all histories of this process: migrating one costs as much as a history."""
-    registry = Remembering(f"sqlite:///{_MEMORY}&uri=true")
-    return registry, sqlite3.connect(_MEMORY, uri=True, isolation_level=None)
+    path = _temporary() / "coordinator.db"
+    return Remembering(f"sqlite:///{path}"), sqlite3.connect(path, isolation_level=None)
 
 
 def empty_database(genesis: Envelope, policy: FederationPolicy) -> tuple[Remembering, Any]:
@@ -166,13 +184,18 @@ def enrol(plant: Plant, member_id: str, generation: int, *, now: float) -> bytes
 
 
 @cache
+def _temporary() -> Path:
+    """A folder that ends with this process."""
+    where = _TMPFS if _TMPFS.is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="tapestry-simulation-", dir=where))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
 def origin() -> Path:
     """A founded federation, which no history changes."""
-    import atexit  # noqa: PLC0415
-    import tempfile  # noqa: PLC0415
-
-    parent = Path(tempfile.mkdtemp(prefix="tapestry-simulation-"))
-    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    parent = _temporary()
     found_small(parent / "fed", clip=0.0, learning_rate=0.5)
     return (parent / "fed").resolve()
 
@@ -284,7 +307,7 @@ class ModelPlant:
             failpoints.reach("checkpoint-in-place")
         return self.disk.published[number]
 
-    def settle(self, number: int, store: ModelStore) -> None:
+    def settle(self, number: int, store: ModelStore) -> None:  # noqa: ARG002 - as the real one
         failpoints.reach("checkpoint-durable")
 
     def recomputed(self) -> Mapping[int, bytes]:

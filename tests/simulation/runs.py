@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tapestry_coordinator.failpoints import observed
@@ -84,11 +85,10 @@ def troubled(seed: int, folder: Path | None = None) -> Run:
     count = world.random.randint(2, len(_NAMES))
     kinds = ["honest", "honest", *world.random.choices(KINDS, k=count - 2)]
     for name, kind in zip(_NAMES, kinds, strict=False):
-        pace = world.between(1.0, 40.0) if kind != "forgetful" else world.between(1.0, 30.0)
-        if kind == "silent" or world.chance(0.1):
-            pace *= 4  # may miss every deadline; so it does not count as honest
-            kind = kind if len(run.members) >= 2 else "honest"
-        _join(run, name, kind, min(pace, 40.0) if len(run.members) < 2 else pace)
+        pace = world.between(1.0, 40.0)
+        if len(run.members) >= ROUNDS.quorum and world.chance(0.2):
+            pace *= 4  # may miss every deadline, and nobody waits for it
+        _join(run, name, kind, pace)
     _plan_operations(run)
     return run
 
@@ -121,9 +121,7 @@ def _run(
     genesis = plant.small.home.load_genesis()
     history = History(world.seed, genesis.coordinator_key, target=rounds.total)
     history.slack_seconds = rounds.gather_seconds + 2 * rounds.deadline_seconds + 60.0
-    coordinator = Coordinator(
-        world, faults, plant, rounds, history, repair_seconds=repair_seconds
-    )
+    coordinator = Coordinator(world, faults, plant, rounds, history, repair_seconds=repair_seconds)
     return Run(world, faults, plant, coordinator, [], history, world.between(60.0, 400.0))
 
 
@@ -146,11 +144,10 @@ def _plan_operations(run: Run) -> None:
     for member in run.members:
         if member.kind == "forgetful" or world.chance(0.2):
             loses = world.chance(0.5)
-            run.operations.append(
-                (world.between(0.0, until), lambda m=member, lo=loses: m.crash(loses_spool=lo))
-            )
+            die = partial(member.crash, loses_spool=loses)
+            run.operations.append((world.between(0.0, until), die))
         if len(run.members) > 2 and member is run.members[-1] and world.chance(0.4):
             at = world.between(0.0, until * 0.6)
-            registry = run.plant.registry
-            run.operations.append((at, lambda m=member: registry.revoke(m.member_id)))
+            revoke = partial(run.plant.registry.revoke, member.member_id)
+            run.operations.append((at, revoke))
             run.operations.append((at + world.between(1.0, until * 0.4), member.come_back))

@@ -23,7 +23,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.random = Random(seed)
+        self.random = Random(seed)  # noqa: S311 - nothing is secret here
         self.now = START
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -94,7 +94,7 @@ class Network:
         answered: Callable[[T], None],
         failed: Callable[[TapestryError], None],
     ) -> None:
-        """Send a request; exactly one of `answered` and `failed` follows, whatever was performed."""
+        """Send a request; one of `answered` and `failed` follows, whatever was performed."""
         world, faults = self._world, self._faults
         if world.chance(faults.drop):
             world.after(_TIMEOUT_SECONDS, lambda: failed(UnavailableError("no answer in time")))
