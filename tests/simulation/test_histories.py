@@ -76,16 +76,18 @@ def test_histories_over_real_files_are_sound(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
-def test_a_run_with_crashes_comes_to_what_a_run_without_comes_to(seed: int) -> None:
-    calm = undisturbed(seed).play()
-    run = undisturbed(seed, crash=0.15)
-    shaken = run.play()
-    for history in (calm, shaken):
-        require_sound(history)
-        assert len(history.records.manifests) == 1 + history.target
-    assert not differences(shaken.records.lineage, calm.records.lineage)
-    assert sum(run.coordinator.crashes.values()) > 0
+def test_a_run_with_crashes_comes_to_what_a_run_without_comes_to() -> None:
+    crashes = 0
+    calm = undisturbed(0).play()
+    require_sound(calm)
+    for seed in range(10):
+        run = undisturbed(seed, crash=0.15)
+        shaken = run.play()
+        require_sound(shaken)
+        assert len(shaken.records.manifests) == 1 + calm.target
+        assert not differences(shaken.records.lineage, calm.records.lineage), seed
+        crashes += sum(run.coordinator.crashes.values())
+    assert crashes > 20
 
 
 @pytest.mark.slow
