@@ -10,6 +10,7 @@ pool.txt             the open pool of text, if the federation has one
 contributions/       as received, by round
 outer/               the outer optimizer's state, by round
 published/           checkpoints: round-000000 is genesis
+candidates/          the newest round's, while members measure it
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
 notes/               what the operator adds to model cards, by round
@@ -23,7 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, folder_name, read_envelope
 from tapestry.checkpoints.manifest import Lineage
-from tapestry.checkpoints.policy import POLICY_FILE, FederationPolicy, load_policy
+from tapestry.checkpoints.policy import (
+    POLICY_FILE,
+    FederationPolicy,
+    load_policy,
+    save_policy,
+)
+from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
@@ -71,6 +78,10 @@ class CoordinatorHome:
         """The published checkpoint of a round."""
         return self.published / folder_name(round_number)
 
+    def candidate(self, round_number: int) -> Path:
+        """The checkpoint of a round while members measure it."""
+        return self.folder / "candidates" / folder_name(round_number)
+
     def notes(self, round_number: int) -> Path:
         """What the operator adds to a checkpoint's model card."""
         return self.folder / "notes" / folder_name(round_number)
@@ -102,6 +113,10 @@ class CoordinatorHome:
         """Read `policy.toml`."""
         return load_policy(self.policy)
 
+    def save_policy(self, policy: FederationPolicy) -> None:
+        """Write `policy.toml`."""
+        save_policy(self.policy, policy)
+
     def load_signing_key(self) -> Ed25519PrivateKey:
         """Read the signing key."""
         return load_signing_key(self.signing_key)
@@ -114,6 +129,16 @@ class CoordinatorHome:
         """Read and verify the genesis manifest."""
         path = self.checkpoint(0) / MANIFEST_FILE
         return Lineage(read_envelope(path, what="genesis manifest"))
+
+
+def find_home(folder: Path | None) -> CoordinatorHome:
+    """Return the home that a command means: `folder`, the working directory, or the default.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    is_here = Path(settings.SETTINGS_FILE).is_file()
+    return require_home(folder or (Path() if is_here else default_home("coordinator")))
 
 
 def require_home(folder: Path) -> CoordinatorHome:

@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tapestry.checkpoints.folder import CARD_FILE
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
@@ -25,12 +26,15 @@ from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.rounds import Phase, folded
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
@@ -60,7 +64,7 @@ class CoordinatorServer:
 
         Args:
             home: No other process may be in there: the caller holds its lock.
-            clock: Unix seconds.
+            clock: Unix seconds; rounds go by the seconds that pass, whatever it jumps to.
 
         Raises:
             UnavailableError: The newest checkpoint is damaged and cannot be made again.
@@ -76,11 +80,22 @@ class CoordinatorServer:
         self._publisher = Publisher(home=home, key=self._key, store=self._store)
         self._settling = Settling(home, self._registry, self._publisher)
         self._settling.recover()
+        self._propose_again()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
-        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
+        steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
+        self.desk = Desk(
+            home, self.settings, self._registry, self._key, clock=steady, calendar=clock
+        )
         self._places = Places()
         self._stopping = threading.Event()
+
+    def _propose_again(self) -> None:
+        """Make sure that the candidate which members measure is there."""
+        number = (self._registry.newest_round() or 0) + 1
+        state = folded(number, self._registry.round_events(number))
+        if state.phase in (Phase.MEASURING, Phase.HELD):
+            self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
         """Listen and run rounds until SIGINT or SIGTERM.
@@ -184,10 +199,18 @@ class CoordinatorServer:
         self._wait_until_settled()
         state = self.desk.state
         failpoints.reach("round-closed")
+        closed = ClosedRound.recorded(self._registry, state)
+        gate = closed.policy.no_harm
+        if state.phase is Phase.AGGREGATING and gate.action != "publish":
+            self.desk.propose(self._publisher.propose(closed), gate)
+            return
         self._settling.begin(state.number)
-        envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
+        envelope = self._publisher.publish(closed)
+        if closed.reverted:
+            self._registry.forget_evaluations(state.number)
         self.desk.publish(envelope)
         failpoints.reach("checkpoint-recorded")
+        record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
         self._settle(state.number)
 
     def _settle(self, number: int) -> None:
@@ -212,7 +235,8 @@ class CoordinatorServer:
     def _prune(self, number: int) -> None:
         keep = self.settings.keep
         if keep.contribution_rounds:
-            self._store.prune(before=number - keep.contribution_rounds + 1)
+            late = self.desk.policy.policy.lateness.max_staleness
+            self._store.prune(before=number - keep.contribution_rounds - late + 1)
         if keep.checkpoints:
             past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
             past = [folder for folder in past if folder.is_dir()]

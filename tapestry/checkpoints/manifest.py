@@ -53,6 +53,11 @@ class Participation(Statement):
     root: HexDigest
     contribution: HexDigest
     """SHA-256 of the contribution's signed payload."""
+    staleness: Count = 0
+    """Rounds between the base that it started from and that of this round; its weight, or where the
+    rule gives everybody one vote its clip factor, is discounted for it."""
+    base_round: Count | None = None
+    """The checkpoint that it started from if it was late; None: that before this one."""
     neighbours: tuple[MemberId, ...] = ()
     """Members whose mean stood in this contribution's place, for a coordinate rule with mixing."""
     reason: str = ""
@@ -69,12 +74,16 @@ class Absence(Statement):
 class OuterRecord(Statement):
     """The outer step as it was taken."""
 
-    optimizer: Literal["sgd", "nesterov", "adam"]
+    optimizer: Literal["sgd", "nesterov", "adam", "delayed-nesterov"]
     learning_rate: NotNegative
     momentum: Share
     """Of `adam`: beta1."""
     beta2: Share = 0.0
     epsilon: NotNegative = 0.0
+    period: Positive = 1
+    """Of `delayed-nesterov`: updates between two of its momentum."""
+    position: Positive = 1
+    """Of `delayed-nesterov`: which of those this one was; after `period` the first comes again."""
     state_root: HexDigest | None
     """Merkle root over the float32 fragments of the state vectors after the step, those of
     fragment 0 first, the exact vector last if there is one; None if there is no state."""
@@ -105,6 +114,15 @@ class RuleRecord(Statement):
         if self.mixing:
             words.append("after nearest-neighbour mixing")
         return " ".join([*words, *(["merged by RDA"] if self.merge == "rda" else [])])
+
+
+class RevertRecord(Statement):
+    """Why a round left the consensus as it was."""
+
+    candidate: HexDigest
+    """SHA-256 of the signed payload of the manifest that was not published."""
+    reason: str
+    """What members found, or the operator's words."""
 
 
 class GenesisRecord(Statement):
@@ -142,6 +160,9 @@ class RoundRecord(Statement):
     outer: OuterRecord
     downlink: DownlinkName = "float32"
     """How the published vector came from the exact one, which otherwise stays in the state."""
+    reverted: RevertRecord | None = None
+    """If members found the new consensus harmful: the vector and the outer state are the parent's,
+    and nobody's contribution has a weight."""
 
 
 class Manifest(Statement):
@@ -178,6 +199,15 @@ class CardEntry(Statement):
     held_out_bytes: Positive
 
 
+class DissentEntry(Statement):
+    """A member for whose text the checkpoint is worse than the one before, beyond the policy."""
+
+    member_id: MemberId
+    before: Annotated[FiniteFloat, Field(ge=0)]
+    """Bits per byte of the parent."""
+    after: Annotated[FiniteFloat, Field(ge=0)]
+
+
 class Card(Statement):
     """Documentation of one checkpoint: renewed as measurements come in.
 
@@ -192,6 +222,7 @@ class Card(Statement):
     replaced: tuple[FileEntry, ...] = ()
     """Files of the card before; an empty one stands for a name that was not there."""
     evaluations: tuple[CardEntry, ...] = ()
+    dissent: tuple[DissentEntry, ...] = ()
 
 
 class Lineage:
