@@ -48,6 +48,7 @@ from tapestry.params.downlink import DOWNLINK_CODECS, downlink_codec_named, enco
 from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
@@ -300,6 +301,7 @@ class Aggregator:
                 else:
                     writer.write(exact)
                 state.write(fragment.state if downlink == "float32" else (*fragment.state, exact))
+                failpoints.reach("fragment-aggregated")
             written = writer.finish()
             root = state.finish()
         state_root = root.hex() if root is not None else None

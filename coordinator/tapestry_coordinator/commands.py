@@ -1,6 +1,7 @@
 """`tapestry coordinator ...`: parse, call, render."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -112,12 +113,18 @@ def serve(
     folder: Annotated[Path | None, typer.Argument(help="The coordinator's folder.")] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress too.")] = False,
+    failpoints: Annotated[
+        bool, typer.Option("--failpoints", hidden=True, help="Obey TAPESTRY_FAILPOINT: a test.")
+    ] = False,
 ) -> None:
     """Listen for members and run rounds until Ctrl-C; starting again goes on where it was."""
     from tapestry.storage.locks import alone  # noqa: PLC0415
+    from tapestry_coordinator.failpoints import arm  # noqa: PLC0415
     from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
+    if failpoints:
+        arm(os.environ)
     home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         CoordinatorServer(home).serve()

@@ -28,6 +28,7 @@ from tapestry.checkpoints.statements import (
 )
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of, steps_for
@@ -403,8 +404,6 @@ class Desk:
         with self._changed:
             number = self.state.number
             self.index_files(number)
-            self._manifest = envelope
-            self._newest = number
             attendance = Attendance(
                 answered=sorted({*self.state.arrived, *self.state.declined}),
                 opened_at=self.state.opened_at,
@@ -412,6 +411,8 @@ class Desk:
             self._apply(
                 Published(manifest=digest), manifest=(digest, envelope), attendance=attendance
             )
+            self._manifest = envelope
+            self._newest = number
 
     def _apply(
         self,
@@ -442,6 +443,8 @@ class Desk:
             manifest=manifest,
             attendance=attendance,
         )
+        if plan is not None:
+            failpoints.reach("plan-recorded")
         self.state = after
         if plan is not None:
             self._returned.clear()

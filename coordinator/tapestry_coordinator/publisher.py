@@ -38,6 +38,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import replacing, sync_path
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import Aggregator, Written, kept_vectors, rule_record
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
@@ -199,6 +200,8 @@ class Publisher:
                 software=software(),
             )
             envelope = self._finish(manifest, closed, folder)
+            failpoints.reach("checkpoint-built")
+        failpoints.reach("checkpoint-in-place")
         _log.info("checkpoint %d is in %s", number, target)
         return envelope
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
-from tapestry_coordinator import rounds
+from tapestry_coordinator import failpoints, rounds
 from tapestry_coordinator.database import open_database, transaction
 from tapestry_coordinator.tables import (
     contributions,
@@ -370,6 +370,7 @@ class Registry:
                 _insert_manifest(connection, number, *manifest)
             if attendance is not None:
                 _note_attendance(connection, attendance)
+            failpoints.reach("event-uncommitted")
 
     def add_genesis(self, digest: str, envelope: Envelope) -> None:
         """Store the manifest of round 0.

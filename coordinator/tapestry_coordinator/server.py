@@ -1,7 +1,6 @@
 """One coordinator process: two listening ports, a clock, and an aggregator."""
 
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -19,11 +18,13 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
+from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.database import database_url
@@ -197,6 +198,7 @@ class CoordinatorServer:
     def _aggregate(self) -> None:
         self._wait_until_settled()
         state = self.desk.state
+        failpoints.reach("round-closed")
         closed = ClosedRound.recorded(self._registry, state)
         gate = closed.policy.no_harm
         if state.phase is Phase.AGGREGATING and gate.action != "publish":
@@ -207,6 +209,7 @@ class CoordinatorServer:
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self.desk.publish(envelope)
+        failpoints.reach("checkpoint-recorded")
         record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
         self._settle(state.number)
 
@@ -239,7 +242,8 @@ class CoordinatorServer:
             past = [folder for folder in past if folder.is_dir()]
             self.home.spare_models.retire(folder / MODEL_FILE for folder in past[-1:])
             for folder in past:
-                shutil.rmtree(folder, ignore_errors=True)
+                with giving_up(folder):
+                    failpoints.reach("checkpoint-retired")
         self.home.spare_states.retire([self.home.outer_state(number - 2)])
 
     def _renew_cards(self) -> None:

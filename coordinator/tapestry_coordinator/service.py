@@ -38,6 +38,7 @@ from tapestry.wire.bulk import PutFragment
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals, require_floor
 from tapestry_coordinator.registry import ACTIVE, Member, StoredEvaluation
@@ -367,7 +368,9 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     root, norm = found or self._store.finish(number, member.member_id)
                     if root.hex() != contribution.root:
                         raise RejectedError("the signed root is not that of the fragments received")
+                    failpoints.reach("contribution-durable")
                     receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
+                    failpoints.reach("receipt-recorded")
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))
 
 

@@ -21,7 +21,8 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
-from tapestry.storage.atomic import boot_id, sync_path, sync_tree, write_atomic
+from tapestry.storage.atomic import boot_id, remove_unfinished, sync_path, sync_tree, write_atomic
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import kept_vectors
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
@@ -61,6 +62,7 @@ class Settling:
         state = self._home.outer_state(number)
         sync_path(state)
         sync_path(state.parent)
+        failpoints.reach("checkpoint-durable")
         self._note.unlink(missing_ok=True)
 
     def recover(self) -> None:
@@ -69,6 +71,8 @@ class Settling:
         Raises:
             UnavailableError: It is damaged, and computing it again gives another one.
         """
+        for folder in (self._home.published, self._home.outer_state(0).parent):
+            remove_unfinished(folder)
         try:
             noted = json.loads(self._note.read_text(encoding="utf-8"))
             number, is_same_boot = int(noted["round"]), noted["boot"] == boot_id()

@@ -35,6 +35,7 @@ from tapestry.params.fragments import fragment_checksum, fragment_digest, fragme
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync, sync_path, write_atomic
 from tapestry.storage.spares import Spares
+from tapestry_coordinator import failpoints
 
 _Key = tuple[int, str]
 """Round and member."""
@@ -192,6 +193,7 @@ class FragmentStore:
             upload.write(data, self._offset(upload.codec, index))
             upload.squared_norms[index] = squared
             upload.checksums[index] = fragment_checksum(data)
+            failpoints.reach("fragment-stored")
 
     def finish(self, round_number: int, member_id: str) -> tuple[bytes, float]:
         """Make a complete upload durable; return its root and the norm of what it decodes to.
@@ -206,6 +208,7 @@ class FragmentStore:
             if upload is None or any(upload.missing()):
                 missing = "all" if upload is None else f"{sum(upload.missing()):,}"
                 raise RejectedError(f"{missing} fragments are missing: send them before committing")
+            failpoints.reach("contribution-received")
             upload.end(durable=True)
             table = {"codec": upload.codec.name, "digests": [d.hex() for d in upload.digests]}
             write_atomic(self._path(key, "json"), json.dumps(table))

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,27 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, durable: b
     """Replace the content of `path` by `data`, whole or not at all; arguments as `replacing`'s."""
     with replacing(path, mode=mode, durable=durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def giving_up(folder: Path) -> Iterator[None]:
+    """Remove a folder: its name before the block runs, its files after; never half of them.
+
+    What a crash in between leaves is for `remove_unfinished`.
+    """
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    folder.rename(temporary)
+    yield
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what crashes left in `folder` under temporary names; nobody may be writing there."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class RollingSync:

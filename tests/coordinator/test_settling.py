@@ -192,3 +192,15 @@ def test_another_result_is_not_passed_off_as_the_published_one(
         machine.settling.recover()
     with pytest.raises(UnavailableError, match="computing it again gives another one"):
         machine.settling.recover()
+
+
+def test_what_killed_processes_left_half_done_is_removed_at_the_start(machine: Machine) -> None:
+    state = machine.home.outer_state(2).with_name(".round-000002.f32.1234abcd.part")
+    state.write_bytes(b"half")
+    retired = machine.home.published / ".round-000000.1234abcd.part"
+    retired.mkdir()
+    (retired / "model.safetensors").write_bytes(b"old")
+    machine.settling.recover()
+    assert not state.exists()
+    assert not retired.exists()
+    assert verify_checkpoint(machine.home.checkpoint(1)).manifest.round == 1

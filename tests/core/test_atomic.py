@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from tapestry.checkpoints.folder import building
-from tapestry.storage.atomic import RollingSync, replacing, write_atomic
+from tapestry.storage.atomic import (
+    RollingSync,
+    giving_up,
+    remove_unfinished,
+    replacing,
+    write_atomic,
+)
 
 
 class PulledPlugError(Exception):
@@ -134,3 +140,32 @@ def test_a_file_that_is_made_durable_while_it_grows_is_whole(tmp_path: Path) -> 
             sync.wrote(7)
         sync.close()
     assert path.read_bytes() == b"".join(bytes([number]) * 7 for number in range(20))
+
+
+def test_a_folder_that_is_given_up_loses_its_name_before_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "round-000001"
+    folder.mkdir()
+    (folder / "card.json").write_text("{}")
+    with pytest.raises(PulledPlugError), giving_up(folder):
+        assert not folder.exists()
+        raise PulledPlugError
+    (left,) = tmp_path.iterdir()
+    assert (left / "card.json").is_file(), "a crash leaves all of it, under another name"
+    remove_unfinished(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_removed_when_the_block_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "round-000001"
+    folder.mkdir()
+    with giving_up(folder):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_what_was_begun_and_not_ended_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".round-000002.f32.1234abcd.part").write_bytes(b"half")
+    (tmp_path / "round-000001.f32").write_bytes(b"whole")
+    (tmp_path / ".lock").write_bytes(b"")
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "round-000001.f32"]

@@ -1,0 +1,263 @@
+"""Whether a history is one that a federation may have: pure functions over what was recorded.
+
+I1  every accepted contribution counts exactly once, or is left out with a reason
+I2  every checkpoint is what its recorded contributions give
+I3  rounds and manifests form one chain, the event log only grows, nobody hears two stories
+I6  a run with crashes comes to what the same run without comes to
+L   with a quorum of honest members connected, every round ends by its deadline
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tapestry.checkpoints.manifest import Manifest, verify_lineage
+from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
+from tapestry.errors import TapestryError, UntrustedError
+from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator.rounds import Phase, RoundState, event_from_json, tick
+from tests.coordinator.recomputing import substance
+from tests.simulation.history import History
+
+TICK_SECONDS = 4.5
+
+
+@dataclass(frozen=True)
+class Violation:
+    """An invariant that did not hold, and how."""
+
+    invariant: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.what}"
+
+
+Check = Callable[[History], Iterator[Violation]]
+
+
+def violations(history: History) -> list[Violation]:
+    """Return everything that is wrong with a history."""
+    return [violation for check in CHECKS for violation in check(history)]
+
+
+def _manifests(history: History) -> dict[int, Manifest]:
+    parsed = [Manifest.parsed(e.payload, what="manifest") for e in history.records.lineage]
+    return {manifest.round: manifest for manifest in parsed}
+
+
+# I1
+
+
+def counted_once(history: History) -> Iterator[Violation]:
+    """Every contribution to a published round stands in exactly one manifest, with a weight or
+    with the reason why it has none.
+    """
+    counted: Counter[str] = Counter()
+    manifests = _manifests(history)
+    for manifest in manifests.values():
+        for part in manifest.made.participation if manifest.made is not None else ():
+            counted[part.contribution] += 1
+            if part.weight == 0 and not part.reason:
+                yield Violation("I1", f"{part.member_id} is left out without a reason")
+    stored = {str(row[2]): row for row in history.records.contributions}
+    for digest, times in counted.items():
+        if times > 1:
+            yield Violation("I1", f"contribution {digest[:12]} counts {times} times")
+        if digest not in stored:
+            yield Violation("I1", f"contribution {digest[:12]} counts and was never stored")
+    for digest, (number, member_id, *_rest) in stored.items():
+        if number in manifests and not counted[digest]:
+            yield Violation("I1", f"{member_id}'s contribution to round {number} is lost")
+
+
+def receipts_honoured(history: History) -> Iterator[Violation]:
+    """Every receipt that was handed out is of a contribution that is stored, and of one only."""
+    stored = {(row[0], row[1]): str(row[2]) for row in history.records.contributions}
+    heard: dict[tuple[int, str], bytes] = {}
+    for told in history.acknowledged:
+        try:
+            receipt = Receipt.opened(
+                told.receipt, public_key=history.coordinator_key, what="receipt"
+            )
+        except UntrustedError as error:
+            yield Violation("I1", f"{told.member_id} heard a receipt that is none: {error}")
+            continue
+        key = (receipt.round, told.member_id)
+        if receipt.member_id != told.member_id or stored.get(key) != receipt.contribution:
+            yield Violation("I1", f"{told.member_id}'s receipt for round {receipt.round} is void")
+        if heard.setdefault(key, told.receipt.payload) != told.receipt.payload:
+            yield Violation("I1", f"{told.member_id} has two receipts for round {receipt.round}")
+
+
+def lies_refused(history: History) -> Iterator[Violation]:
+    """What must not be taken was not taken."""
+    for number, member_id, digest, *_rest in history.records.contributions:
+        if digest in history.lies:
+            yield Violation("I1", f"a lie of {member_id} was taken into round {number}")
+
+
+def events_match_contributions(history: History) -> Iterator[Violation]:
+    """A contribution and its event are recorded together or not at all."""
+    events = Counter(
+        (number, json.loads(str(body))["member_id"], json.loads(str(body))["digest"])
+        for _id, number, _at, kind, body in history.records.events
+        if kind == "arrived"
+    )
+    rows = Counter((row[0], row[1], row[2]) for row in history.records.contributions)
+    for number, member_id, _digest in (events - rows) | (rows - events):
+        yield Violation("I1", f"{member_id}, round {number}: event and contribution differ")
+
+
+# I2
+
+
+def recomputation_agrees(history: History) -> Iterator[Violation]:
+    """Made again from the records, a manifest has the same bytes."""
+    for number, envelope in enumerate(history.records.lineage):
+        again = history.recomputed.get(number)
+        if again is not None and again != envelope.payload:
+            yield Violation("I2", f"checkpoint {number} comes out differently")
+
+
+# I3
+
+
+def one_chain(history: History) -> Iterator[Violation]:
+    """The manifests are one chain from genesis, without a gap."""
+    try:
+        verify_lineage(history.records.lineage)
+    except TapestryError as error:
+        yield Violation("I3", str(error))
+
+
+def log_only_grows(history: History) -> Iterator[Violation]:
+    """What was in the event log at a crash is in it ever after."""
+    for before, after in zip(history.logs, history.logs[1:], strict=False):
+        if after[: len(before)] != before:
+            yield Violation("I3", "the event log lost or changed events")
+
+
+def log_is_a_run(history: History) -> Iterator[Violation]:
+    """The stored events are steps of the state machine, each of which changed something."""
+    for number, state, _at in _steps(history):
+        if state is None:
+            yield Violation("I3", f"round {number}: a stored event changes nothing or is refused")
+
+
+def _steps(history: History) -> Iterator[tuple[int, RoundState | None, float]]:
+    """Fold the log; a step that none may take comes as None."""
+    states: dict[int, RoundState] = {}
+    newest = 0
+    for _id, number, at, kind, body in history.records.events:
+        if not isinstance(number, int) or not isinstance(at, float):
+            raise TypeError(number, at)
+        before = states.get(number, RoundState(number=number))
+        try:
+            after, _effects = tick(before, event_from_json(str(kind), str(body)), now=at)
+        except (TapestryError, ValueError):
+            after = before
+        is_step = after != before and number >= newest
+        newest = max(newest, number)
+        states[number] = after
+        yield number, after if is_step else None, at
+
+
+def published_once(history: History) -> Iterator[Violation]:
+    """Every manifest after genesis has one event, and the other way round."""
+    events = Counter(
+        (number, json.loads(str(body))["manifest"])
+        for _id, number, _at, kind, body in history.records.events
+        if kind == "published"
+    )
+    rows = Counter((row[0], row[1]) for row in history.records.manifests if row[0] != 0)
+    for number, _digest in (events - rows) | (rows - events):
+        yield Violation("I3", f"round {number}: event and manifest differ")
+
+
+def one_story(history: History) -> Iterator[Violation]:
+    """All members hear the same plans and manifests, and only recorded ones."""
+    manifests = {row[0]: row[1] for row in history.records.manifests}
+    plans = {(row[0], row[1]): row[2] for row in history.records.plans}
+    heard: dict[tuple[str, int], int] = defaultdict(int)
+    for told in history.told:
+        manifest = Manifest.parsed(told.manifest.payload, what="manifest")
+        if manifests.get(manifest.round) != payload_digest(told.manifest):
+            yield Violation("I3", f"{told.member_id} heard of another checkpoint {manifest.round}")
+        key = (told.member_id, told.stream)
+        if manifest.round < heard[key]:
+            yield Violation("I3", f"{told.member_id} was told of a past checkpoint")
+        heard[key] = manifest.round
+        if told.plan is not None:
+            plan = RoundPlan.parsed(told.plan.payload, what="plan")
+            if plans.get((plan.round, plan.attempt)) != payload_digest(told.plan):
+                yield Violation(
+                    "I3", f"{told.member_id} heard another plan {plan.round}.{plan.attempt}"
+                )
+            if plan.base != payload_digest(told.manifest):
+                yield Violation("I3", f"plan {plan.round} does not start from what came with it")
+
+
+# Liveness
+
+
+def ends_by_deadline(history: History) -> Iterator[Violation]:
+    """No round that has a quorum waits longer than grace and deadline, outages aside."""
+    for number, state, at in _steps(history):
+        if state is None or state.phase is not Phase.AGGREGATING or state.rules is None:
+            continue
+        due = min((state.quorum_at or at) + state.rules.grace_seconds, state.deadline)
+        late = at - max(due, state.quorum_at or at)
+        out = sum(
+            max(0.0, min(at, o.ended) - max(due, o.began)) for o in history.outages if o.ended > due
+        )
+        if late > TICK_SECONDS + out:
+            yield Violation("L", f"round {number} closed {late:.1f} s after it was due")
+
+
+def comes_to_an_end(history: History) -> Iterator[Violation]:
+    """Once nothing goes wrong any more, every round is published in time."""
+    if not history.healed_at:
+        return
+    last = history.healed_at
+    published = {
+        number: at
+        for _id, number, at, kind, _body in history.records.events
+        if kind == "published" and isinstance(at, float)
+    }
+    for number in range(1, history.target + 1):
+        at = published.get(number, history.ended_at)
+        if at > last:
+            if number not in published or at - last > history.slack_seconds:
+                yield Violation("L", f"round {number} took {at - last:.0f} s after healing")
+                return
+            last = at
+
+
+CHECKS: Sequence[Check] = (
+    counted_once,
+    receipts_honoured,
+    lies_refused,
+    events_match_contributions,
+    recomputation_agrees,
+    one_chain,
+    log_only_grows,
+    log_is_a_run,
+    published_once,
+    one_story,
+    ends_by_deadline,
+    comes_to_an_end,
+)
+
+
+# I6
+
+
+def differences(ours: Sequence[Envelope], others: Sequence[Envelope]) -> list[Violation]:
+    """Compare two runs with equal contributions: all but their times and names of plans."""
+    return [
+        Violation("I6", f"checkpoint {number} differs between the runs")
+        for number, (one, other) in enumerate(zip(ours, others, strict=True))
+        if substance(one) != substance(other)
+    ]

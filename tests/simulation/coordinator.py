@@ -1,0 +1,329 @@
+"""A coordinator's process as the simulator runs it: the real desk, registry and services.
+
+It dies at the product's own failpoints, and a new one takes up from what the plant holds.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import grpc
+
+from tapestry.errors import TapestryError, UnavailableError
+from tapestry.v1 import rounds_pb2, transfer_pb2
+from tapestry.wire.bulk import PutFragment
+from tapestry.wire.statuses import errors_from_status
+from tapestry_coordinator import failpoints
+from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.publisher import ClosedRound
+from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.service import RoundsService, TransferService, identify
+from tapestry_coordinator.settings import RoundsSettings
+from tests.simulation.history import History, Outage, Records
+from tests.simulation.plants import Plant
+from tests.simulation.world import Faults, World
+
+_RETRY_SECONDS = 15.0
+_TICK_SECONDS = 4.0
+
+T = TypeVar("T")
+
+
+class CrashError(BaseException):
+    """The process is gone."""
+
+
+class Refusal(grpc.RpcError):
+    """What a caller sees of a call that was not answered with a message."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
+        super().__init__(details)
+        self._code, self._details, self._metadata = code, details, metadata
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> Any:
+        return self._metadata
+
+
+class Context:
+    """A call by whoever holds a certificate."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self._certificate = certificate
+        self._metadata: Any = ()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_pem_cert": [self._certificate]}
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        self._metadata = metadata
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise Refusal(code, details, self._metadata)
+
+
+@dataclass(eq=False)
+class Stream:
+    """A member's open `WatchPlans`."""
+
+    number: int
+    member_id: str
+    certificate: bytes
+    hear: Callable[[int, Announcement], None]
+    broken: Callable[[], None]
+    present: ExitStack = field(default_factory=ExitStack)
+    is_newest: Callable[[], bool] = bool
+    version: int = -1
+    arrives_at: float = 0.0
+    """Of the message that was sent last: a stream keeps its order."""
+
+
+class Process:
+    """One life of the coordinator."""
+
+    def __init__(self, plant: Plant, rounds: RoundsSettings, clock: Callable[[], float]) -> None:
+        self.plant = plant
+        plant.registry.forget()
+        self.store = plant.store()
+        plant.recover(self.store)
+        settings = plant.small.home.load_settings().model_copy(update={"rounds": rounds})
+        self.desk = Desk(plant.small.home, settings, plant.registry, plant.small.key, clock=clock)
+        layout = plant.small.layout
+        self.transfer: Any = TransferService(self.desk, self.store, layout)  # type: ignore[abstract]
+        self.rounds = RoundsService(self.desk, cast("Any", None))
+        self.streams: list[Stream] = []
+        self.unsettled: int | None = None
+
+
+class Coordinator:
+    """Processes of one federation, one after the other."""
+
+    def __init__(
+        self,
+        world: World,
+        faults: Faults,
+        plant: Plant,
+        rounds: RoundsSettings,
+        history: History,
+        *,
+        repair_seconds: float,
+    ) -> None:
+        self.world, self.faults, self.plant, self.history = world, faults, plant, history
+        self._rounds = rounds
+        self._repair_seconds = repair_seconds
+        self._streams = 0
+        self._down_since = world.now
+        self._is_aggregating = False
+        self.crashes: dict[str, int] = {}
+        """How many by moment."""
+        self.process: Process | None = None
+
+    # Lives
+
+    def start(self) -> None:
+        """Start a process; it may die before it serves."""
+        if self.process is not None:
+            return
+        try:
+            process = Process(self.plant, self._rounds, self.world.clock)
+        except CrashError:
+            self.world.after(self._repair(), self.start)
+            return
+        except TapestryError as error:  # such as the database: whoever supervises starts it again
+            self._note_outage(str(error), _RETRY_SECONDS)
+            self.world.after(_RETRY_SECONDS, self.start)
+            return
+        self.history.outages.append(Outage(self._down_since, self.world.now, "down"))
+        self.process = process
+        self._is_aggregating = False
+        self._tick(process)
+
+    def at_moment(self, moment: str) -> None:
+        """Die, or be refused by the database, at one of the product's failpoints."""
+        if moment == "event-uncommitted" and self.world.chance(self.faults.database):
+            raise UnavailableError("the coordinator's database cannot be used now: disk I/O error")
+        if self.world.chance(self.faults.crash):
+            self.crashes[moment] = self.crashes.get(moment, 0) + 1
+            raise CrashError(moment)
+
+    def die(self) -> None:
+        """End the process that runs, between two events or in one."""
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        process.store.close()
+        self._down_since = self.world.now
+        self.history.logs.append(Records.read(self.plant.database).events)
+        for stream in process.streams:
+            self.world.after(self.world.between(0.0, 5.0), stream.broken)
+        self.world.after(self._repair(), self.start)
+
+    def _repair(self) -> float:
+        return self.world.between(0.0, self._repair_seconds) if self._repair_seconds else 0.0
+
+    def do(self, action: Callable[[Process], T]) -> T:
+        """Let the process do something for a caller.
+
+        Raises:
+            TapestryError: It refuses, or nobody answers.
+        """
+        if self.process is None:
+            raise UnavailableError("nobody answers")
+        try:
+            return action(self.process)
+        except CrashError as error:
+            self.die()
+            raise UnavailableError("the line broke") from error
+        finally:
+            self.push()
+
+    # Its own threads
+
+    def _tick(self, process: Process) -> None:
+        """Let time go by, as `CoordinatorServer` does."""
+        if process is not self.process:
+            return
+        seconds = _TICK_SECONDS
+        try:
+            self.do(lambda p: p.desk.pass_time())
+        except TapestryError as error:
+            seconds = _RETRY_SECONDS
+            self._note_outage(str(error), seconds)
+        self._aggregate_if_closed()
+        self.world.after(seconds, lambda: self._tick(process))
+
+    def _aggregate_if_closed(self) -> None:
+        process = self.process
+        if process is None or self._is_aggregating:
+            return
+        if process.desk.state.phase is Phase.AGGREGATING:
+            self._is_aggregating = True
+            self.world.after(self.world.between(0.1, 3.0), lambda: self._aggregate(process))
+
+    def _aggregate(self, process: Process) -> None:
+        """Publish the closed round, in the order of `CoordinatorServer._aggregate`."""
+        if process is not self.process:
+            return
+        try:
+            self.do(self._publish)
+        except TapestryError as error:
+            if process is self.process:
+                self._note_outage(str(error), _RETRY_SECONDS)
+                self.world.after(_RETRY_SECONDS, lambda: self._aggregate(process))
+        else:
+            self._is_aggregating = False
+
+    def _publish(self, process: Process) -> None:
+        if process.unsettled is not None:
+            self._settle(process)
+        state = process.desk.state
+        failpoints.reach("round-closed")
+        closed = ClosedRound.recorded(self.plant.registry, state)
+        envelope = self.plant.publish(closed, process.store)
+        process.desk.publish(envelope)
+        failpoints.reach("checkpoint-recorded")
+        process.unsettled = state.number
+        self.world.after(self.world.between(0.0, 10.0), lambda: self._settle_later(process))
+
+    def _settle_later(self, process: Process) -> None:
+        if process is self.process and process.unsettled is not None:
+            try:
+                self.do(self._settle)
+            except TapestryError:
+                return  # died
+
+    def _settle(self, process: Process) -> None:
+        number, process.unsettled = process.unsettled, None
+        self.plant.settle(number or 0, process.store)
+
+    def _note_outage(self, cause: str, seconds: float) -> None:
+        now = self.world.now
+        self.history.outages.append(Outage(now, now + seconds, cause))
+
+    # Streams
+
+    def watch(
+        self, member_id: str, certificate: bytes, hear: Any, broken: Callable[[], None]
+    ) -> Stream:
+        """Open a member's stream.
+
+        Raises:
+            TapestryError: Nobody answers, or it is no member.
+        """
+
+        def perform(process: Process) -> Stream:
+            identify(cast("Any", Context(certificate)), process.desk)
+            self._streams += 1
+            stream = Stream(self._streams, member_id, certificate, hear, broken)
+            stream.is_newest = stream.present.enter_context(process.desk.present(member_id))
+            process.streams.append(stream)
+            return stream
+
+        return self.do(perform)
+
+    def push(self) -> None:
+        """Send what changed to all who listen, each message after the one before."""
+        process = self.process
+        if process is None:
+            return
+        for stream in list(process.streams):
+            if not stream.is_newest():
+                self.hang_up(stream)
+                continue
+            try:
+                told = process.desk.announcement(
+                    stream.member_id, after=stream.version, timeout_seconds=0
+                )
+                if told is not None:
+                    identify(cast("Any", Context(stream.certificate)), process.desk)
+            except TapestryError:
+                self.hang_up(stream)
+                continue
+            if told is None:
+                continue
+            stream.version = told.version
+            if self.world.chance(self.faults.disconnect):
+                self.hang_up(stream)
+                continue
+            self._send(stream, told)
+        self._aggregate_if_closed()
+
+    def _send(self, stream: Stream, told: Announcement) -> None:
+        slow = self.world.chance(self.faults.slow)
+        at = self.world.now + self.world.between(0.001, 20.0 if slow else 0.2)
+        stream.arrives_at = max(at, stream.arrives_at + 0.001)
+        self.world.after(
+            stream.arrives_at - self.world.now, lambda: stream.hear(stream.number, told)
+        )
+
+    def hang_up(self, stream: Stream) -> None:
+        """Break a stream; both sides notice, the member later."""
+        process = self.process
+        if process is not None and stream in process.streams:
+            process.streams.remove(stream)
+            stream.present.close()
+        self.world.after(self.world.between(0.0, 5.0), stream.broken)
+
+    # Calls
+
+    def open_upload(self, certificate: bytes, request: transfer_pb2.OpenUploadRequest) -> Any:
+        return self._call(lambda p, c: p.transfer.OpenUpload(request, c), certificate)
+
+    def put(self, certificate: bytes, request: PutFragment) -> Any:
+        return self._call(lambda p, c: p.transfer.put_fragment(request, c), certificate)
+
+    def commit(self, certificate: bytes, request: transfer_pb2.CommitRequest) -> Any:
+        return self._call(lambda p, c: p.transfer.Commit(request, c), certificate)
+
+    def decline(self, certificate: bytes, request: rounds_pb2.DeclineRequest) -> Any:
+        return self._call(lambda p, c: p.rounds.Decline(request, c), certificate)
+
+    def _call(self, method: Callable[[Process, Any], Any], certificate: bytes) -> Any:
+        with errors_from_status("the coordinator"):
+            return self.do(lambda process: method(process, Context(certificate)))

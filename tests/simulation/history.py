@@ -1,0 +1,113 @@
+"""What happened, as members and the database saw it: the checker reads nothing else."""
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tapestry.identity.envelopes import Envelope, from_json
+
+Row = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a member heard on one of its streams."""
+
+    at: float
+    member_id: str
+    stream: int
+    manifest: Envelope
+    plan: Envelope | None
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """A receipt that a member heard."""
+
+    at: float
+    member_id: str
+    receipt: Envelope
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A call that a member was refused."""
+
+    at: float
+    member_id: str
+    call: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outage:
+    """While the coordinator could not act: it was down, or its database or disk refused."""
+
+    began: float
+    ended: float
+    cause: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """The database's tables, read past the product."""
+
+    events: tuple[Row, ...] = ()
+    """id, round, at, kind, body."""
+    contributions: tuple[Row, ...] = ()
+    """round, member_id, digest, envelope, receipt."""
+    plans: tuple[Row, ...] = ()
+    """round, attempt, digest, envelope."""
+    manifests: tuple[Row, ...] = ()
+    """round, digest, envelope."""
+
+    @classmethod
+    def read(cls, database: sqlite3.Connection) -> "Records":
+        return cls(
+            events=_rows(database, "SELECT id, round, at, kind, body FROM events ORDER BY id"),
+            contributions=_rows(
+                database,
+                "SELECT round, member_id, digest, envelope, receipt FROM contributions"
+                " ORDER BY round, member_id",
+            ),
+            plans=_rows(
+                database, "SELECT round, attempt, digest, envelope FROM plans ORDER BY 1, 2"
+            ),
+            manifests=_rows(
+                database, "SELECT round, digest, envelope FROM manifests ORDER BY round"
+            ),
+        )
+
+    @property
+    def lineage(self) -> list[Envelope]:
+        return [from_json(str(text).encode(), what="manifest") for _n, _d, text in self.manifests]
+
+
+def _rows(database: sqlite3.Connection, query: str) -> tuple[Row, ...]:
+    return tuple(database.execute(query).fetchall())
+
+
+@dataclass
+class History:
+    """One run."""
+
+    seed: int
+    coordinator_key: bytes
+    target: int
+    """Rounds that were asked for."""
+    told: list[Told] = field(default_factory=list)
+    acknowledged: list[Acknowledged] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    lies: set[str] = field(default_factory=set)
+    """Digests of contributions that must never be taken."""
+    outages: list[Outage] = field(default_factory=list)
+    logs: list[tuple[Row, ...]] = field(default_factory=list)
+    """The events at every crash and at the end."""
+    healed_at: float = 0.0
+    """Since when nothing went wrong any more, and a quorum of honest members was there."""
+    ended_at: float = 0.0
+    slack_seconds: float = 0.0
+    """That a round may take after healing, but for its deadline."""
+    records: Records = field(default_factory=Records)
+    recomputed: Mapping[int, bytes] = field(default_factory=dict)
+    """Payloads of manifests made again elsewhere, by round."""
