@@ -273,7 +273,7 @@ def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registr
     from tapestry_coordinator.database import database_url  # noqa: PLC0415
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
-    return closing(Registry(database_url(home.folder)))
+    return closing(Registry(database_url(home)))
 
 
 def _next_port(address: str) -> str:

@@ -22,6 +22,15 @@ members = Table(
     Column("last_seen_at", Float(53), nullable=False),
 )
 
+policies = Table(
+    "policies",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+)
+
 invitations = Table(
     "invitations",
     metadata,
@@ -80,4 +89,14 @@ evaluations = Table(
     Column("bits_per_byte", Float(53), nullable=False),
     Column("held_out_bytes", _Id, nullable=False),
     Column("at", Float(53), nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("identity", String(64), nullable=False),
+    Column("term", _Id, nullable=False),
+    Column("beat", _Id, nullable=False),
 )
