@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
+from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, require_home
@@ -24,6 +26,20 @@ app = typer.Typer(
 Dir = Annotated[
     Path | None,
     typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
+]
+Database = Annotated[
+    str,
+    typer.Option(
+        help="Registry in PostgreSQL, postgresql+psycopg://user@host/name, instead of a file in "
+        "the folder. Keep its password in ~/.pgpass."
+    ),
+]
+BlobStore = Annotated[
+    str,
+    typer.Option(
+        help="Keep contributions and checkpoints in this store too: s3://bucket/prefix or "
+        "file:///shared/folder. Credentials come from the environment."
+    ),
 ]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
 
@@ -65,6 +81,8 @@ def init(
     ] = None,
     objective: Annotated[str, typer.Option(help="What is trained.")] = "causal-lm",
     seed: Annotated[int, typer.Option(help="Of initial weights and data order.")] = 0,
+    database: Database = "",
+    blobs: BlobStore = "",
 ) -> None:
     """Make a federation: root of trust, signing key, genesis checkpoint, settings.
 
@@ -74,6 +92,9 @@ def init(
     from tapestry_coordinator.founding import Founding, found  # noqa: PLC0415
 
     enrolment = _next_port(address)
+    storage = parse_settings(
+        {"database": database, "blobs": blobs}, settings_module.StorageSettings, where="init"
+    )
 
     def settings_for(inner: settings_module.InnerTable) -> settings_module.CoordinatorSettings:
         if inner_steps is not None:
@@ -87,6 +108,7 @@ def init(
             ),
             rounds=settings_module.RoundsSettings(quorum=quorum, total=rounds),
             inner=inner,
+            storage=storage,
         )
 
     create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
@@ -114,15 +136,25 @@ def serve(
     folder: Annotated[Path | None, typer.Argument(help="The coordinator's folder.")] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress too.")] = False,
+    database: Database = "",
+    blobs: BlobStore = "",
 ) -> None:
-    """Listen for members and run rounds until Ctrl-C; starting again goes on where it was."""
+    """Listen for members and run rounds until Ctrl-C; starting again goes on where it was.
+
+    Of several coordinators on one PostgreSQL database one leads; the others stand by, and one of
+    them takes over within seconds when it is gone.
+
+    Example: tapestry coordinator serve fed
+    """
     from tapestry.storage.locks import alone  # noqa: PLC0415
-    from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
+    from tapestry_coordinator.standby import serve_home  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
+    changed = {"database": database, "blobs": blobs}
     home = _home(folder)
+    home = replace(home, storage=tuple((key, url) for key, url in changed.items() if url))
     with alone(home.folder, who="the coordinator"):
-        CoordinatorServer(home).serve()
+        serve_home(home)
 
 
 @app.command()

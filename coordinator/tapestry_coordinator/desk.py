@@ -83,6 +83,8 @@ class Desk:
         self.policy = registry.adopt_policy(policy, now=clock())
         """In force since the newest plan was made."""
         self._changed = threading.Condition()
+        self._is_certain = True
+        """Whether `state` is what the database has: it may be gone while it takes an event."""
         self._version = 0
         self._here: Counter[str] = Counter()
         self._connections: Counter[str] = Counter()
@@ -98,6 +100,17 @@ class Desk:
         """Rounds whose card is older than their evaluations, and since when."""
         for number in range(self._newest + 1):
             self.index_files(number)
+
+    def _refresh(self) -> None:
+        """Stand where the database stands, if it did not say whether it took the last event."""
+        if self._is_certain:
+            return
+        lineage = self.registry.lineage()
+        self._newest, self._manifest = len(lineage) - 1, lineage[-1]
+        self.state = self._recovered(self._newest + 1)
+        self._is_certain = True
+        self._version += 1
+        self._changed.notify_all()
 
     def _recovered(self, number: int) -> RoundState:
         state = folded(number, self.registry.round_events(number))
@@ -181,6 +194,7 @@ class Desk:
     def pass_time(self) -> None:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
+            self._refresh()
             enrolled = [m for m in self.registry.members() if m.status == "active"]
             self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
             ready = tuple(sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0))
@@ -268,14 +282,17 @@ class Desk:
         return receipt
 
     def publish(self, envelope: Envelope) -> None:
-        """Make a checkpoint that lies in its folder the newest consensus."""
+        """Make a checkpoint that lies in its folder the newest consensus, unless it is that."""
         digest = payload_digest(envelope)
         with self._changed:
+            self._refresh()
+            if payload_digest(self._manifest) == digest:
+                return
             number = self.state.number
             self.index_files(number)
+            self._apply(Published(manifest=digest), manifest=(digest, envelope))
             self._manifest = envelope
             self._newest = number
-            self._apply(Published(manifest=digest), manifest=(digest, envelope))
 
     def _apply(
         self,
@@ -294,9 +311,11 @@ class Desk:
         if Effect.ANNOUNCE_PLAN in effects:
             signed = self._make_plan(after).signed(self.key)
             plan = (after.attempt, payload_digest(signed), signed)
+        self._is_certain = False
         self.registry.record_event(
             before.number, event, now=now, plan=plan, contribution=contribution, manifest=manifest
         )
+        self._is_certain = True
         self.state = after
         if effects:
             _log.info("round %d: %s, %s", after.number, after.phase, effects[0])
@@ -361,6 +380,7 @@ class Desk:
         return sums
 
     def _require_round(self, number: int, member_id: str) -> None:
+        self._refresh()
         if number != self.state.number:
             raise RejectedError(
                 f"round {number} is over, round {self.state.number} is {self.state.phase}: "

@@ -12,6 +12,7 @@ outer/               the outer optimizer's state, by round
 published/           checkpoints: round-000000 is genesis
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
+.incoming/           checkpoints on their way here from the store of blobs
 notes/               what the operator adds to model cards, by round
 ```
 """
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.checkpoints.folder import MANIFEST_FILE, folder_name, read_envelope
 from tapestry.checkpoints.manifest import Lineage
 from tapestry.checkpoints.policy import POLICY_FILE, FederationPolicy, load_policy
+from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
@@ -36,6 +38,8 @@ class CoordinatorHome:
     """Paths below a coordinator's folder."""
 
     folder: Path
+    storage: tuple[tuple[str, str], ...] = ()
+    """Keys of `[storage]` whose values differ from the file's, in this process."""
 
     @property
     def ca(self) -> Path:
@@ -91,7 +95,12 @@ class CoordinatorHome:
 
     def load_settings(self) -> settings.CoordinatorSettings:
         """Read `coordinator.toml`."""
-        return settings.load(self.folder)
+        read = settings.load(self.folder)
+        if not self.storage:
+            return read
+        table = {**read.storage.model_dump(), **dict(self.storage)}
+        storage = parse_settings(table, settings.StorageSettings, where="[storage]")
+        return read.model_copy(update={"storage": storage})
 
     @property
     def policy(self) -> Path:

@@ -155,9 +155,7 @@ class Lease:
         term = connection.execute(select(leases.c.term).where(leases.c.name == _ROW)).scalar()
         if term != self.term:
             self._lost.set()
-            raise NotLeadingError(
-                "another coordinator of this federation leads now: connect again"
-            )
+            raise NotLeadingError("another coordinator of this federation leads now: connect again")
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from tapestry.checkpoints.manifest import (
     Participation,
 )
 from tapestry.checkpoints.policy import FederationPolicy
-from tapestry.checkpoints.statements import RoundPlan, payload_digest
+from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
@@ -116,6 +116,7 @@ class Publisher:
         target = self.home.checkpoint(number)
         if target.is_dir():
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
+        self._bring(closed.contributions)
         with building(target, durable=False) as folder:
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
             aggregated = self._aggregator(closed.policy).aggregate(
@@ -155,6 +156,12 @@ class Publisher:
             )
         _log.info("published checkpoint %d in %s", number, target)
         return envelope
+
+    def _bring(self, contributions: Sequence[StoredContribution]) -> None:
+        """Have the contributions here that another coordinator may have taken."""
+        for stored in contributions:
+            declared = Contribution.parsed(stored.envelope.payload, what="contribution")
+            self.store.bring(stored.round, stored.member_id, root=declared.root)
 
     def _aggregator(self, policy: FederationPolicy) -> Aggregator:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)

@@ -327,6 +327,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     root, norm = found or self._store.finish(number, member.member_id)
                     if root.hex() != contribution.root:
                         raise RejectedError("the signed root is not that of the fragments received")
+                    self._store.secure(number, member.member_id, root=root.hex())
                     receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))
 

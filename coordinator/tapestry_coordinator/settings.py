@@ -95,7 +95,7 @@ class StorageSettings(Settings):
     coordinator.db in the folder. The password is better kept in ~/.pgpass (PGPASSFILE)."""
     blobs: str = ""
     """s3://bucket/prefix or file:///shared/folder, where contributions and checkpoints are kept
-    too; empty: in the folder alone. Credentials come from the environment (AWS_ACCESS_KEY_ID...)."""
+    too; empty: in the folder alone. Credentials come from the environment (AWS_ACCESS_KEY_ID)."""
     endpoint: str = ""
     """Of a store that speaks S3 and is not Amazon's, such as https://s3.example.org."""
     allow_plain_http: bool = False

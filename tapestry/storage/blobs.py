@@ -147,9 +147,7 @@ class Blobs:
         with ArrivingFile(arriving, size) as file:
             if file.have < size:
                 with _or_unavailable(self.url):
-                    answer = obstore.get(
-                        self._store, key, options={"range": {"offset": file.have}}
-                    )
+                    answer = obstore.get(self._store, key, options={"range": {"offset": file.have}})
                     pieces = answer.stream(min_chunk_size=_PIECE_BYTES)
                     while (piece := next(pieces, None)) is not None:
                         file.append(memoryview(piece))
