@@ -1,5 +1,6 @@
 """A real PostgreSQL server and a real server of the S3 protocol, on loopback, for tests."""
 
+import http.client
 import logging
 import os
 import pwd
@@ -10,9 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,7 +174,7 @@ class Store:
 
 @contextmanager
 def running_store() -> Iterator[Store]:
-    """A store with an empty bucket, whose credentials are in the environment while the block runs."""
+    """A store with an empty bucket; its credentials are in the environment while the block runs."""
     credentials = {
         "AWS_ACCESS_KEY_ID": f"AKIA{secrets.token_hex(8)}",
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
@@ -187,9 +187,9 @@ def running_store() -> Iterator[Store]:
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     store.start()
     try:
-        request = urllib.request.Request(f"{store.endpoint}/{store.bucket}", method="PUT")
-        with urllib.request.urlopen(request):
-            pass
+        with closing(http.client.HTTPConnection("127.0.0.1", store.port)) as connection:
+            connection.request("PUT", f"/{store.bucket}")
+            assert connection.getresponse().status == 200
         yield store
     finally:
         store.stop()
