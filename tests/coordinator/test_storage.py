@@ -122,12 +122,13 @@ def test_a_damaged_database_is_named_and_points_to_a_backup(tmp_path: Path) -> N
     file = tmp_path / "coordinator.db"
     with closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (page,) = database.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'members'"
-        ).fetchone()
+        pages = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE tbl_name = 'members'"
+        ).fetchall()
     with file.open("r+b") as raw:
-        raw.seek(4096 * (page - 1))
-        raw.write(b"\xff" * 4096)
+        for (page,) in pages:
+            raw.seek(4096 * (page - 1))
+            raw.write(b"\xff" * 4096)
     with closing(Registry(sqlite_url(tmp_path))) as registry:
         with pytest.raises(ConfigError, match=r"coordinator\.db: the database file is damaged; .*"):
             registry.require_sound()
