@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tapestry.cli.running import default_home, log_to_stderr
+from tapestry.cli.running import log_to_stderr
 from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.home import CoordinatorHome, find_home
+from tapestry_coordinator.policy_commands import app as policy_app
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -22,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+
+app.add_typer(policy_app, name="policy")
 
 Dir = Annotated[
     Path | None,
@@ -42,11 +45,6 @@ BlobStore = Annotated[
     ),
 ]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
-
-
-def _home(folder: Path | None) -> CoordinatorHome:
-    here = Path(settings_module.SETTINGS_FILE)
-    return require_home(folder or (Path() if here.is_file() else default_home("coordinator")))
 
 
 @app.command()
@@ -141,8 +139,7 @@ def serve(
 ) -> None:
     """Listen for members and run rounds until Ctrl-C; starting again goes on where it was.
 
-    Of several coordinators on one PostgreSQL database one leads; the others stand by, and one of
-    them takes over within seconds when it is gone.
+    Several coordinators may share a PostgreSQL database: one leads, the others stand by.
 
     Example: tapestry coordinator serve fed
     """
@@ -151,7 +148,7 @@ def serve(
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     changed = {"database": database, "blobs": blobs}
-    home = _home(folder)
+    home = find_home(folder)
     home = replace(home, storage=tuple((key, url) for key, url in changed.items() if url))
     with alone(home.folder, who="the coordinator"):
         serve_home(home)
@@ -179,7 +176,7 @@ def invite(
     from tapestry.storage.atomic import write_atomic  # noqa: PLC0415
     from tapestry_coordinator.inviting import make_invitation  # noqa: PLC0415
 
-    home = _home(folder)
+    home = find_home(folder)
     check_member_id(member)
     invitation = make_invitation(home, member, now=Now())
     until = datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -202,7 +199,7 @@ def status(
     """Show the round, the newest checkpoint, and what members measured of it."""
     from tapestry_coordinator.status import status_of  # noqa: PLC0415
 
-    _print(status_of(_home(folder)), as_json=as_json, render=_render_status)
+    _print(status_of(find_home(folder)), as_json=as_json, render=_render_status)
 
 
 @app.command()
@@ -210,19 +207,51 @@ def members(
     folder: Dir = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List the members."""
-    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
+    """List the members; rounds do not wait for those that are inactive until they contribute."""
+    from tapestry_coordinator.status import activity_of, readable_time  # noqa: PLC0415
 
-    with _registry(_home(folder)) as registry:
+    home = find_home(folder)
+    inactive_after = home.load_policy().activity.inactive_after
+    with _registry(home) as registry:
         rows = [
             {
                 "member_id": m.member_id,
-                "status": m.status,
+                "status": activity_of(m, inactive_after=inactive_after),
                 "last_seen": readable_time(m.last_seen_at),
+                "missed_rounds": m.missed_rounds,
+                "tokens_per_second": round(m.tokens_per_second, 1),
             }
             for m in registry.members()
         ]
     _print({"members": rows}, as_json=as_json, render=_render_members)
+
+
+@app.command()
+def exclusions(
+    member: Annotated[str | None, typer.Argument(help="Of this member only.")] = None,
+    folder: Dir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List what was left out, why, and what the members say to it.
+
+    Example: tapestry coordinator exclusions fr-bnf --dir fed
+    """
+    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
+
+    with _registry(find_home(folder)) as registry:
+        rows = [
+            {
+                "id": one.id,
+                "round": one.round,
+                "member_id": one.member_id,
+                "kind": one.kind,
+                "reason": one.reason,
+                "at": readable_time(one.at),
+                "answer": one.answer,
+            }
+            for one in registry.exclusions(member)
+        ]
+    _print({"exclusions": rows}, as_json=as_json, render=_render_exclusions)
 
 
 @app.command()
@@ -240,7 +269,7 @@ def annotate(
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.annotating import annotate_card  # noqa: PLC0415
 
-    home = _home(folder)
+    home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
@@ -251,7 +280,7 @@ def revoke(
     member: Annotated[str, typer.Argument(help="The member's id.")], folder: Dir = None
 ) -> None:
     """End a membership; in force at the member's next call, on open connections too."""
-    home = _home(folder)
+    home = find_home(folder)
     with _registry(home) as registry:
         registry.revoke(member)
         left = sum(1 for m in registry.members() if m.status == "active")
@@ -285,12 +314,28 @@ def _round_line(table: dict[str, Any]) -> str:
     return f"round {table['round']}{of}: {table['phase']}"
 
 
+def _render_exclusions(table: dict[str, Any]) -> str:
+    lines = []
+    for row in table["exclusions"]:
+        lines.append(f"{row['id']:>4}  round {row['round']}  {row['member_id']}  {row['at']}")
+        lines.append(f"      {row['kind']}: {row['reason']}")
+        if row["answer"]:
+            lines.append(f"      {row['member_id']} answers: {row['answer']}")
+    return "\n".join(lines) or "nothing was left out"
+
+
 def _render_members(table: dict[str, Any]) -> str:
     rows = [
-        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}"
+        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}{_pace(m)}"
         for m in table["members"]
     ]
     return "\n".join(rows) or "no members yet: `tapestry coordinator invite MEMBER`"
+
+
+def _pace(member: dict[str, Any]) -> str:
+    missed, speed = member["missed_rounds"], member["tokens_per_second"]
+    told = f"  {speed:,.0f} tokens/s" if speed else ""
+    return told + (f"  missed {missed} round{'s' if missed > 1 else ''}" if missed else "")
 
 
 def _print(

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tapestry.checkpoints.folder import CARD_FILE
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.certificates import issue_server_certificate
@@ -25,8 +26,10 @@ from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.leases import Lease
 from tapestry_coordinator.mirroring import Mirror, blobs_of
@@ -64,7 +67,7 @@ class CoordinatorServer:
         Args:
             home: No other process may be in there: the caller holds its lock.
             lease: Held by the caller, where several coordinators share a database.
-            clock: Unix seconds.
+            clock: Unix seconds; rounds go by the seconds that pass, whatever it jumps to.
 
         Raises:
             ConfigError: The database is damaged, or another one.
@@ -94,7 +97,10 @@ class CoordinatorServer:
         self._settling.recover()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
-        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
+        steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
+        self.desk = Desk(
+            home, self.settings, self._registry, self._key, clock=steady, calendar=clock
+        )
         self._places = Places()
         self._stopping = threading.Event()
 
@@ -221,7 +227,9 @@ class CoordinatorServer:
         """Publish a checkpoint; go on until the database has it, or another coordinator leads."""
         while True:
             try:
-                return self.desk.publish(envelope)
+                self.desk.publish(envelope)
+                manifest = Manifest.parsed(envelope.payload, what="manifest")
+                return record_weightless(self._registry, manifest)
             except UnavailableError as error:
                 if self._stopping.is_set() or self._is_superseded():
                     raise
@@ -251,7 +259,8 @@ class CoordinatorServer:
     def _prune(self, number: int) -> None:
         keep = self.settings.keep
         if keep.contribution_rounds:
-            self._store.prune(before=number - keep.contribution_rounds + 1)
+            late = self.desk.policy.policy.lateness.max_staleness
+            self._store.prune(before=number - keep.contribution_rounds - late + 1)
         if keep.checkpoints:
             past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
             past = [folder for folder in past if folder.is_dir()]

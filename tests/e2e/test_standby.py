@@ -329,5 +329,6 @@ def test_database_and_store_go_away_for_a_while_and_the_round_waits(shared: Shar
     again(lambda: other.commit(signed))
     shared.wait(lambda: len(shared.manifests()) == 2)
     verify_checkpoint(shared.folder / "north" / "published" / "round-000001")
+    assert shared.ask(Registry.exclusions) == [], "nobody is blamed for an outage"
     assert "Traceback" not in shared.log("north")
     assert "leads" not in shared.log("north"), "it has led all the time"
