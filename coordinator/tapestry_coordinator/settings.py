@@ -166,4 +166,6 @@ def load(folder: Path) -> CoordinatorSettings:
 def save(folder: Path, settings: CoordinatorSettings) -> None:
     """Write `coordinator.toml` with every key and what it means."""
     head = "Settings of this coordinator; read again at every start."
-    write_atomic(folder / SETTINGS_FILE, commented_toml(settings, head=head))
+    has_secret = urlsplit(settings.storage.database).password is not None
+    mode = 0o600 if has_secret else 0o644
+    write_atomic(folder / SETTINGS_FILE, commented_toml(settings, head=head), mode=mode)

@@ -109,6 +109,8 @@ def test_a_federation_is_founded_in_a_database_and_a_store_once(
     shutil.copytree(folder, copy)
     assert verify_checkpoint(copy).manifest.round == 0
     assert settings_module.load(tmp_path / "fed").storage.database == url
+    mode = (tmp_path / "fed" / settings_module.SETTINGS_FILE).stat().st_mode
+    assert mode & 0o777 == 0o600, "there is a password in it"
     with pytest.raises(ConfigError, match="has a genesis already"):
         found(tmp_path / "second", founding, shared, now=FOUNDED_AT)
     assert not (tmp_path / "second").exists(), "nothing is left behind"
