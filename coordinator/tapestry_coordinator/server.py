@@ -36,6 +36,7 @@ from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.rounds import Phase, folded
 from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
@@ -95,6 +96,7 @@ class CoordinatorServer:
         if lease is not None or mirror is not None:
             self._settling.take_up()
         self._settling.recover()
+        self._propose_again()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
@@ -103,6 +105,13 @@ class CoordinatorServer:
         )
         self._places = Places()
         self._stopping = threading.Event()
+
+    def _propose_again(self) -> None:
+        """Make sure that the candidate which members measure is there."""
+        number = (self._registry.newest_round() or 0) + 1
+        state = folded(number, self._registry.round_events(number))
+        if state.phase in (Phase.MEASURING, Phase.HELD):
+            self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
         """Listen and run rounds until SIGINT or SIGTERM, or until the lease is lost.
@@ -218,8 +227,15 @@ class CoordinatorServer:
     def _aggregate(self) -> None:
         self._wait_until_settled()
         state = self.desk.state
+        closed = ClosedRound.recorded(self._registry, state)
+        gate = closed.policy.no_harm
+        if state.phase is Phase.AGGREGATING and gate.action != "publish":
+            self.desk.propose(self._publisher.propose(closed), gate)
+            return
         self._settling.begin(state.number)
-        envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
+        envelope = self._publisher.publish(closed)
+        if closed.reverted:
+            self._registry.forget_evaluations(state.number)
         self._record(envelope)
         self._settle(state.number)
 
