@@ -38,7 +38,7 @@ _POSTGRES = {
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
     # A process that was stopped in the middle of its turn must not keep the others waiting.
-    "options": f"-c idle_in_transaction_session_timeout=3s -c lock_timeout={_PATIENCE_SECONDS}s",
+    "options": f"-c idle_in_transaction_session_timeout=5s -c lock_timeout={_PATIENCE_SECONDS}s",
 }
 
 
@@ -162,6 +162,8 @@ def _engine(url: str) -> Engine:
 
 def _migrate(connection: Connection) -> None:
     """Bring the schema to the newest revision."""
+    if connection.dialect.name == "postgresql":  # it reads files between two statements
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '60s'")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
