@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _TURN_KEY = 0x7A9E57
 """Of the advisory lock; whoever else uses the same database has other keys."""
 _PATIENCE_SECONDS = 10
+_MOST_CHECKED_BYTES = 64 * 2**20
 _COMPLAINT_SECONDS = 10.0
 _POSTGRES = {
     "application_name": "tapestry",
@@ -92,12 +93,16 @@ def open_database(url: str) -> Engine:
 
 
 def require_sound(engine: Engine) -> None:
-    """Look through a database file; a server looks after its own.
+    """Look through a database file before it is served; a server looks after its own.
+
+    A large one would keep a restart waiting for seconds: damage there is named when it is read.
 
     Raises:
         ConfigError: It is damaged.
     """
     if engine.dialect.name != "sqlite":
+        return
+    if Path(engine.url.database or "").stat().st_size > _MOST_CHECKED_BYTES:
         return
     try:
         with engine.begin() as connection:
