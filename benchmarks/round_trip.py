@@ -254,7 +254,7 @@ def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downl
 
 def publication_times(home: CoordinatorHome, rounds: int) -> list[float]:
     """Return when each round was published, in Unix seconds."""
-    registry = Registry(database_url(home.folder))
+    registry = Registry(database_url(home))
     times = []
     for number in range(1, rounds + 1):
         events = registry.round_events(number)

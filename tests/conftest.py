@@ -1,5 +1,6 @@
 """A small federation on disk, made once for all tests that read published checkpoints."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.database import sqlite_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.uploads import FragmentStore
+from tests.servers import Postgres, running_postgres
 
 FOUNDED_AT = 1_750_000_000.0
 CODEC = "int8"
@@ -54,6 +57,22 @@ def settings_for(inner: InnerTable) -> CoordinatorSettings:
     """Return a federation's settings with the defaults."""
     network = NetworkSettings(address="localhost:7443", enrolment_address="localhost:7444")
     return CoordinatorSettings(network=network, inner=inner)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; tests take databases of their own."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path)
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def annotate_card(home: CoordinatorHome, number: int, notes: Path, images: Seque
     write_atomic(target / NOTES_FILE, text)
     for name, content in contents.items():
         write_atomic(target / name, content)
-    with closing(Registry(database_url(home.folder))) as registry:
+    with closing(Registry(database_url(home))) as registry:
         write_card(
             home.checkpoint(number),
             registry.lineage(number),

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tapestry.cli.running import log_to_stderr
+from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, find_home
@@ -28,6 +30,20 @@ app.add_typer(policy_app, name="policy")
 Dir = Annotated[
     Path | None,
     typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
+]
+Database = Annotated[
+    str,
+    typer.Option(
+        help="Registry in PostgreSQL, postgresql+psycopg://user@host/name, instead of a file in "
+        "the folder. Keep its password in ~/.pgpass."
+    ),
+]
+BlobStore = Annotated[
+    str,
+    typer.Option(
+        help="Keep contributions and checkpoints in this store too: s3://bucket/prefix or "
+        "file:///shared/folder. Credentials come from the environment."
+    ),
 ]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
 
@@ -64,6 +80,8 @@ def init(
     ] = None,
     objective: Annotated[str, typer.Option(help="What is trained.")] = "causal-lm",
     seed: Annotated[int, typer.Option(help="Of initial weights and data order.")] = 0,
+    database: Database = "",
+    blobs: BlobStore = "",
 ) -> None:
     """Make a federation: root of trust, signing key, genesis checkpoint, settings.
 
@@ -73,6 +91,9 @@ def init(
     from tapestry_coordinator.founding import Founding, found  # noqa: PLC0415
 
     enrolment = _next_port(address)
+    storage = parse_settings(
+        {"database": database, "blobs": blobs}, settings_module.StorageSettings, where="init"
+    )
 
     def settings_for(inner: settings_module.InnerTable) -> settings_module.CoordinatorSettings:
         if inner_steps is not None:
@@ -86,6 +107,7 @@ def init(
             ),
             rounds=settings_module.RoundsSettings(quorum=quorum, total=rounds),
             inner=inner,
+            storage=storage,
         )
 
     create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
@@ -116,18 +138,27 @@ def serve(
     failpoints: Annotated[
         bool, typer.Option("--failpoints", hidden=True, help="Obey TAPESTRY_FAILPOINT: a test.")
     ] = False,
+    database: Database = "",
+    blobs: BlobStore = "",
 ) -> None:
-    """Listen for members and run rounds until Ctrl-C; starting again goes on where it was."""
+    """Listen for members and run rounds until Ctrl-C; starting again goes on where it was.
+
+    Several coordinators may share a PostgreSQL database: one leads, the others stand by.
+
+    Example: tapestry coordinator serve fed
+    """
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.failpoints import arm  # noqa: PLC0415
-    from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
+    from tapestry_coordinator.standby import serve_home  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
+    changed = {"database": database, "blobs": blobs}
     if failpoints:
         arm(os.environ)
     home = find_home(folder)
+    home = replace(home, storage=tuple((key, url) for key, url in changed.items() if url))
     with alone(home.folder, who="the coordinator"):
-        CoordinatorServer(home).serve()
+        serve_home(home)
 
 
 @app.command()
@@ -376,7 +407,7 @@ def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registr
     from tapestry_coordinator.database import database_url  # noqa: PLC0415
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
-    return closing(Registry(database_url(home.folder)))
+    return closing(Registry(database_url(home)))
 
 
 def _next_port(address: str) -> str:

@@ -115,6 +115,8 @@ class Desk:
         self.policy = registry.adopt_policy(policy, now=clock())
         """In force since the newest plan was made."""
         self._changed = threading.Condition()
+        self._is_certain = True
+        """Whether `state` is what the database has: it may be gone while it takes an event."""
         self._version = 0
         self._here: Counter[str] = Counter()
         self._connections: Counter[str] = Counter()
@@ -134,6 +136,18 @@ class Desk:
         for number in range(self._newest + 2):
             self.index_files(number)
         self._candidate = self._recovered_candidate()
+
+    def _refresh(self) -> None:
+        """Stand where the database stands, if it did not say whether it took the last event."""
+        if self._is_certain:
+            return
+        lineage = self.registry.lineage()
+        self._newest, self._manifest = len(lineage) - 1, lineage[-1]
+        self.state = self._recovered(self._newest + 1)
+        self._candidate = self._recovered_candidate()
+        self._is_certain = True
+        self._version += 1
+        self._changed.notify_all()
 
     def _recovered(self, number: int) -> RoundState:
         state = folded(number, self.registry.round_events(number))
@@ -227,6 +241,7 @@ class Desk:
     def pass_time(self) -> None:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
+            self._refresh()
             enrolled = [m for m in self.registry.members() if m.status == "active"]
             self._take_ruling()
             self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
@@ -261,6 +276,7 @@ class Desk:
             RejectedError: That round is not open, or not this member's.
         """
         with self._changed:
+            self._refresh()
             if round_number != self.state.number:
                 raise RejectedError(
                     f"round {round_number} is over, round {self.state.number} is "
@@ -359,8 +375,11 @@ class Desk:
         return receipt
 
     def propose(self, envelope: Envelope, gate: NoHarmPolicy) -> None:
-        """Let members measure a checkpoint that lies in its candidate's folder."""
+        """Let members measure a checkpoint that lies in its candidate's folder, unless they do."""
         with self._changed:
+            self._refresh()
+            if self.state.phase is not Phase.AGGREGATING:
+                return
             self._candidate = envelope
             self.index_files(self.state.number)
             until = self.clock() + gate.evaluation_seconds
@@ -371,6 +390,7 @@ class Desk:
     def _measured_candidate(self, evaluation: StoredEvaluation) -> None:
         """Take what a member says of the candidate as its voice."""
         with self._changed:
+            self._refresh()
             if self.state.phase is not Phase.MEASURING or evaluation.round != self.state.number:
                 return
             plan, _digest = plan_of(self.registry, self.state)
@@ -399,9 +419,12 @@ class Desk:
         return self.registry.round_of(manifest_digest)
 
     def publish(self, envelope: Envelope) -> None:
-        """Make a checkpoint that lies in its folder the newest consensus."""
+        """Make a checkpoint that lies in its folder the newest consensus, unless it is that."""
         digest = payload_digest(envelope)
         with self._changed:
+            self._refresh()
+            if payload_digest(self._manifest) == digest:
+                return
             number = self.state.number
             self.index_files(number)
             attendance = Attendance(
@@ -433,6 +456,7 @@ class Desk:
         if Effect.ANNOUNCE_PLAN in effects:
             signed = self._make_plan(after).signed(self.key)
             plan = (after.attempt, payload_digest(signed), signed)
+        self._is_certain = False
         self.registry.record_event(
             before.number,
             event,
@@ -443,6 +467,7 @@ class Desk:
             manifest=manifest,
             attendance=attendance,
         )
+        self._is_certain = True
         if plan is not None:
             failpoints.reach("plan-recorded")
         self.state = after
@@ -537,6 +562,7 @@ class Desk:
             RejectedError: No round takes it.
             UnavailableError: The next round takes it.
         """
+        self._refresh()
         envelope = self.registry.plan(number) if number <= self.state.number else None
         if envelope is None:
             staleness_of(self.state, member_id, answers=number, most=0)

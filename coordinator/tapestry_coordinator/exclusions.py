@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Contribution
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UnavailableError
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.registry import Registry
 
@@ -22,6 +22,8 @@ def recording_refusals(desk: Desk, member_id: str) -> Iterator[None]:
     """Record whatever of a member's contribution is refused while the block runs."""
     try:
         yield
+    except UnavailableError:
+        raise  # nothing is wrong with it: disk, database or store do not take it now
     except RejectedError as error:
         number = desk.state.number
         desk.registry.exclude(number, member_id, kind=REFUSED, reason=str(error), now=desk.clock())

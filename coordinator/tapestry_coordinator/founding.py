@@ -1,6 +1,7 @@
 """Making a federation: root of trust, keys, genesis checkpoint, settings."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.publisher import software
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable
@@ -127,10 +129,13 @@ def _found(
     save_private_key(home.signing_key, key)
     save_private_key(home.tls_key, create_tls_key())
     envelope = _publish_genesis(home, founding, created, authority, key, now=now)
-    registry = Registry(database_url(home.folder))
-    registry.add_genesis(payload_digest(envelope), envelope)
-    registry.adopt_policy(founding.policy, now=now)
-    registry.close()
+    registry = Registry(database_url(home))
+    blobs = blobs_of(home)
+    if blobs is not None:
+        Mirror(home, blobs).put_founding(envelope)
+    with closing(registry):
+        registry.add_genesis(payload_digest(envelope), envelope)
+        registry.adopt_policy(founding.policy, now=now)
     return envelope
 
 

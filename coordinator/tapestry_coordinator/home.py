@@ -13,6 +13,7 @@ published/           checkpoints: round-000000 is genesis
 candidates/          the newest round's, while members measure it
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
+.incoming/           checkpoints on their way here from the store of blobs
 notes/               what the operator adds to model cards, by round
 ```
 """
@@ -31,6 +32,7 @@ from tapestry.checkpoints.policy import (
     save_policy,
 )
 from tapestry.cli.running import default_home
+from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
@@ -43,6 +45,8 @@ class CoordinatorHome:
     """Paths below a coordinator's folder."""
 
     folder: Path
+    storage: tuple[tuple[str, str], ...] = ()
+    """Keys of `[storage]` whose values differ from the file's, in this process."""
 
     @property
     def ca(self) -> Path:
@@ -102,7 +106,12 @@ class CoordinatorHome:
 
     def load_settings(self) -> settings.CoordinatorSettings:
         """Read `coordinator.toml`."""
-        return settings.load(self.folder)
+        read = settings.load(self.folder)
+        if not self.storage:
+            return read
+        table = {**read.storage.model_dump(), **dict(self.storage)}
+        storage = parse_settings(table, settings.StorageSettings, where="[storage]")
+        return read.model_copy(update={"storage": storage})
 
     @property
     def policy(self) -> Path:

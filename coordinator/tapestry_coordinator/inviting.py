@@ -26,7 +26,7 @@ def make_invitation(home: CoordinatorHome, member_id: str, *, now: float) -> Inv
         token=new_token(),
         expires_at=int(now + settings.membership.invitation_hours * _HOUR_SECONDS),
     )
-    registry = Registry(database_url(home.folder))
+    registry = Registry(database_url(home))
     try:
         registry.add_invitation(
             token_digest(invitation.token),

@@ -147,7 +147,7 @@ def _registry(home: CoordinatorHome) -> "Registry":
     from tapestry_coordinator.database import database_url  # noqa: PLC0415
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415 - imports sqlalchemy
 
-    return Registry(database_url(home.folder))
+    return Registry(database_url(home))
 
 
 def _recorded(home: CoordinatorHome, version: int | None) -> "PolicyVersion":

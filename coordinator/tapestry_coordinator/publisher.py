@@ -170,6 +170,7 @@ class Publisher:
         number = closed.plan.round
         if target.is_dir():
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
+        self._bring(closed.contributions)
         with building(target, durable=durable) as folder:
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
             aggregated = self._aggregator(closed.policy).aggregate(
@@ -204,6 +205,12 @@ class Publisher:
         failpoints.reach("checkpoint-in-place")
         _log.info("checkpoint %d is in %s", number, target)
         return envelope
+
+    def _bring(self, contributions: Sequence[StoredContribution]) -> None:
+        """Have the contributions here that another coordinator may have taken."""
+        for stored in contributions:
+            declared = Contribution.parsed(stored.envelope.payload, what="contribution")
+            self.store.bring(stored.round, stored.member_id, root=declared.root)
 
     def _finish(self, manifest: Manifest, closed: ClosedRound, folder: Path) -> Envelope:
         """Sign the manifest, and write what stands beside the model."""

@@ -3,7 +3,7 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,12 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry_coordinator import failpoints, rounds
-from tapestry_coordinator.database import open_database, transaction
+from tapestry_coordinator.database import (
+    at_every_turn,
+    open_database,
+    require_sound,
+    transaction,
+)
 from tapestry_coordinator.tables import (
     contributions,
     evaluations,
@@ -136,6 +141,18 @@ class Registry:
             ConfigError: It cannot be opened.
         """
         self._engine = open_database(url)
+
+    def fence(self, check: Callable[[Connection], None]) -> None:
+        """Let `check` refuse a transaction of ours by raising, before it has done anything."""
+        at_every_turn(self._engine, check)
+
+    def require_sound(self) -> None:
+        """Look through the database if it is a file.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
+        require_sound(self._engine)
 
     def close(self) -> None:
         """Give all connections back."""

@@ -15,8 +15,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tapestry.checkpoints.folder import CARD_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.errors import ConfigError, TapestryError
+from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.certificates import issue_server_certificate
+from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
@@ -31,6 +32,8 @@ from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.leases import Lease
+from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
@@ -58,29 +61,43 @@ class CoordinatorServer:
         self,
         home: CoordinatorHome,
         *,
+        lease: Lease | None = None,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - the edge that owns the clock
     ) -> None:
         """Open the registry and take up the state; nothing listens yet.
 
         Args:
             home: No other process may be in there: the caller holds its lock.
+            lease: Held by the caller, where several coordinators share a database.
             clock: Unix seconds; rounds go by the seconds that pass, whatever it jumps to.
 
         Raises:
-            UnavailableError: The newest checkpoint is damaged and cannot be made again.
+            ConfigError: The database is damaged, or another one.
+            UnavailableError: The newest checkpoint is damaged and cannot be made again, or the
+                database or the store of blobs does not answer now.
         """
         self.home = home
         self.settings = home.load_settings()
         self._clock = clock
         self._key = home.load_signing_key()
         self._authority = home.load_authority()
-        self._registry = Registry(database_url(home.folder))
+        self._lease = lease
+        self._registry = Registry(database_url(home))
+        if lease is not None:
+            self._registry.fence(lease.require)
+        self._registry.require_sound()
+        blobs = blobs_of(home)
+        mirror = self._mirror = None if blobs is None else Mirror(home, blobs)
+        if mirror is not None:
+            mirror.bring_founding(self._registry.lineage(0)[0])
         self._layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
-        self._store = FragmentStore(home.contributions, self._layout)
+        self._store = FragmentStore(home.contributions, self._layout, blobs=blobs)
         self._publisher = Publisher(home=home, key=self._key, store=self._store)
-        self._settling = Settling(home, self._registry, self._publisher)
+        self._settling = Settling(home, self._registry, self._publisher, mirror)
+        if lease is not None or mirror is not None:
+            self._settling.take_up()
         self._settling.recover()
-        self._propose_again()
+        self._make_up()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
@@ -90,29 +107,39 @@ class CoordinatorServer:
         self._places = Places()
         self._stopping = threading.Event()
 
-    def _propose_again(self) -> None:
-        """Make sure that the candidate which members measure is there."""
-        number = (self._registry.newest_round() or 0) + 1
+    def _make_up(self) -> None:
+        """Make sure of what the last process may have left undone after a round was recorded.
+
+        That is the record of contributions without weight, and the candidate that members measure.
+        """
+        newest = self._registry.newest_round() or 0
+        manifest = self._registry.manifest(newest)
+        if manifest is not None:
+            record_weightless(self._registry, Manifest.parsed(manifest.payload, what="manifest"))
+        number = newest + 1
         state = folded(number, self._registry.round_events(number))
         if state.phase in (Phase.MEASURING, Phase.HELD):
             self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
-        """Listen and run rounds until SIGINT or SIGTERM.
+        """Listen and run rounds until SIGINT or SIGTERM, or until the lease is lost.
 
         Raises:
             ConfigError: A port is in use.
         """
         reuse_large_blocks()
         servers = self._start_servers()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        if self._lease is None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._on_signal)
+        if self._mirror is not None:
+            self._settle(self._registry.newest_round() or 0)
         aggregator = threading.Thread(target=self._aggregate_forever, name="aggregator")
         aggregator.start()
         network = self.settings.network
         _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
         try:
-            while not self._stopping.wait(_TICK_SECONDS):
+            while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
                 self._places.end_stalled()
                 self._pass_time()
         finally:
@@ -131,8 +158,19 @@ class CoordinatorServer:
         try:
             self.desk.pass_time()
         except (TapestryError, OSError) as error:
+            self._rest_after(error)
+
+    def _rest_after(self, error: Exception) -> None:
+        """Say what went wrong and wait a while."""
+        if not self._is_superseded():
             _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
-            self._stopping.wait(_RETRY_SECONDS)
+        for _second in range(int(_RETRY_SECONDS)):
+            if self._is_superseded() or self._stopping.wait(1.0):
+                return
+
+    def _is_superseded(self) -> bool:
+        """Whether another coordinator leads."""
+        return self._lease is not None and self._lease.is_lost
 
     def stop(self) -> None:
         """Ask `serve` to return."""
@@ -189,8 +227,7 @@ class CoordinatorServer:
                     self._aggregate()
                 self._renew_cards()
             except (TapestryError, OSError) as error:
-                _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
-                self._stopping.wait(_RETRY_SECONDS)
+                self._rest_after(error)
             except Exception:  # noqa: BLE001 - logged whole; the federation goes on
                 _log.exception("a bug; tried again in %.0f s", _RETRY_SECONDS)
                 self._stopping.wait(_RETRY_SECONDS)
@@ -208,27 +245,40 @@ class CoordinatorServer:
         envelope = self._publisher.publish(closed)
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
-        self.desk.publish(envelope)
-        failpoints.reach("checkpoint-recorded")
-        record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
+        self._record(envelope)
         self._settle(state.number)
+
+    def _record(self, envelope: Envelope) -> None:
+        """Publish a checkpoint; go on until the database has it, or another coordinator leads."""
+        while True:
+            try:
+                self.desk.publish(envelope)
+                failpoints.reach("checkpoint-recorded")
+                manifest = Manifest.parsed(envelope.payload, what="manifest")
+                return record_weightless(self._registry, manifest)
+            except UnavailableError as error:
+                if self._stopping.is_set() or self._is_superseded():
+                    raise
+                self._rest_after(error)
 
     def _settle(self, number: int) -> None:
         """Make a checkpoint durable while the next round runs; then drop what is kept no more."""
 
         def settle() -> None:
-            self._settling.finish(number)
+            if number > 0:
+                self._settling.finish(number)
+            self._settling.share(number)
             self._prune(number)
 
         self._unsettled = (number, self._threads.submit(settle))
 
     def _wait_until_settled(self) -> None:
-        """Wait for the checkpoint before; if its disk failed, begin once more and say so."""
+        """Wait for the checkpoint before; if disk or store failed, begin once more and say so."""
         if self._unsettled is not None:
             number, future = self._unsettled
             try:
                 future.result()
-            except OSError:
+            except (OSError, TapestryError):
                 self._settle(number)
                 raise
 
@@ -245,6 +295,11 @@ class CoordinatorServer:
                 with giving_up(folder):
                     failpoints.reach("checkpoint-retired")
         self.home.spare_states.retire([self.home.outer_state(number - 2)])
+        if self._mirror is not None:
+            self._mirror.prune(
+                checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
+                states_before=number - 1,
+            )
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""

@@ -368,6 +368,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     root, norm = found or self._store.finish(number, member.member_id)
                     if root.hex() != contribution.root:
                         raise RejectedError("the signed root is not that of the fragments received")
+                    self._store.secure(number, member.member_id, root=root.hex())
                     failpoints.reach("contribution-durable")
                     receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
                     failpoints.reach("receipt-recorded")

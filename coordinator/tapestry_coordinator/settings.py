@@ -1,9 +1,11 @@
 """`coordinator.toml`: what the coordinator's operator decides."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.config import Settings, commented_toml, load_settings
@@ -87,6 +89,54 @@ class MembershipSettings(Settings):
     certificate_days: Annotated[int, Field(ge=1, le=398)] = 30
 
 
+class StorageSettings(Settings):
+    """Where the registry and the large files are, if not in the coordinator's folder."""
+
+    database: str = ""
+    """postgresql+psycopg://user@host/name, so that a second coordinator can stand by; empty:
+    coordinator.db in the folder. The password is better kept in ~/.pgpass (PGPASSFILE)."""
+    blobs: str = ""
+    """s3://bucket/prefix or file:///shared/folder, where contributions and checkpoints are kept
+    too; empty: in the folder alone. Credentials come from the environment (AWS_ACCESS_KEY_ID)."""
+    endpoint: str = ""
+    """Of a store that speaks S3 and is not Amazon's, such as https://s3.example.org."""
+    allow_plain_http: bool = False
+    """Let `endpoint` be http:// on another machine: whoever is in between can read and change."""
+
+    @field_validator("database")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        if url and not url.startswith(("postgresql+psycopg://", "sqlite:///")):
+            raise ValueError(
+                f"{url.split(':', 1)[0]!r:.40} is no database that Tapestry knows: write "
+                "postgresql+psycopg://user@host/name, or leave it empty for a file in the folder"
+            )
+        return url
+
+    @field_validator("blobs")
+    @classmethod
+    def _known_store(cls, url: str) -> str:
+        if url and not re.match(r"s3://[^/]+|file:///.", url):
+            raise ValueError(
+                f"{url!r:.60}: write s3://bucket/prefix or file:///shared/folder, or leave it "
+                "empty for the coordinator's folder"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        parts = urlsplit(self.endpoint)
+        if self.endpoint and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError(f"endpoint: {self.endpoint!r:.60}: write https://host or host:port")
+        is_far = parts.hostname not in {"localhost", "127.0.0.1", "::1"}
+        if parts.scheme == "http" and is_far and not self.allow_plain_http:
+            raise ValueError(
+                "endpoint: http:// leaves contributions unprotected on the way: write https://, or "
+                "set allow_plain_http = true if the network between is yours alone"
+            )
+        return self
+
+
 class KeepSettings(Settings):
     """How much history stays on the disk; 0 keeps everything."""
 
@@ -105,6 +155,7 @@ class CoordinatorSettings(Settings):
     shared: SharedSettings = SharedSettings()
     membership: MembershipSettings = MembershipSettings()
     keep: KeepSettings = KeepSettings()
+    storage: StorageSettings = StorageSettings()
 
 
 def load(folder: Path) -> CoordinatorSettings:
@@ -115,4 +166,6 @@ def load(folder: Path) -> CoordinatorSettings:
 def save(folder: Path, settings: CoordinatorSettings) -> None:
     """Write `coordinator.toml` with every key and what it means."""
     head = "Settings of this coordinator; read again at every start."
-    write_atomic(folder / SETTINGS_FILE, commented_toml(settings, head=head))
+    has_secret = urlsplit(settings.storage.database).password is not None
+    mode = 0o600 if has_secret else 0o644
+    write_atomic(folder / SETTINGS_FILE, commented_toml(settings, head=head), mode=mode)

@@ -12,19 +12,22 @@ verified, and computed again if it is damaged.
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.outer_state import OuterStateFile
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
-from tapestry.errors import TapestryError, UnavailableError
+from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import boot_id, remove_unfinished, sync_path, sync_tree, write_atomic
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import kept_vectors
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.mirroring import Mirror
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Published, folded
@@ -37,8 +40,15 @@ UNSETTLED_FILE = "unsettled.json"
 class Settling:
     """Makes published checkpoints durable, and repairs the newest after a power cut."""
 
-    def __init__(self, home: CoordinatorHome, registry: Registry, publisher: Publisher) -> None:
-        """Of the coordinator in `home`."""
+    def __init__(
+        self,
+        home: CoordinatorHome,
+        registry: Registry,
+        publisher: Publisher,
+        mirror: Mirror | None = None,
+    ) -> None:
+        """Of the coordinator in `home`, whose checkpoints go to `mirror` too if there is one."""
+        self._mirror = mirror
         self._home = home
         self._registry = registry
         self._publisher = publisher
@@ -64,6 +74,69 @@ class Settling:
         sync_path(state.parent)
         failpoints.reach("checkpoint-durable")
         self._note.unlink(missing_ok=True)
+
+    def share(self, number: int) -> None:
+        """Put a checkpoint that is on the disk into the store of blobs too, if there is one.
+
+        Raises:
+            UnavailableError: The store does not take it now.
+        """
+        envelope = self._registry.manifest(number)
+        if self._mirror is None or envelope is None:
+            return
+        if number == 0:
+            self._mirror.put_founding(envelope)
+        elif not self._mirror.has_checkpoint(number, envelope):
+            self._mirror.put_checkpoint(number, envelope)
+
+    def take_up(self) -> None:
+        """Have the newest checkpoint here, though another coordinator may have published it.
+
+        To be called before `recover`. What the store does not have is computed again.
+
+        Raises:
+            ConfigError: It is not here, and there is no store to fetch it from.
+            UnavailableError: The store does not answer now, or what it has is damaged.
+        """
+        lineage = self._registry.lineage()
+        self._drop_strays(lineage)
+        newest = len(lineage) - 1
+        self._have(newest, lineage)
+        for state in (self._home.folder / "outer").glob("round-*.f32"):
+            if state.name < self._home.outer_state(max(0, newest - 1)).name:
+                state.unlink()
+
+    def _drop_strays(self, lineage: Sequence[Envelope]) -> None:
+        """Remove checkpoints that a coordinator made which led no more, and nobody recorded."""
+        for folder in self._home.published.glob("round-*"):
+            number = int(folder.name.removeprefix("round-"))
+            try:
+                here = read_envelope(folder / MANIFEST_FILE, what="manifest").payload
+            except TapestryError:
+                here = b""
+            if number >= len(lineage) or lineage[number].payload != here:
+                _log.warning("%s was not published: removed", folder)
+                self._drop(number)
+
+    def _have(self, number: int, lineage: Sequence[Envelope]) -> None:
+        """Fetch or compute a checkpoint and the outer optimizer's state after it."""
+        manifest = Manifest.parsed(lineage[number].payload, what="manifest")
+        has_state = kept_vectors(manifest) == 0 or self._home.outer_state(number).is_file()
+        if self._home.checkpoint(number).is_dir() and has_state:
+            return
+        mirror = self._mirror
+        if mirror is not None and mirror.bring_checkpoint(number, lineage[number]):
+            return
+        if mirror is None or number == 0:
+            raise ConfigError(
+                f"{self._home.checkpoint(number)} is not here, and [storage] blobs names no store "
+                "that has it: set it, for every coordinator alike, or copy the folder"
+            )
+        self._have(number - 1, lineage)
+        _log.warning("checkpoint %d was not in the store yet: made again", number)
+        self._drop(number)
+        self._make_again(number, lineage[number])
+        self.finish(number)
 
     def recover(self) -> None:
         """Bring the newest checkpoint in order; to be called before anything is served.

@@ -14,7 +14,7 @@ INACTIVE = "inactive"
 
 def status_of(home: CoordinatorHome) -> dict[str, Any]:
     """Return the round, the newest checkpoint, and what members measured of it."""
-    with closing(Registry(database_url(home.folder))) as registry:
+    with closing(Registry(database_url(home))) as registry:
         newest = registry.newest_round() or 0
         state = RoundState(number=newest + 1)
         for at, event in registry.round_events(state.number):

@@ -117,3 +117,13 @@ evaluations = Table(
     Column("held_out_bytes", _Id, nullable=False),
     Column("at", Float(53), nullable=False),
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("holder", String(200), nullable=False),
+    Column("identity", String(64), nullable=False),
+    Column("term", _Id, nullable=False),
+    Column("beat", _Id, nullable=False),
+)

@@ -14,6 +14,7 @@ handing in.
 
 import errno
 import json
+import logging
 import os
 import shutil
 import threading
@@ -34,9 +35,12 @@ from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import RollingSync, sync_path, write_atomic
+from tapestry.storage.blobs import Blobs
 from tapestry.storage.spares import Spares
 from tapestry_coordinator import failpoints
 
+_log = logging.getLogger(__name__)
+_BLOBS = "contributions"
 _Key = tuple[int, str]
 """Round and member."""
 
@@ -95,9 +99,12 @@ class Upload:
 class FragmentStore:
     """The files of contributions, received and whole."""
 
-    def __init__(self, folder: Path, layout: ParameterLayout) -> None:
-        """Keep them below `folder`; nothing is read yet."""
+    def __init__(
+        self, folder: Path, layout: ParameterLayout, *, blobs: Blobs | None = None
+    ) -> None:
+        """Keep them below `folder`, and in `blobs` once they are whole; nothing is read yet."""
         self._folder = folder
+        self._blobs = blobs
         self._layout = layout
         self._spares = Spares(folder, "contribution")
         self._buffers: list[Float32Array] = []
@@ -256,8 +263,61 @@ class FragmentStore:
             raise UnavailableError(f"{path}: fragment {index} is damaged on this disk")
         return data
 
+    def secure(self, round_number: int, member_id: str, *, root: str) -> None:
+        """Put a whole contribution into the store of blobs, if there is one.
+
+        Raises:
+            UnavailableError: The store does not take it now; calling again goes on.
+        """
+        if self._blobs is None:
+            return
+        key, blob = (round_number, member_id), _blob(round_number, member_id, root)
+        if self._blobs.size(f"{blob}.json") is None:
+            self._blobs.put(self._path(key, "contribution"), f"{blob}.contribution")
+            self._blobs.put(self._path(key, "json"), f"{blob}.json")
+
+    def bring(self, round_number: int, member_id: str, *, root: str) -> None:
+        """Make sure that a whole contribution is here and the one with that root.
+
+        Raises:
+            UnavailableError: It is not, and there is no store of blobs, or not in it.
+            OSError: The disk is full.
+        """
+        key = (round_number, member_id)
+        with self.turn(member_id):
+            if self._has(key, root):
+                return
+            if self._blobs is None:
+                raise UnavailableError(
+                    f"{self._path(key, 'contribution')}: this contribution is recorded and not "
+                    "here; restore it from a backup, or copy it from the coordinator that took it"
+                )
+            _log.info("round %d: fetching the contribution of %s", *key)
+            blob = _blob(round_number, member_id, root)
+            self._announcements.pop(key, None)
+            self._checksums.pop(key, None)
+            self._path(key, "json").unlink(missing_ok=True)
+            for suffix in ("contribution", "json"):
+                if not self._blobs.get(f"{blob}.{suffix}", self._path(key, suffix)):
+                    raise UnavailableError(
+                        f"{self._blobs.url}: {blob}.{suffix} is recorded and not there; restore "
+                        "it from a backup"
+                    )
+
+    def _has(self, key: _Key, root: str) -> bool:
+        """Whether the whole contribution that is here is the one with that root."""
+        try:
+            is_there = self._path(key, "contribution").is_file()
+            return is_there and fragments_root(self._announced(key)[1]).hex() == root
+        except (OSError, ValueError, KeyError):
+            return False
+
     def prune(self, *, before: int) -> None:
-        """Remove the contributions to all rounds before round `before`."""
+        """Remove the contributions to all rounds before round `before`.
+
+        Raises:
+            UnavailableError: The store of blobs does not answer; those here are gone.
+        """
         with self._lock:
             given_up = [self._open.pop(key) for key in sorted(self._open) if key[0] < before]
             for known in (self._announcements, self._checksums):
@@ -274,6 +334,9 @@ class FragmentStore:
             self._spares.retire(past[-1].glob("*.contribution"))
         for folder in past:
             shutil.rmtree(folder)
+        if self._blobs is not None:
+            names = self._blobs.names(_BLOBS)
+            self._blobs.delete([name for name in names if name.split("/")[1] < folder_name(before)])
 
     def _path(self, key: _Key, suffix: str) -> Path:
         return self._folder / folder_name(key[0]) / f"{key[1]}.{suffix}"
@@ -367,6 +430,11 @@ class FragmentStore:
             return squared
         finally:
             self._buffers.append(buffer)
+
+
+def _blob(round_number: int, member_id: str, root: str) -> str:
+    """Return the key of a contribution in the store, less its suffix."""
+    return f"{_BLOBS}/{folder_name(round_number)}/{member_id}-{root[:32]}"
 
 
 def _root_and_norm(upload: Upload) -> tuple[bytes, float]:

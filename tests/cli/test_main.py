@@ -24,7 +24,7 @@ OPTIONS = {
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": ["init", "serve", "invite", "status", "members", "annotate", "revoke"],
     "coordinator init": ["FOLDER", "--name", "--size", "--model", "--pool", "--address"],
-    "coordinator serve": ["FOLDER"],
+    "coordinator serve": ["FOLDER", "--database", "--blobs"],
     "coordinator invite": ["MEMBER", "--dir", "--out"],
     "coordinator status": ["--dir", "--json"],
     "coordinator members": ["--dir", "--json"],

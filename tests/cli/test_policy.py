@@ -106,7 +106,7 @@ def test_a_version_that_never_was_is_an_error(run: Run) -> None:
 
 def test_exclusions_are_listed_with_their_answers(run: Run, small: Small) -> None:
     assert run("exclusions")[1] == "nothing was left out\n"
-    with closing(Registry(database_url(small.home.folder))) as registry:
+    with closing(Registry(database_url(small.home))) as registry:
         for member in ("a", "b"):
             registry.exclude(3, member, kind="refused", reason="too short", now=FOUNDED_AT)
         registry.answer(1, "a", "by law", now=FOUNDED_AT)

@@ -208,7 +208,7 @@ def found_small(
     if aggregation or policy:
         changed = changed_policy(home.load_policy(), **(policy or {}), aggregation=aggregation)
         save_policy(home.policy, changed)
-        registry = Registry(database_url(home.folder))
+        registry = Registry(database_url(home))
         registry.adopt_policy(changed, now=FOUNDED_AT)
         registry.close()
     return Small(home)

@@ -367,7 +367,7 @@ def test_the_plot_is_the_same_for_the_same_figures() -> None:
 def test_annotating_keeps_the_notes_and_renews_the_card(tmp_path: Path) -> None:
     small = found_small(tmp_path / "fed")
     envelope = small.publisher.publish(small.closed({"a": [0.5, 0.5]}))
-    registry = Registry(database_url(small.home.folder))
+    registry = Registry(database_url(small.home))
     digest = verify_checkpoint(small.home.checkpoint(1)).manifest_digest
     registry.record_event(1, Published(manifest=digest), now=1.0, manifest=(digest, envelope))
     registry.add_evaluation(measured(1, "a", 2.5), now=1.0)

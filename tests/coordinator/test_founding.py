@@ -64,7 +64,7 @@ def test_a_federation_is_founded_with_a_verified_genesis(tmp_path: Path) -> None
 
 def test_the_registry_knows_the_genesis(tmp_path: Path) -> None:
     home = found_in(tmp_path / "fed")
-    registry = Registry(database_url(home.folder))
+    registry = Registry(database_url(home))
     verified = verify_checkpoint(home.checkpoint(0))
     assert registry.newest_round() == 0
     assert registry.round_of(verified.manifest_digest) == 0

@@ -253,7 +253,7 @@ def test_an_infeasible_influence_cap_is_refused_and_nothing_is_left(tmp_path: Pa
 
 def test_a_cap_that_the_quorum_cannot_hold_is_refused_before_any_round(tmp_path: Path) -> None:
     small = found_small(tmp_path / "fed", influence_cap=0.3, rounds=RoundsSettings(quorum=2))
-    registry = Registry(database_url(small.home.folder))
+    registry = Registry(database_url(small.home))
     with pytest.raises(ConfigError, match=r"influence_cap = 0.3 .* raise rounds.quorum to 4 or"):
         Desk(small.home, small.home.load_settings(), registry, small.key, clock=lambda: 0.0)
     registry.close()

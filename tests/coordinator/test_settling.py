@@ -1,7 +1,8 @@
 """Checkpoints that the machine lost are made again to the bit; those it kept are left alone."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tapestry_coordinator.rounds import Arrived, Effect, Published, Tick, folded
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.settling import UNSETTLED_FILE, Settling
 from tests.coordinator.small import FOUNDED_AT, Small, found_small
+from tests.servers import Postgres
 
 RULES = RoundsSettings(quorum=1, gather_seconds=0.0, grace_seconds=0.0).rules()
 DELTAS = ([0.5, 0.25], [0.125, -1.0])
@@ -28,10 +30,10 @@ DELTAS = ([0.5, 0.25], [0.125, -1.0])
 class Machine:
     """A coordinator that publishes rounds as its server does, and may lose its power."""
 
-    def __init__(self, small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, small: Small, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
         self.small = small
         self.home = small.home
-        self.registry = Registry(database_url(small.home.folder))
+        self.registry = registry
         self._patch = monkeypatch
 
     @property
@@ -90,15 +92,25 @@ class Machine:
         }
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["sqlite-float32", "sqlite-bfloat16", "postgresql-bfloat16"])
 def machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Machine:
-    small = found_small(tmp_path / "fed", downlink=request.param, learning_rate=0.5)
-    machine = Machine(small, monkeypatch)
-    machine.publish(DELTAS[0])
-    machine.settling.finish(1)
-    return machine
+) -> Iterator[Machine]:
+    database, downlink = request.param.split("-")
+    small = found_small(tmp_path / "fed", downlink=downlink, learning_rate=0.5)
+    url = database_url(small.home)
+    if database == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.new_database()
+    with closing(Registry(url)) as registry:
+        if database == "postgresql":
+            (genesis,) = small.lineage
+            registry.add_genesis(payload_digest(genesis), genesis)
+            registry.adopt_policy(small.policy, now=FOUNDED_AT)
+        machine = Machine(small, registry, monkeypatch)
+        machine.publish(DELTAS[0])
+        machine.settling.finish(1)
+        yield machine
 
 
 def model(machine: Machine) -> None:

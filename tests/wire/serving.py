@@ -76,7 +76,7 @@ class Coordinator:
         self.small, self.home = small, small.home
         self.clock = clock or Clock()
         self.store = store or FragmentStore(self.home.contributions, small.layout)
-        self.registry = Registry(database_url(self.home.folder))
+        self.registry = Registry(database_url(self.home))
         self.desk = Desk(
             self.home, self.home.load_settings(), self.registry, small.key, clock=self.clock
         )
@@ -168,7 +168,7 @@ class Coordinator:
 
     def revoke(self, member_id: str) -> None:
         """As the command does it: another process writes to the same database."""
-        registry = Registry(database_url(self.home.folder))
+        registry = Registry(database_url(self.home))
         registry.revoke(member_id)
         registry.close()
 

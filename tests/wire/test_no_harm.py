@@ -213,7 +213,7 @@ def test_what_is_no_candidate_cannot_be_measured(
 
 
 def test_a_ruling_is_made_once(coordinator: Coordinator) -> None:
-    with closing(Registry(database_url(coordinator.home.folder))) as registry:
+    with closing(Registry(database_url(coordinator.home))) as registry:
         registry.rule(1, is_released=True, reason="", now=1.0)
         with pytest.raises(ConfigError, match="has decided about round 1 before"):
             registry.rule(1, is_released=False, reason="no", now=2.0)
