@@ -7,6 +7,7 @@ import pytest
 
 from tapestry.checkpoints.manifest import Participation
 from tapestry.checkpoints.verify import verify_checkpoint
+from tapestry_demo.workers import Workers
 from tests.e2e.live import Live
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,8 @@ def participation(live: Live, number: int) -> dict[str, Participation]:
 
 
 def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) -> None:
-    live.found(rounds=3, steps=150, grace_seconds=2.0)
+    live.workers = Workers(live.folder / "logs")
+    live.found(rounds=3, steps=60, grace_seconds=2.0)
     live.decide(lateness={"max_staleness": 2})
     live.serve()
     for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
@@ -38,18 +40,19 @@ def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) 
     parts = [participation(live, number).get("c-lib") for number in (2, 3)]
     late = [part for part in parts if part is not None and part.staleness]
     assert len(late) == 1, "once"
-    assert (late[0].base_round, late[0].tokens) == (0, 150 * 2 * 32)
+    assert (late[0].base_round, late[0].tokens) == (0, 60 * 2 * 32)
     log = live.log("c-lib")
-    assert log.count("round 1: 150 inner steps") == 1, "what it had begun, it finished"
+    assert log.count("round 1: 60 inner steps") == 1, "what it had begun, it finished"
     assert "it goes on, for round 2" in log
     assert f"used in round {1 + late[0].staleness}" in log
 
 
 def test_out_of_step_members_reach_a_consensus_that_verifies(live: Live) -> None:
-    live.found(rounds=4, steps=20)
+    live.workers = Workers(live.folder / "logs")
+    live.found(rounds=4, steps=10)
     live.decide(
         lateness={"max_staleness": 4},
-        pace={"mode": "asynchronous", "round_seconds": 0.5, "min_steps": 5},
+        pace={"mode": "asynchronous", "round_seconds": 0.3, "min_steps": 4},
         aggregation={"optimizer": "delayed-nesterov"},
     )
     live.serve()
@@ -67,4 +70,4 @@ def test_out_of_step_members_reach_a_consensus_that_verifies(live: Live) -> None
     assert outer == [(2, 1), (2, 2), (2, 1), (2, 2)], "two rounds until all have had their turn"
     used = [part for number in (1, 2, 3, 4) for part in participation(live, number).values()]
     assert len({part.contribution for part in used}) == 8, "each contribution once"
-    assert {part.tokens for part in used} != {20 * 2 * 32}, "by speed, not all the same"
+    assert {part.tokens for part in used} != {10 * 2 * 32}, "by speed, not all the same"
