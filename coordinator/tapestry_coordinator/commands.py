@@ -224,6 +224,32 @@ def exclusions(
 
 
 @app.command()
+def release(
+    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
+    reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "",
+    folder: Dir = None,
+) -> None:
+    """Publish a candidate although a member found it worse for its text.
+
+    Example: tapestry coordinator release 42 --reason "agreed with fr-bnf by phone" --dir fed
+    """
+    _rule(find_home(folder), number, is_released=True, reason=reason)
+
+
+@app.command()
+def revert(
+    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
+    reason: Annotated[str, typer.Option(help="Stands in the manifest, for everybody to read.")],
+    folder: Dir = None,
+) -> None:
+    """Leave the consensus as it was: the candidate is dropped, and the reason published.
+
+    Example: tapestry coordinator revert 42 --reason "is-lbs lost .3 bits per byte" --dir fed
+    """
+    _rule(find_home(folder), number, is_released=False, reason=reason)
+
+
+@app.command()
 def annotate(
     number: Annotated[int, typer.Argument(help="The checkpoint's round.")],
     notes: Annotated[Path, typer.Option(help="Markdown for the model card.")],
@@ -259,6 +285,24 @@ def revoke(
         typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
 
 
+def _rule(home: CoordinatorHome, number: int, *, is_released: bool, reason: str) -> None:
+    from tapestry_coordinator.status import status_of  # noqa: PLC0415
+
+    table = status_of(home)
+    if table["round"] != number or table["phase"] not in {"measuring", "held"}:
+        raise ConfigError(
+            f"round {number} has no candidate to decide about: round {table['round']} is "
+            f"{table['phase']}"
+        )
+    if not is_released and not reason.strip():
+        raise ConfigError("--reason: say why; it is published with the checkpoint")
+    with _registry(home) as registry:
+        registry.rule(number, is_released=is_released, reason=reason, now=Now())
+    typer.echo(
+        f"round {number}: the candidate is to be {'published' if is_released else 'dropped'}"
+    )
+
+
 def _render_status(table: dict[str, Any]) -> str:
     lines = [
         f"federation {table['federation']}  identity {table['identity'][:16]}",
@@ -270,6 +314,12 @@ def _render_status(table: dict[str, Any]) -> str:
         lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
         lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
         lines.append(f"  deadline: {table['deadline']}")
+    if table["candidate"]:
+        lines.append(f"candidate {table['candidate'][:16]}, measured before it is published:")
+        lines += [f"  {m}: {said or 'no worse'}" for m, said in table["measured"].items()]
+        if table["phase"] == "held":
+            number = table["round"]
+            lines.append(f"  decide: tapestry coordinator release {number} | revert {number}")
     lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
     lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
     return "\n".join(lines)
