@@ -219,7 +219,8 @@ class Desk:
             return f"round {state.number}: {_BETWEEN[state.phase]}"
         if member_id not in state.cohort:
             return f"round {state.number} opened before this node came; it joins the next one"
-        return f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
+        asked = {*state.cohort, *state.arrived}
+        return f"round {state.number}: {len(state.arrived)} of {len(asked)} contributed"
 
     # What changes the round
 
