@@ -12,6 +12,8 @@ from tests.e2e.live import Live
 
 pytestmark = pytest.mark.slow
 
+MEMBERS = {"a-lib": "fra", "b-lib": "eus", "c-lib": "ukr"}
+
 
 def participation(live: Live, number: int) -> dict[str, Participation]:
     made = verify_checkpoint(live.home.checkpoint(number)).manifest.made
@@ -24,8 +26,9 @@ def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) 
     live.found(rounds=3, steps=60, grace_seconds=2.0)
     live.decide(lateness={"max_staleness": 2})
     live.serve()
-    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+    for member, language in MEMBERS.items():
         live.join(member, language)
+    for member in MEMBERS:
         live.run_node(member)
     live.wait(lambda: live.progress("c-lib").get("step", 0) > 2)
     slow = live.processes.running["c-lib"].pid
@@ -34,7 +37,7 @@ def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) 
         live.wait(lambda: live.status()["newest_checkpoint"] >= 1)
     finally:
         os.kill(slow, signal.SIGCONT)
-    for member in ("a-lib", "b-lib", "c-lib"):
+    for member in MEMBERS:
         live.wait_done(member)
     assert sorted(participation(live, 1)) == ["a-lib", "b-lib"], "nobody waited for it"
     parts = [participation(live, number).get("c-lib") for number in (2, 3)]
@@ -56,10 +59,11 @@ def test_out_of_step_members_reach_a_consensus_that_verifies(live: Live) -> None
         aggregation={"optimizer": "delayed-nesterov"},
     )
     live.serve()
-    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+    for member, language in MEMBERS.items():
         live.join(member, language)
+    for member in MEMBERS:
         live.run_node(member)
-    for member in ("a-lib", "b-lib", "c-lib"):
+    for member in MEMBERS:
         live.wait_done(member)
     outer = []
     for number in (1, 2, 3, 4):
