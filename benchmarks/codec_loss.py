@@ -39,6 +39,7 @@ import numpy as np
 from running import save
 
 from tapestry.aggregation.contributions import WeightedContribution
+from tapestry.aggregation.outer import OuterOptimizer
 from tapestry.aggregation.pipeline import decide, in_memory, outer_step
 from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
 from tapestry.checkpoints.policy import AggregationPolicy
@@ -249,8 +250,11 @@ class Node:
         self._spool = folder / member_id
         self._spool.mkdir()
 
-    def train(self, base_P: Float32Array, codec: Codec) -> Encoded:
+    def train(self, base_P: Float32Array, codec: Codec, *, steps: int | None = None) -> Encoded:
         """Take a round's inner steps from `base_P`; return the contribution, which is taken."""
+        if steps is not None:
+            changes = {"steps": steps}
+            self._optimizer.settings = self._optimizer.settings.model_copy(update=changes)
         to_model(base_P, self._module, self._layout)
         losses = train(
             self._objective,
@@ -288,14 +292,25 @@ class Coordinator:
         self._exact_P = genesis_P
         self._state: dict[int, tuple[Float32Array, ...]] = {}
 
-    def step(self, sent: Mapping[str, Encoded], *, tokens: int) -> int:
+    def step(
+        self,
+        sent: Mapping[str, Encoded],
+        *,
+        tokens: int | Mapping[str, int],
+        discounts: Mapping[str, float] | None = None,
+        optimizer: OuterOptimizer | None = None,
+    ) -> int:
         """Go on from the exact vector by what members sent; return the bytes that go down."""
         settings, layout = self._settings, self._layout
-        rule, optimizer = settings.aggregation_rule(), settings.outer_optimizer(len(sent))
+        rule, optimizer = (
+            settings.aggregation_rule(),
+            optimizer or settings.outer_optimizer(len(sent)),
+        )
         weights = token_weights(
-            dict.fromkeys(sent, tokens),
+            dict.fromkeys(sent, tokens) if isinstance(tokens, int) else tokens,
             gamma=settings.gamma,
             cap=settings.influence_cap or default_cap(len(sent)),
+            discounts=discounts,
         )
         factors = clip_factors({m: one.norm for m, one in sent.items()}, clip=settings.clip)
         contributions = [

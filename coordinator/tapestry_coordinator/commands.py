@@ -348,8 +348,12 @@ def _render_status(table: dict[str, Any]) -> str:
     ]
     if table["cohort"]:
         lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
-        waiting = sorted(set(table["cohort"]) - set(table["arrived"]) - set(table["declined"]))
+        answered = {*table["arrived"], *table["declined"], *table["inactive"]}
+        waiting = sorted(set(table["cohort"]) - answered)
         lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
+        if table["inactive"]:
+            lines.append(f"  not waited for: {', '.join(table['inactive'])} (inactive)")
+        lines += [f"  {m} is late: {s} rounds" for m, s in table["late"].items()]
         lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
         lines.append(f"  deadline: {table['deadline']}")
     if table["candidate"]:

@@ -4,7 +4,6 @@ All threads of the service meet here. One lock guards the state; every change is
 registry before it shows.
 """
 
-import hashlib
 import logging
 import threading
 from collections import Counter
@@ -17,13 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
-from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy, PacePolicy
+from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy
 from tapestry.checkpoints.statements import (
     Contribution,
-    InnerSettings,
     Receipt,
     RoundPlan,
-    SharedSlice,
     payload_digest,
 )
 from tapestry.errors import RejectedError
@@ -31,11 +28,13 @@ from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.no_harm import dissents
-from tapestry_coordinator.pace import paced, speed_of, steps_for
+from tapestry_coordinator.pace import paced, speed_of
+from tapestry_coordinator.planning import Planner, require_fit
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
     Attendance,
     Member,
+    PolicyVersion,
     Registry,
     StoredContribution,
     StoredEvaluation,
@@ -110,10 +109,7 @@ class Desk:
         self.clock = clock
         self.calendar = calendar or clock
         self.genesis = home.load_genesis()
-        policy = home.load_policy()
-        policy.require_quorum(settings.rounds.quorum)
-        self.policy = registry.adopt_policy(policy, now=clock())
-        """In force since the newest plan was made."""
+        self._planner = Planner(home, settings, registry, self.genesis, now=clock())
         self._changed = threading.Condition()
         self._is_certain = True
         """Whether `state` is what the database has: it may be gone while it takes an event."""
@@ -128,9 +124,8 @@ class Desk:
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
         self._files: dict[str, set[Path]] = {}
-        self._pool = _shared_pool(home)
-        if self._pool is not None:
-            self._files[self._pool[0]] = {home.pool}
+        if self._planner.pool is not None:
+            self._files[self._planner.pool[0]] = {home.pool}
         self._measured: dict[int, float] = {self._newest: 0.0}
         """Rounds whose card is older than their evaluations, and since when."""
         for number in range(self._newest + 2):
@@ -148,6 +143,11 @@ class Desk:
         self._is_certain = True
         self._version += 1
         self._changed.notify_all()
+
+    @property
+    def policy(self) -> PolicyVersion:
+        """In force since the newest plan was made."""
+        return self._planner.policy
 
     def _recovered(self, number: int) -> RoundState:
         state = folded(number, self.registry.round_events(number))
@@ -234,7 +234,8 @@ class Desk:
             return f"round {state.number}: {_BETWEEN[state.phase]}"
         if member_id not in state.cohort:
             return f"round {state.number} opened before this node came; it joins the next one"
-        return f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
+        asked = {*state.cohort, *state.arrived}
+        return f"round {state.number}: {len(state.arrived)} of {len(asked)} contributed"
 
     # What changes the round
 
@@ -245,16 +246,23 @@ class Desk:
             enrolled = [m for m in self.registry.members() if m.status == "active"]
             self._take_ruling()
             self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
-            ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
-            idle = {m.member_id for m in enrolled if self._is_idle(m)}
-            active, pace = len(enrolled) - len(idle), self.policy.policy.pace
-            event = Tick(
-                ready=tuple(ready),
-                enrolled=active,
-                rules=paced(self.settings.rounds.rules(), pace, active=active),
-                inactive=tuple(member_id for member_id in ready if member_id in idle),
-            )
+            event = self._tick(enrolled)
+            _after, effects = tick(self.state, event, now=self.clock())
+            if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
+                event = self._tick(enrolled)  # it may go at another pace
             self._apply(event)
+
+    def _tick(self, enrolled: Sequence[Member]) -> Tick:
+        """Return how things stand, under the policy in force."""
+        ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
+        idle = {m.member_id for m in enrolled if self._is_idle(m)}
+        active = len(enrolled) - len(idle)
+        return Tick(
+            ready=tuple(ready),
+            enrolled=active,
+            rules=paced(self.settings.rounds.rules(), self.policy.policy.pace, active=active),
+            inactive=tuple(member_id for member_id in ready if member_id in idle),
+        )
 
     def _is_idle(self, member: Member) -> bool:
         """Whether a member has missed so many rounds that the next one does not wait for it."""
@@ -335,7 +343,7 @@ class Desk:
         digest = payload_digest(envelope)
         with self._changed:
             plan, staleness = self._answered(contribution.round, member_id)
-            _require_fit(contribution, plan.of(member_id))
+            require_fit(contribution, plan.of(member_id))
             now = self.clock()
             receipt = Receipt(
                 genesis=plan.genesis,
@@ -454,7 +462,8 @@ class Desk:
             return
         plan = None
         if Effect.ANNOUNCE_PLAN in effects:
-            signed = self._make_plan(after).signed(self.key)
+            plan_made = self._planner.plan(after, base=payload_digest(self._manifest))
+            signed = plan_made.signed(self.key)
             plan = (after.attempt, payload_digest(signed), signed)
         self._is_certain = False
         self.registry.record_event(
@@ -477,83 +486,6 @@ class Desk:
             _log.info("round %d: %s, %s", after.number, after.phase, effects[0])
             self._version += 1
             self._changed.notify_all()
-
-    def _make_plan(self, state: RoundState) -> RoundPlan:
-        settings, policy, first = self.settings, self._policy_for(state), self._first_plan(state)
-        inner, rules = settings.inner.settings(), state.rules or settings.rounds.rules()
-        fraction = settings.shared.fraction
-        shared = None
-        if self._pool is not None and fraction > 0:
-            digest, size = self._pool
-            shared = SharedSlice(fraction=fraction, pool_digest=digest, pool_bytes=size)
-        return RoundPlan(
-            genesis=self.genesis.genesis_digest,
-            round=state.number,
-            attempt=state.attempt,
-            base=payload_digest(self._manifest),
-            layout=self.genesis.newest.layout,
-            policy=policy.digest,
-            cohort=state.cohort,
-            quorum=rules.quorum,
-            grace_seconds=rules.grace_seconds,
-            deadline=state.deadline,
-            objective=self.genesis.origin.objective,
-            inner=inner,
-            codec=policy.aggregation.codec,
-            max_element=policy.aggregation.max_element,
-            shared=shared,
-            seed=self.genesis.origin.seed,
-            statistics=self._statistics(state.number - 1),
-            steps_by_member=(
-                self._steps(state.cohort, policy.pace, inner)
-                if first is None
-                else first.steps_by_member
-            ),
-            max_staleness=policy.lateness.max_staleness,
-            is_asynchronous=rules.is_asynchronous,
-        )
-
-    def _steps(
-        self, cohort: Sequence[str], pace: PacePolicy, inner: InnerSettings
-    ) -> dict[str, int]:
-        """Return the inner steps of those members of a cohort whose speed is known."""
-        members = {m.member_id: m.tokens_per_second for m in self.registry.members()}
-        speeds = {member_id: members.get(member_id, 0.0) for member_id in cohort}
-        return steps_for(speeds, pace, step_tokens=inner.tokens // inner.steps)
-
-    def _first_plan(self, state: RoundState) -> RoundPlan | None:
-        """Return the first plan of a round that is planned again."""
-        first = self.registry.plan(state.number, 1) if state.attempt > 1 else None
-        return None if first is None else RoundPlan.parsed(first.payload, what="plan")
-
-    def _policy_for(self, state: RoundState) -> FederationPolicy:
-        """Return the policy of a plan that is made now: the newest, or that of the round's first.
-
-        Raises:
-            ConfigError: The newest cannot hold with the quorum.
-        """
-        first = self._first_plan(state)
-        if first is not None:
-            return self.registry.policy(first.policy)
-        newest = self.registry.newest_policy()
-        if newest is not None and newest.version != self.policy.version:
-            newest.policy.require_quorum(self.settings.rounds.quorum)
-            self.policy = newest
-            _log.info("policy %d is in force", newest.version)
-        return self.policy.policy
-
-    def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
-        """Add up the statistics that every contribution of a round has, and of one length."""
-        parts = [
-            Contribution.parsed(stored.envelope.payload, what="contribution").statistics
-            for stored in self.registry.contributions(number)
-        ]
-        sums: dict[str, tuple[float, ...]] = {}
-        for name in sorted(parts[0]) if parts else ():
-            columns = [part.get(name, ()) for part in parts]
-            if len(set(map(len, columns))) == 1:
-                sums[name] = tuple(map(sum, zip(*columns, strict=True)))
-        return sums
 
     def _answered(self, number: int, member_id: str) -> tuple[RoundPlan, int]:
         """Return the plan that a member's contribution answers, and by how many rounds it is late.
@@ -640,26 +572,3 @@ class Desk:
         """Return the members that are connected now."""
         with self._changed:
             return sorted(member for member, count in self._here.items() if count > 0)
-
-
-def _require_fit(contribution: Contribution, plan: RoundPlan) -> None:
-    """Refuse a contribution that is not an answer to `plan`."""
-    if contribution.genesis != plan.genesis or contribution.base != plan.base:
-        raise RejectedError("the contribution starts from another checkpoint: train again")
-    most = plan.inner.tokens
-    if contribution.tokens > most or contribution.steps > plan.inner.steps:
-        raise RejectedError(
-            f"the contribution claims {contribution.tokens:,} tokens in {contribution.steps} "
-            f"steps, the plan allows {most:,} in {plan.inner.steps}"
-        )
-    if plan.codec != contribution.codec:
-        raise RejectedError(f"the contribution is in {contribution.codec}, not {plan.codec}")
-
-
-def _shared_pool(home: CoordinatorHome) -> tuple[str, int] | None:
-    """Return digest and size of the open pool, if there is one."""
-    if not home.pool.is_file():
-        return None
-    with home.pool.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest, home.pool.stat().st_size

@@ -172,6 +172,7 @@ class OpenUploadRequest(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     FRAGMENT_DIGESTS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """whose plan it answers; it may have closed, if that plan takes late answers"""
     base_digest: _builtins.bytes
     """manifest digest of the checkpoint that the inner steps started from"""
     codec: _builtins.str

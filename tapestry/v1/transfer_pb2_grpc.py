@@ -107,7 +107,8 @@ class TransferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Hands in the signed contribution. A second commit returns the first receipt.
+        """Hands in the signed contribution. A second commit returns the first receipt, which names the
+        round that uses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

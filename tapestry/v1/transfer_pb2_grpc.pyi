@@ -44,7 +44,9 @@ class TransferServiceStub:
     PutFragment: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]
     """Stores one fragment; its size, digest, finiteness and scale are validated on arrival."""
     Commit: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitResponse]
-    """Hands in the signed contribution. A second commit returns the first receipt."""
+    """Hands in the signed contribution. A second commit returns the first receipt, which names the
+    round that uses it.
+    """
 
 @_typing.type_check_only
 class TransferServiceAsyncStub(TransferServiceStub):
@@ -62,7 +64,9 @@ class TransferServiceAsyncStub(TransferServiceStub):
     PutFragment: _aio.UnaryUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]  # type: ignore[assignment]
     """Stores one fragment; its size, digest, finiteness and scale are validated on arrival."""
     Commit: _aio.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitResponse]  # type: ignore[assignment]
-    """Hands in the signed contribution. A second commit returns the first receipt."""
+    """Hands in the signed contribution. A second commit returns the first receipt, which names the
+    round that uses it.
+    """
 
 class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
     """Checkpoints down, contributions up. Every step can be repeated without harm, and resumed."""
@@ -113,6 +117,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.CommitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.CommitResponse, _abc.Awaitable[_transfer_pb2.CommitResponse]]:
-        """Hands in the signed contribution. A second commit returns the first receipt."""
+        """Hands in the signed contribution. A second commit returns the first receipt, which names the
+        round that uses it.
+        """
 
 def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -105,7 +105,8 @@ class Live:
 
     def invite(self, member: str) -> str:
         """Return an invitation's text."""
-        return self.call("coordinator", "invite", member, "--dir", str(self.home.folder)).strip()
+        said = self.call("coordinator", "invite", member, "--dir", str(self.home.folder))
+        return next(line for line in said.splitlines() if line.startswith("tapestry-invite-"))
 
     def join(self, member: str, language: str) -> Path:
         """Make a node with its text; return its folder."""
