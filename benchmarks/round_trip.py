@@ -246,6 +246,7 @@ def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downl
         "rounds": rounds_table,
         "aggregation": aggregation,
         "keep": keep,
+        "page": settings.page.model_copy(update={"enabled": False}),
     }
     settings_module.save(home.folder, settings.model_copy(update=changed))
 

@@ -13,6 +13,8 @@ from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.web import commands as web_commands
+from tapestry_coordinator.web.settings import PageSettings
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -87,6 +89,7 @@ def init(
             ),
             rounds=settings_module.RoundsSettings(quorum=quorum, total=rounds),
             inner=inner,
+            page=PageSettings(listen=f"127.0.0.1:{_page_port(enrolment)}"),
         )
 
     create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
@@ -121,8 +124,15 @@ def serve(
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = _home(folder)
-    with alone(home.folder, who="the coordinator"):
+    with (
+        alone(home.folder, who="the coordinator"),
+        web_commands.beside(home, json_log=json_log),
+    ):
         CoordinatorServer(home).serve()
+
+
+app.command()(web_commands.page)
+app.command()(web_commands.page_password)
 
 
 @app.command()
@@ -274,6 +284,12 @@ def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registr
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
     return closing(Registry(database_url(home.folder)))
+
+
+def _page_port(enrolment: str) -> int:
+    """Return the port after that of enrolment, if there is one."""
+    port = int(enrolment.rsplit(":", 1)[1])
+    return port + 1 if port < 65535 else PageSettings().port
 
 
 def _next_port(address: str) -> str:

@@ -41,6 +41,14 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def open_to_read(url: str) -> Engine:
+    """Connect to the database at `url` for somebody who only reads: no lock, no new schema."""
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _only_read_sqlite)
+    return engine.execution_options(postgresql_readonly=True)
+
+
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """Begin a transaction that ends with the block.
@@ -71,6 +79,14 @@ def _tune_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - an
     connection.isolation_level = None  # transactions are begun by us
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _only_read_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DB-API driver
+    """Refuse to write; a reader of a write-ahead log waits for nobody and keeps nobody waiting."""
+    cursor = connection.cursor()
+    for pragma in ("query_only=ON", "busy_timeout=2000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

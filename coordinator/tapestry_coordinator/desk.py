@@ -27,6 +27,7 @@ from tapestry.checkpoints.statements import (
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.live import Live
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.rounds import (
@@ -76,6 +77,7 @@ class Desk:
         self.registry = registry
         self.key = key
         self.clock = clock
+        self.live = Live(now=clock())
         self.genesis = home.load_genesis()
         self._changed = threading.Condition()
         self._version = 0

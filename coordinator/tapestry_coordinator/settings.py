@@ -13,6 +13,7 @@ from tapestry.errors import ConfigError
 from tapestry.params.downlink import DownlinkName
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.rounds import RoundRules
+from tapestry_coordinator.web.settings import PageSettings
 
 SETTINGS_FILE = "coordinator.toml"
 
@@ -182,6 +183,7 @@ class CoordinatorSettings(Settings):
     shared: SharedSettings = SharedSettings()
     membership: MembershipSettings = MembershipSettings()
     keep: KeepSettings = KeepSettings()
+    page: PageSettings = PageSettings()
 
     @model_validator(mode="after")
     def _rule_can_hold(self) -> Self:
