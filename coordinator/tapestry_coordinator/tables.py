@@ -22,6 +22,15 @@ members = Table(
     Column("last_seen_at", Float(53), nullable=False),
 )
 
+policies = Table(
+    "policies",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+)
+
 invitations = Table(
     "invitations",
     metadata,
