@@ -153,6 +153,7 @@ class History:
             files=self._genesis.newest.files,
             made=RoundRecord(
                 plan=_digest("plan", number),
+                policy=_digest("policy"),
                 inner=self._inner,
                 codec="int8",
                 quorum=1,

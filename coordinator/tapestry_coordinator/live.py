@@ -94,6 +94,7 @@ class Live:
         rules: RoundRules,
         refused: Mapping[str, int],
         now: float,
+        paused: str | None = None,
     ) -> dict[str, Any]:
         """Return how things stand, as `live.json` holds it.
 
@@ -103,6 +104,7 @@ class Live:
             rules: As configured now, for a round that has not opened.
             refused: Calls that were refused, by status.
             now: Unix seconds.
+            paused: Why no round opens, if the operator wants none.
         """
         with self._lock:
             known = {*self._doing, *here, *state.cohort}
@@ -119,6 +121,7 @@ class Live:
             "round": state.number,
             "total": rules.total,
             "attempt": state.attempt,
+            "paused": paused,
             "quorum": rules.quorum,
             "opened_at": state.opened_at,
             "deadline": state.deadline,

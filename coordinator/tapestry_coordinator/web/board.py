@@ -42,6 +42,7 @@ class Board:
         self._bits: dict[int, float] = {}
         self._notes: list[Note] = []
         self._totals = Totals()
+        self._spoken: dict[str, str] = {}
         self._turn = threading.Lock()
         self._reads = self._rendered = 0
         self._read_at = -_HISTORY_SECONDS
@@ -101,12 +102,12 @@ class Board:
     def _render(self) -> None:
         now, live = self.clock(), self.live
         if live is not None and now - live["time"] > FRESH_SECONDS:
-            live = {**live, "members": {}}  # nobody knows what they do
+            live = None  # nobody knows what they do
         known = self.history.members
         self.parts |= {
             "hero": sections.hero(self.story, sections.tiles(live, self.history, self._bits)),
             "live": sections.live_members(live, known, now),
-            "members": sections.members(known, self._totals, now=now),
+            "members": sections.members(known, self._totals, self._spoken, now=now),
             "record": sections.record(
                 self._notes, (live or {}).get("declined", {}), (live or {}).get("round")
             ),
@@ -118,6 +119,7 @@ class Board:
         self._bits = self.history.means()
         self._notes = self.history.notes()
         self._totals = self.history.totals()
+        self._spoken = self.history.spoken()
         self.parts["languages"] = sections.languages(found)
         self.options = {
             "quality": charts.quality(found),

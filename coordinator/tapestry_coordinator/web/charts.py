@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tapestry_coordinator.web.history import Language, RoundSummary
+from tapestry_coordinator.web.history import RoundSummary
+from tapestry_coordinator.web.measured import Language
 
 POINTS = 160
 """Rounds that a line shows at most."""

@@ -6,19 +6,22 @@ once, newest first and a few at a time, and only numbers are kept. The page read
 
 import json
 import logging
+import math
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
 from tapestry.checkpoints.manifest import Manifest
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import from_json
 from tapestry_coordinator.database import transaction
-from tapestry_coordinator.tables import contributions, evaluations, manifests, members
+from tapestry_coordinator.tables import contributions, evaluations, manifests, members, policies
+from tapestry_coordinator.web.measured import Language, Measured
 
 ROUNDS_AT_ONCE = 20
 
@@ -46,8 +49,8 @@ class RoundSummary:
     parent: str | None
     created_at: float
     size_bytes: int
-    how: str
-    """The rule, in words; empty for genesis."""
+    policy: str = ""
+    """Digest of the federation's policy; empty for genesis."""
     weights: Mapping[str, float] = field(default_factory=dict)
     tokens: int = 0
     loss: float | None = None
@@ -65,15 +68,6 @@ class MemberRow:
     last_seen_at: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Language:
-    """Bits per byte of one language: by round, the mean over the members, by bytes."""
-
-    name: str
-    members: int
-    by_round: Mapping[int, float]
-
-
 @dataclass(kw_only=True, slots=True)
 class Totals:
     """Over all rounds, by member."""
@@ -82,8 +76,6 @@ class Totals:
     """Rounds with a part."""
     weights: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Added up."""
-    languages: dict[str, str] = field(default_factory=dict)
-    """What the member called its text last."""
 
 
 class History:
@@ -94,8 +86,10 @@ class History:
         self._engine = engine
         self._lock = threading.Lock()
         self._rounds: dict[int, RoundSummary] = {}
-        self._measured: dict[tuple[int, str], tuple[str, float, int]] = {}
-        self._measured_until = -1.0
+        self._measured = Measured()
+        self._totals = Totals()
+        self._tolerances: dict[str, float] = {}
+        """By a policy's digest: how much worse a checkpoint may be for a member's text."""
         self._newest: int | None = None
         self._members: list[MemberRow] = []
         self._to_read: list[int] = []
@@ -111,30 +105,27 @@ class History:
         with transaction(self._engine) as connection:
             found = _members(connection)
             newest = connection.execute(select(func.max(manifests.c.round))).scalar()
-            measured = _measured(connection, self._measured_until)
+            measured = _measured(connection, self._measured.until)
+            self._tolerances |= _tolerances(connection, self._tolerances)
             known = -1 if self._newest is None else self._newest
             last = -1 if newest is None else newest
             to_read = [*range(last, known, -1), *self._to_read]
             now, later = to_read[:ROUNDS_AT_ONCE], to_read[ROUNDS_AT_ONCE:]
             read = list(_summaries(connection, now))
         with self._lock:
-            is_new = self._take_measured(measured)
-            changed = is_new or bool(read) or found != self._members
+            changed = self._measured.take(measured) or bool(read)
             self._members = found
-            self._rounds |= {summary.number: summary for summary in read}
+            for summary in read:
+                self._take_round(summary)
             self._newest, self._to_read = newest, later
             self.version += changed
         return bool(later)
 
-    def _take_measured(self, rows: Iterable[Any]) -> bool:
-        changed = False
-        for row in rows:
-            value = (row.language, row.bits_per_byte, row.held_out_bytes)
-            key = (row.round, row.member_id)
-            changed = changed or self._measured.get(key) != value
-            self._measured[key] = value
-            self._measured_until = max(self._measured_until, row.at)
-        return changed
+    def _take_round(self, summary: RoundSummary) -> None:
+        self._rounds[summary.number] = summary
+        self._totals.parts.update(summary.weights.keys())
+        for member_id, weight in summary.weights.items():
+            self._totals.weights[member_id] += weight
 
     @property
     def is_complete(self) -> bool:
@@ -166,47 +157,52 @@ class History:
 
     def languages(self) -> list[Language]:
         """What was measured, by language; those with most members first."""
-        sums: dict[str, dict[int, list[float]]] = defaultdict(dict)
-        speakers: dict[str, set[str]] = defaultdict(set)
         with self._lock:
-            for (number, member_id), (language, bpb, size) in self._measured.items():
-                total = sums[language].setdefault(number, [0.0, 0.0])
-                total[0] += bpb * size
-                total[1] += size
-                speakers[language].add(member_id)
-        found = [
-            Language(
-                name=name,
-                members=len(speakers[name]),
-                by_round={n: total / size for n, (total, size) in sorted(by_round.items())},
-            )
-            for name, by_round in sums.items()
-        ]
-        return sorted(found, key=lambda language: (-language.members, language.name))
+            return self._measured.languages()
 
     def means(self) -> dict[int, float]:
         """Bits per byte by round, the mean over all members."""
-        sums: dict[int, list[float]] = {}
         with self._lock:
-            for (number, _), (_, bits, _) in self._measured.items():
-                sums.setdefault(number, []).append(bits)
-        return {number: sum(values) / len(values) for number, values in sums.items()}
+            return self._measured.means()
+
+    def spoken(self) -> dict[str, str]:
+        """What each member called its text last."""
+        with self._lock:
+            return self._measured.spoken()
+
+    def totals(self) -> Totals:
+        """What each member gave, over all rounds."""
+        with self._lock:
+            return Totals(parts=self._totals.parts.copy(), weights=self._totals.weights.copy())
 
     def notes(self) -> list[Note]:
         """Exclusions, absences and dissent, newest first."""
-        return [note for summary in reversed(self.rounds) for note in summary.notes]
-
-    def totals(self) -> "Totals":
-        """What each member gave, over all rounds."""
-        totals = Totals()
-        for summary in self.rounds:
-            totals.parts.update(summary.weights.keys())
-            for member_id, weight in summary.weights.items():
-                totals.weights[member_id] += weight
         with self._lock:
-            for (_, member_id), (language, _, _) in sorted(self._measured.items()):
-                totals.languages[member_id] = language
-        return totals
+            worse = self._measured.worse()
+            return [
+                note
+                for number in sorted(self._rounds, reverse=True)
+                for note in (
+                    *self._dissent(self._rounds[number], worse.get(number, ())),
+                    *self._rounds[number].notes,
+                )
+            ]
+
+    def _dissent(
+        self, summary: RoundSummary, worse: Iterable[tuple[str, str, float]]
+    ) -> Iterator[Note]:
+        """Yield the members whose text the checkpoint does worse on than the policy accepts."""
+        tolerance = self._tolerances.get(summary.policy, math.inf)
+        for member_id, language, by in worse:
+            if by > tolerance:
+                yield Note(
+                    round=summary.number,
+                    at=summary.created_at,
+                    member_id=member_id,
+                    kind="dissent",
+                    reason=f"{language or 'its text'}: {by:.4f} bits per byte worse than the "
+                    f"checkpoint before; the policy accepts {tolerance:g}",
+                )
 
 
 def _members(connection: Connection) -> list[MemberRow]:
@@ -233,6 +229,16 @@ def _measured(connection: Connection, since: float) -> list[Any]:
         evaluations.c.at,
     )
     return list(connection.execute(select(*columns).where(evaluations.c.at >= since)).all())
+
+
+def _tolerances(connection: Connection, known: Container[str]) -> dict[str, float]:
+    """Return by how much a checkpoint may be worse, of policies that are not `known`."""
+    rows = connection.execute(select(policies.c.digest, policies.c.body)).all()
+    return {
+        row.digest: FederationPolicy.model_validate_json(row.body).no_harm.max_worse
+        for row in rows
+        if row.digest not in known
+    }
 
 
 def _summaries(connection: Connection, numbers: list[int]) -> Iterator[RoundSummary]:
@@ -282,7 +288,6 @@ def _summary(manifest: Manifest, digest: str, loss: float | None) -> RoundSummar
             parent=manifest.parent,
             created_at=manifest.created_at,
             size_bytes=size,
-            how="",
         )
     excluded = [(p.member_id, "excluded", p.reason) for p in made.participation if p.reason]
     absent = [(a.member_id, "absent", a.reason) for a in made.absent]
@@ -292,7 +297,7 @@ def _summary(manifest: Manifest, digest: str, loss: float | None) -> RoundSummar
         parent=manifest.parent,
         created_at=manifest.created_at,
         size_bytes=size,
-        how=f"{made.rule.described}, {made.outer.optimizer}",
+        policy=made.policy,
         weights={p.member_id: p.weight for p in made.participation},
         tokens=sum(p.tokens for p in made.participation),
         loss=loss,

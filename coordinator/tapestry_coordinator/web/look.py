@@ -18,7 +18,7 @@ body {
   margin: 0; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif;
 }
-.nicegui-content { padding: 0; gap: 0; display: block; max-width: none; }
+#app { display: none; }
 .page { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 .page section { margin: 0 0 2rem; }
 h1, h2 { font-weight: 650; letter-spacing: -.01em; line-height: 1.25; margin: 0; }
@@ -71,7 +71,7 @@ button:hover { border-color: var(--accent); } button[disabled] { opacity: .45; c
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 .two { gap: 1.25rem; }
 .two > * { min-width: 0; }
-.chart { height: 20rem; width: 100%; } .chart > div { height: 100%; width: 100%; }
+.chart { height: 20rem; } .chart > div { height: 100%; width: 100%; }
 .scroll { overflow: auto; max-height: 27rem; margin: 0 -1.25rem; padding: 0 1.25rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -128,26 +128,37 @@ footer { color: var(--muted); font-size: .85rem; }
 }
 """
 
-THEME_SCRIPT = """
+SCRIPT = """
 (() => {
   const stored = () => {
     try { return localStorage.getItem('tapestry-theme'); } catch { return null; }
   };
+  const tell = (name, value) => window.emitEvent?.(name, value);
   const wish = matchMedia('(prefers-color-scheme: dark)');
+  const root = document.documentElement;
   const apply = () => {
-    document.documentElement.dataset.theme = stored() || (wish.matches ? 'dark' : 'light');
-    if (window.tapestryReady) emitEvent('theme');
+    root.dataset.theme = stored() || (wish.matches ? 'dark' : 'light');
+    tell('theme');
   };
-  window.tapestryColour = name =>
-    getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  window.tapestryColour = name => getComputedStyle(root).getPropertyValue(name).trim();
   window.tapestryTheme = () => {
-    const next = document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark';
-    try { localStorage.setItem('tapestry-theme', next); } catch { /* this visit only */ }
-    document.documentElement.dataset.theme = next;
-    if (window.tapestryReady) emitEvent('theme');
+    const next = root.dataset.theme === 'dark' ? 'light' : 'dark';
+    try { localStorage.setItem('tapestry-theme', next); } catch { root.dataset.theme = next; }
+    apply();
+  };
+  window.tapestryShow = parts => {
+    for (const [name, content] of Object.entries(parts)) {
+      const place = document.querySelector(`[data-part="${name}"]`);
+      const box = place.querySelector('.scroll');
+      const [top, left, hadFocus] = [box?.scrollTop, box?.scrollLeft, box?.matches(':focus')];
+      place.innerHTML = content;
+      const fresh = place.querySelector('.scroll');
+      if (box && fresh) { fresh.scrollTop = top; fresh.scrollLeft = left; }
+      if (hadFocus) fresh?.focus({preventScroll: true});
+    }
   };
   wish.addEventListener('change', apply);
-  document.addEventListener('visibilitychange', () => emitEvent('seen', !document.hidden));
+  document.addEventListener('visibilitychange', () => tell('seen', !document.hidden));
   apply();
 })();
 """

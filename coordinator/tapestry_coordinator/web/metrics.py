@@ -41,6 +41,8 @@ class Metrics(Collector):
         yield info
         active = sum(member.status == "active" for member in board.history.members)
         yield _gauge("tapestry_members", "Members of the federation.", active)
+        read = len(board.history.rounds) - 1
+        yield _gauge("tapestry_history_rounds_read", "Rounds that the page has read.", read)
         newest = board.history.newest
         if newest is not None:
             yield _gauge("tapestry_checkpoint", "Newest checkpoint's round.", newest.number)

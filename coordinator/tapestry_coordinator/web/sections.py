@@ -3,14 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tapestry_coordinator.web.history import (
-    History,
-    Language,
-    MemberRow,
-    Note,
-    RoundSummary,
-    Totals,
-)
+from tapestry_coordinator.web.history import History, MemberRow, Note, RoundSummary, Totals
 from tapestry_coordinator.web.markup import (
     Markup,
     ago,
@@ -23,13 +16,14 @@ from tapestry_coordinator.web.markup import (
     table,
     tag,
 )
+from tapestry_coordinator.web.measured import Language
 from tapestry_coordinator.web.story import Story
 from tapestry_coordinator.web.verifying import Outcome
 
 CHECKPOINTS_SHOWN = 10
 NOTES_SHOWN = 100
 
-_ORDER = ("training", "uploading", "waiting", "contributed", "declined", "absent")
+_ORDER = ("training", "uploading", "waiting", "contributed", "declined", "absent", "unknown")
 _TONES = {"contributed": "good", "training": "busy", "uploading": "busy", "declined": "warn"}
 
 
@@ -58,17 +52,25 @@ def tiles(
     live: Mapping[str, Any] | None, history: History, means: Mapping[int, float]
 ) -> list[tuple[str, str, str]]:
     """The numbers that tell most."""
-    members = (live or {}).get("members", {})
     active = sum(member.status == "active" for member in history.members)
-    speed = sum(m["tokens_per_second"] for m in members.values() if m["state"] == "training")
-    received = sum(m["bytes_round"] for m in members.values())
     newest = history.newest
+    connected, speed, received = _sums(live)
     return [
-        ("Connected", f"{sum(m['connected'] for m in members.values())} of {active}", "members"),
-        ("Training speed", count(speed), "tokens a second, all together"),
-        ("Received", in_bytes(received), "in this round"),
+        ("Connected", f"{connected} of {active}", "members"),
+        ("Training speed", speed, "tokens a second, all together"),
+        ("Received", received, "in this round"),
         ("Checkpoint", "\u2013" if newest is None else str(newest.number), _quality(means)),
     ]
+
+
+def _sums(live: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Return connected members, tokens a second and bytes; dashes while nobody knows."""
+    if live is None:
+        return "\u2013", "\u2013", "\u2013"
+    members = live["members"].values()
+    speed = sum(m["tokens_per_second"] for m in members if m["state"] == "training")
+    received = sum(m["bytes_round"] for m in members)
+    return str(sum(m["connected"] for m in members)), count(speed), in_bytes(received)
 
 
 def _quality(means: Mapping[int, float]) -> str:
@@ -86,33 +88,37 @@ def _quality(means: Mapping[int, float]) -> str:
 
 def live_members(live: Mapping[str, Any] | None, known: Sequence[MemberRow], now: float) -> Markup:
     """What each member does now."""
-    doing = (live or {}).get("members", {})
-    names = sorted({m.member_id for m in known if m.status == "active"} | set(doing))
-    if not names:
+    doing: Mapping[str, Any] = {} if live is None else live["members"]
+    lost = {"state": "unknown" if live is None else "absent"}
+    active = {m.member_id for m in known if m.status == "active"}
+    shown = {name: doing.get(name, lost) for name in active | set(doing)}
+    if not shown:
         return tag("p", "Nobody yet.", class_="empty")
     seen = {m.member_id: m.last_seen_at for m in known}
-    rows = []
-    for name in sorted(names, key=lambda n: (_ORDER.index(_state(doing, n)), n)):
-        member = doing.get(name, {})
-        heard = max(seen.get(name, 0.0), member.get("last_seen", 0.0))
-        rows.append(
-            (
-                name,
-                chip(_state(doing, name), _TONES.get(_state(doing, name), "idle")),
-                _progress(member),
-                "" if member.get("loss") is None else f"{member['loss']:.3f}",
-                count(member["tokens_per_second"]) if member.get("tokens_per_second") else "",
-                in_bytes(member["bytes_round"]) if member.get("bytes_round") else "",
-                "here" if member.get("connected") else (ago(now - heard) if heard else "never"),
-            )
-        )
+    rows = [
+        _live_row(name, member, max(seen.get(name, 0.0), member.get("last_seen", 0.0)), now)
+        for name, member in sorted(shown.items(), key=lambda item: (_rank(item[1]), item[0]))
+    ]
     columns = ("Member", "State", "Steps", "Loss", "Tokens/s", "Received", "Last heard")
     return table("What each member does now", columns, rows, kind="live")
 
 
-def _state(doing: Mapping[str, Any], name: str) -> str:
-    state = doing.get(name, {}).get("state", "absent")
-    return state if state in _ORDER else "absent"
+def _live_row(name: str, member: Mapping[str, Any], heard: float, now: float) -> Sequence[str]:
+    state = member["state"]
+    return (
+        name,
+        chip(state, _TONES.get(state, "idle")),
+        _progress(member),
+        "" if member.get("loss") is None else f"{member['loss']:.3f}",
+        count(member["tokens_per_second"]) if member.get("tokens_per_second") else "",
+        in_bytes(member["bytes_round"]) if member.get("bytes_round") else "",
+        "here" if member.get("connected") else (ago(now - heard) if heard else "never"),
+    )
+
+
+def _rank(member: Mapping[str, Any]) -> int:
+    state = member["state"]
+    return _ORDER.index(state) if state in _ORDER else len(_ORDER)
 
 
 def _progress(member: Mapping[str, Any]) -> str:
@@ -202,7 +208,9 @@ def _verification(outcome: Outcome | None, *, is_kept: bool, now: float) -> Mark
     return joined([chip("verified", "good"), tag("span", ago(now - outcome.at), class_="muted")])
 
 
-def members(known: Sequence[MemberRow], totals: Totals, *, now: float) -> Markup:
+def members(
+    known: Sequence[MemberRow], totals: Totals, spoken: Mapping[str, str], *, now: float
+) -> Markup:
     """Who belongs to the federation, and what each gave."""
     if not known:
         return tag("p", "Nobody yet.", class_="empty")
@@ -210,7 +218,7 @@ def members(known: Sequence[MemberRow], totals: Totals, *, now: float) -> Markup
         (
             member.member_id,
             chip(member.status, "good" if member.status == "active" else "idle"),
-            said(totals.languages.get(member.member_id, "")),
+            said(spoken.get(member.member_id, "")),
             str(totals.parts[member.member_id]),
             _share(totals.weights[member.member_id], totals.parts[member.member_id]),
             moment(member.joined_at),

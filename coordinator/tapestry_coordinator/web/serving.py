@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from nicegui import Client, ui
+from nicegui import ui
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.sessions import SessionMiddleware
@@ -31,13 +31,15 @@ from tapestry_coordinator.web.board import Board
 from tapestry_coordinator.web.downloads import Archive
 from tapestry_coordinator.web.guard import SESSION_SECONDS, Guard
 from tapestry_coordinator.web.metrics import Metrics, health_of
-from tapestry_coordinator.web.page import build_page
+from tapestry_coordinator.web.page import Page
 from tapestry_coordinator.web.passwords import Password, require_safe, session_secret
 from tapestry_coordinator.web.settings import PageSettings
 
 _log = logging.getLogger(__name__)
 _REFRESH_SECONDS = 1.0
 _DRAIN_SECONDS = 2
+_MESSAGES_KEPT = 20
+"""Of each visitor's, for a line that breaks; who missed more gets the page anew."""
 _CERTIFICATE_DAYS = 397
 
 
@@ -92,18 +94,14 @@ def _application(
     _add_routes(app, board)
 
     @ui.page("/", title=f"{board.federation} \u00b7 Tapestry", language="en-US")
-    def show(client: Client, request: Request) -> None:
+    def show(request: Request) -> None:
         mark = request.session.get("mark", "")
-        build_page(
-            board,
-            client,
-            has_login=password.is_set,
-            may_look=lambda: not password.is_set or mark == password.mark,
-        )
+        page = Page(board, may_look=lambda: not password.is_set or mark == password.mark)
+        page.build(has_login=password.is_set)
 
     ui.run_with(
         app, title="Tapestry", dark=False, tailwind=False, show_welcome_message=False,
-        reconnect_timeout=30.0, favicon=_FAVICON,
+        reconnect_timeout=30.0, message_history_length=_MESSAGES_KEPT, favicon=_FAVICON,
     )  # fmt: skip
     return SessionMiddleware(
         Guard(app, settings, password, clock=clock),

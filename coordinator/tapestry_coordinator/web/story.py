@@ -75,6 +75,12 @@ def _of_phase(live: Mapping[str, Any], now: float) -> Story:
             title=f"All {live['total']} rounds are done.",
             detail="Raise `total` in the rounds' settings to go on.",
         )
+    if live.get("paused") is not None:
+        return Story(
+            tone="warn",
+            title=f"Rounds are paused; {number} is next.",
+            detail=f"{live['paused'] or 'No reason was given'}. `tapestry coordinator resume`",
+        )
     here = sum(member["connected"] for member in live["members"].values())
     title = f"Waiting for members: {here} of the {live['quorum']} that round {number} needs"
     return Story(
