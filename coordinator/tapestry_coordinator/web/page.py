@@ -54,11 +54,11 @@ class Page:
         self._shown = self._current()
         ui.add_head_html(f"<style>{STYLE}</style><script>{SCRIPT}</script>")
         ui.add_body_html(joined([_bar(self._board, has_login=has_login), self._main()]))
+        self._place_charts()
         timer = ui.timer(_REFRESH_SECONDS, self._renew, immediate=False)
         ui.on("seen", lambda event: self._seen(timer, event))
         ui.on("theme", self._draw)
         ui.on("turn", self._turn)
-        ui.timer(0.01, self._place_charts, once=True)
 
     def _main(self) -> Markup:
         content = [
@@ -103,7 +103,7 @@ class Page:
         if changed:
             self._shown = current
             ui.run_javascript(f"tapestryShow({json.dumps(changed)})")
-        if self._charts and self._charts_version != self._board.charts_version:
+        if self._charts_version != self._board.charts_version:
             self._draw()
 
     def _turn(self, event: events.GenericEventArguments) -> None:
@@ -119,10 +119,11 @@ class Page:
             self._renew()
 
     def _place_charts(self) -> None:
+        self._charts_version = self._board.charts_version
         for name in _CHARTS:
             with ui.teleport(f"#chart-{name}"):
-                self._charts[name] = ui.echart({}, renderer="svg")
-        self._draw()
+                options = copy.deepcopy(self._board.options[name])
+                self._charts[name] = ui.echart(options, renderer="svg")
 
     def _draw(self) -> None:
         """Draw the charts, with new points or other colours."""

@@ -79,8 +79,8 @@ def serve_page(
     server = uvicorn.Server(config)
     if with_parent:
         threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server raises them again when it has ended
-        signal.signal(number, lambda _number, _frame: None)
+    for number in (signal.SIGINT, signal.SIGTERM):  # before the server listens to them, and after
+        signal.signal(number, lambda _number, _frame: setattr(server, "should_exit", True))
     with closing(_listen(settings)) as listening:
         _log.info("page: %s://%s", "https" if settings.speaks_tls else "http", settings.listen)
         server.run(sockets=[listening])
