@@ -239,7 +239,7 @@ def test_the_page_says_that_the_coordinator_is_gone(browser: Browser, watched: W
         assert json.loads(health.body)["reason"] == "the coordinator is not running"
         watched.live_file = LiveFile(path, watched.table, every_seconds=0.2)
         watched.live_file.__enter__()
-        see(page, "h1", "Waiting for members")
+        page.locator(".hero:not(.bad)").wait_for(timeout=60_000)
 
 
 def test_programs_are_told_numbers_and_health(watched: Watched) -> None:

@@ -189,6 +189,7 @@ def _listen(settings: PageSettings) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen()  # who comes before the server is ready waits a moment
         except OSError:
             listening.close()
             raise
