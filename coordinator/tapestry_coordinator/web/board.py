@@ -18,6 +18,8 @@ from tapestry_coordinator.web.verifying import Verifier
 
 _log = logging.getLogger(__name__)
 _HISTORY_SECONDS = 2.0
+_REDRAW_SECONDS = 2.0
+"""While the history is read for the first time."""
 
 
 class Board:
@@ -46,6 +48,7 @@ class Board:
         self._turn = threading.Lock()
         self._reads = self._rendered = 0
         self._read_at = -_HISTORY_SECONDS
+        self._render_history()
 
     @property
     def federation(self) -> str:
@@ -62,7 +65,8 @@ class Board:
         with self._turn:
             self.live = read_live(self.home.live)
             more = self._read_history()
-            if self.charts_version != self.history.version and not more:
+            is_due = not more or self.clock() - self._drawn_at > _REDRAW_SECONDS
+            if self.charts_version != self.history.version and is_due:
                 self._render_history()
             self._reads += 1
             return more
@@ -114,7 +118,7 @@ class Board:
         }
 
     def _render_history(self) -> None:
-        version = self.history.version
+        version, self._drawn_at = self.history.version, self.clock()
         found = self.history.languages()
         self._bits = self.history.means()
         self._notes = self.history.notes()

@@ -23,7 +23,7 @@ from tapestry_coordinator.database import transaction
 from tapestry_coordinator.tables import contributions, evaluations, manifests, members, policies
 from tapestry_coordinator.web.measured import Language, Measured
 
-ROUNDS_AT_ONCE = 20
+ROUNDS_AT_ONCE = 10
 
 _log = logging.getLogger(__name__)
 
