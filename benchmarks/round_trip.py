@@ -248,6 +248,7 @@ def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downl
         "network": network,
         "rounds": rounds_table,
         "keep": keep,
+        "page": settings.page.model_copy(update={"enabled": False}),
     }
     settings_module.save(home.folder, settings.model_copy(update=changed))
 

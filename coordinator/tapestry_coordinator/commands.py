@@ -17,6 +17,8 @@ from tapestry.errors import ConfigError
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, find_home
 from tapestry_coordinator.policy_commands import app as policy_app
+from tapestry_coordinator.web import commands as web_commands
+from tapestry_coordinator.web.settings import PageSettings
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -108,6 +110,7 @@ def init(
             rounds=settings_module.RoundsSettings(quorum=quorum, total=rounds),
             inner=inner,
             storage=storage,
+            page=PageSettings(listen=f"127.0.0.1:{_page_port(enrolment)}"),
         )
 
     create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
@@ -157,8 +160,15 @@ def serve(
         arm(os.environ)
     home = find_home(folder)
     home = replace(home, storage=tuple((key, url) for key, url in changed.items() if url))
-    with alone(home.folder, who="the coordinator"):
+    with (
+        alone(home.folder, who="the coordinator"),
+        web_commands.beside(home, json_log=json_log),
+    ):
         serve_home(home)
+
+
+app.command()(web_commands.page)
+app.command()(web_commands.page_password)
 
 
 @app.command()
@@ -412,6 +422,12 @@ def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registr
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
     return closing(Registry(database_url(home)))
+
+
+def _page_port(enrolment: str) -> int:
+    """Return the port after that of enrolment, if there is one."""
+    port = int(enrolment.rsplit(":", 1)[1])
+    return port + 1 if port < 65535 else PageSettings().port
 
 
 def _next_port(address: str) -> str:

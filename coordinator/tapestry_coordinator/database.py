@@ -119,6 +119,16 @@ _DAMAGED = (
 )
 
 
+def open_to_read(url: str) -> Engine:
+    """Connect to the database at `url` for somebody who only reads: no lock, no new schema."""
+    if is_shared(url):
+        engine = _postgres(url)
+    else:
+        engine = create_engine(url)
+        event.listen(engine, "connect", _only_read_sqlite)
+    return engine.execution_options(postgresql_readonly=True)
+
+
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """Begin a transaction that ends with the block.
@@ -151,18 +161,22 @@ def _engine(url: str) -> Engine:
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+    engine = _postgres(url)
+    event.listen(engine, "begin", _begin_postgres)
+    return engine
+
+
+def _postgres(url: str) -> Engine:
     given = make_url(url).query
     arguments = {key: value for key, value in _POSTGRES.items() if key not in given}
     try:
-        engine = create_engine(
+        return create_engine(
             url, connect_args=arguments, pool_timeout=_PATIENCE_SECONDS, pool_recycle=3600
         )
     except ImportError as error:
         raise ConfigError(
             f"{shown_url(url)}: PostgreSQL needs psycopg: pip install 'tapestry-fl[postgres]'"
         ) from error
-    event.listen(engine, "begin", _begin_postgres)
-    return engine
 
 
 def _migrate(connection: Connection) -> None:
@@ -181,6 +195,14 @@ def _tune_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - an
     cursor = connection.cursor()
     patience = f"busy_timeout={_PATIENCE_SECONDS * 1000}"
     for pragma in ("journal_mode=WAL", "synchronous=FULL", patience):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _only_read_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DB-API driver
+    """Refuse to write; a reader of a write-ahead log waits for nobody and keeps nobody waiting."""
+    cursor = connection.cursor()
+    for pragma in ("query_only=ON", "busy_timeout=2000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

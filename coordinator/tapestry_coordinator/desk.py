@@ -27,6 +27,7 @@ from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.live import Live
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of
 from tapestry_coordinator.planning import Planner, require_fit
@@ -108,6 +109,7 @@ class Desk:
         self.key = key
         self.clock = clock
         self.calendar = calendar or clock
+        self.live = Live(now=clock())
         self.genesis = home.load_genesis()
         self._planner = Planner(home, settings, registry, self.genesis, now=clock())
         self._changed = threading.Condition()

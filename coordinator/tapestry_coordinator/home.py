@@ -11,6 +11,8 @@ contributions/       as received, by round
 outer/               the outer optimizer's state, by round
 published/           checkpoints: round-000000 is genesis
 candidates/          the newest round's, while members measure it
+live.json            what happens now, for the web page; there while `serve` runs (0600)
+page/                the web page's password, secret and results of verifications (0600)
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
 .incoming/           checkpoints on their way here from the store of blobs
@@ -38,6 +40,7 @@ from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
 from tapestry.storage.spares import Spares
 from tapestry_coordinator import settings
+from tapestry_coordinator.live import LIVE_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,16 @@ class CoordinatorHome:
     def tls_key(self) -> Path:
         """The P-256 key of the TLS certificate."""
         return self.folder / "identity" / "tls.key"
+
+    @property
+    def live(self) -> Path:
+        """What happens now, for the web page."""
+        return self.folder / LIVE_FILE
+
+    @property
+    def page(self) -> Path:
+        """What the web page keeps."""
+        return self.folder / "page"
 
     @property
     def pool(self) -> Path:

@@ -9,6 +9,7 @@ stood. What the coordinator itself takes long for does not count.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Places(grpc.ServerInterceptor):
         self._clock = clock
         self._lock = threading.Lock()
         self._taken: dict[str, list[_Place]] = {}
+        self.refused: Counter[str] = Counter()
+        """Calls that ended with an error of ours, by its status."""
 
     @property
     def waiting(self) -> int:
@@ -120,10 +123,15 @@ class Places(grpc.ServerInterceptor):
     def _place(self, context: grpc.ServicerContext, stall_seconds: float) -> Iterator[_Place]:
         """Take a place, at another call's expense if need be."""
         caller, place = _caller(context), _Place(context.cancel, stall_seconds)
-        with status_from_errors(context):
-            self._take(caller, place)
         try:
+            with status_from_errors(context):
+                self._take(caller, place)
             yield place
+        except Exception:
+            code = getattr(context, "code", lambda: None)()
+            with self._lock:
+                self.refused["unknown" if code is None else code.name.lower()] += 1
+            raise
         finally:
             self._leave(caller, place)
 

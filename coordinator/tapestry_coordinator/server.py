@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import FrameType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -33,6 +34,7 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.leases import Lease
+from tapestry_coordinator.live import LiveFile
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
@@ -139,9 +141,10 @@ class CoordinatorServer:
         network = self.settings.network
         _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
         try:
-            while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
-                self._places.end_stalled()
-                self._pass_time()
+            with LiveFile(self.home.live, self._live_table):
+                while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
+                    self._places.end_stalled()
+                    self._pass_time()
         finally:
             self._stopping.set()
             self.desk.wake()
@@ -152,6 +155,15 @@ class CoordinatorServer:
             self._store.close()
             self._registry.close()
             _log.info("stopped")
+
+    def _live_table(self) -> dict[str, Any]:
+        return self.desk.live.table(
+            self.desk.state,
+            here=self.desk.here(),
+            rules=self.settings.rounds.rules(),
+            refused=self._places.refused,
+            now=self._clock(),
+        )
 
     def _pass_time(self) -> None:
         """Let time go by; whatever fails is tried again at the next tick."""
@@ -242,7 +254,9 @@ class CoordinatorServer:
             self.desk.propose(self._publisher.propose(closed), gate)
             return
         self._settling.begin(state.number)
+        began = time.monotonic()
         envelope = self._publisher.publish(closed)
+        self.desk.live.aggregation_seconds = time.monotonic() - began
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)

@@ -176,7 +176,17 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
         """Note a member's progress."""
         with status_from_errors(context):
             member = identify(context, self._desk)
-            self._desk.registry.seen(member.member_id, now=self._desk.clock())
+            now = self._desk.clock()
+            self._desk.registry.seen(member.member_id, now=now)
+            self._desk.live.reported(
+                member.member_id,
+                round_number=request.round,
+                step=request.step,
+                steps=request.steps,
+                loss=request.loss,
+                tokens_per_second=request.tokens_per_second,
+                now=now,
+            )
         _log.debug(
             "round %d: %s at step %d of %d, loss %.3f, %.0f tokens/s",
             request.round,
@@ -336,6 +346,12 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             member_id = identify(context, self._desk).member_id
             with recording_refusals(self._desk, member_id):
                 self._store.put(request.round, member_id, index=request.index, data=request.data)
+            self._desk.live.received(
+                member_id,
+                round_number=request.round,
+                size=len(request.data),
+                now=self._desk.clock(),
+            )
         return transfer_pb2.PutFragmentResponse()
 
     def Commit(

@@ -11,6 +11,7 @@ from tapestry.checkpoints.statements import InnerSettings
 from tapestry.config import Settings, commented_toml, load_settings
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.rounds import RoundRules
+from tapestry_coordinator.web.settings import PageSettings
 
 SETTINGS_FILE = "coordinator.toml"
 
@@ -156,6 +157,7 @@ class CoordinatorSettings(Settings):
     membership: MembershipSettings = MembershipSettings()
     keep: KeepSettings = KeepSettings()
     storage: StorageSettings = StorageSettings()
+    page: PageSettings = PageSettings()
 
 
 def load(folder: Path) -> CoordinatorSettings:

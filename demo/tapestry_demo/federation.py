@@ -18,6 +18,7 @@ from tapestry.identity.invitations import decode, encode
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, require_home
 from tapestry_coordinator.inviting import make_invitation
+from tapestry_coordinator.web.settings import PageSettings
 from tapestry_demo.workers import Forked, Workers
 from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
@@ -101,7 +102,14 @@ def found_federation(
     rounds = settings.rounds.model_copy(update={"gather_seconds": 60.0, "grace_seconds": 30.0})
     settings_module.save(
         folder,
-        settings.model_copy(update={"network": network, "inner": inner, "rounds": rounds}),
+        settings.model_copy(
+            update={
+                "network": network,
+                "inner": inner,
+                "rounds": rounds,
+                "page": PageSettings(enabled=False),
+            }
+        ),
     )
 
 

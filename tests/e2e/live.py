@@ -14,6 +14,7 @@ from tapestry.checkpoints.policy import save_policy
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
+from tapestry_coordinator.web.settings import PageSettings
 from tapestry_demo.federation import Processes, tapestry_command
 from tapestry_demo.workers import Workers
 from tests.coordinator.small import changed_policy
@@ -84,7 +85,12 @@ class Live:
         settings_module.save(
             self.home.folder,
             settings.model_copy(
-                update={"network": network, "rounds": rounds_table, "inner": inner}
+                update={
+                    "network": network,
+                    "rounds": rounds_table,
+                    "inner": inner,
+                    "page": PageSettings(enabled=False),
+                }
             ),
         )
 
