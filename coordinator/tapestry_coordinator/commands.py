@@ -1,18 +1,17 @@
 """`tapestry coordinator ...`: parse, call, render."""
 
-import json
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tapestry.cli.running import default_home, log_to_stderr
+from tapestry.cli.running import log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_coordinator import operator_commands
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.operator_commands import Dir, home_at
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -21,16 +20,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
-]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
-
-
-def _home(folder: Path | None) -> CoordinatorHome:
-    here = Path(settings_module.SETTINGS_FILE)
-    return require_home(folder or (Path() if here.is_file() else default_home("coordinator")))
+operator_commands.add_to(app)
 
 
 @app.command()
@@ -120,77 +111,9 @@ def serve(
     from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
-    home = _home(folder)
+    home = home_at(folder)
     with alone(home.folder, who="the coordinator"):
         CoordinatorServer(home).serve()
-
-
-@app.command()
-def invite(
-    member: Annotated[str, typer.Argument(help="The institution's id, a slug such as fr-bnf.")],
-    folder: Dir = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the invitation to this file (0600) instead.")
-    ] = None,
-) -> None:
-    """Print an invitation: one use, expiring; whoever holds it can join as MEMBER.
-
-    It carries the address, the federation's root certificate and a secret token: send it by a
-    channel you trust, and let the institution compare the fingerprint by another.
-    """
-    from tapestry.identity.certificates import (  # noqa: PLC0415
-        check_member_id,
-        fingerprint,
-        format_fingerprint,
-    )
-    from tapestry.identity.invitations import encode  # noqa: PLC0415
-    from tapestry.storage.atomic import write_atomic  # noqa: PLC0415
-    from tapestry_coordinator.inviting import make_invitation  # noqa: PLC0415
-
-    home = _home(folder)
-    check_member_id(member)
-    invitation = make_invitation(home, member, now=Now())
-    until = datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = encode(invitation)
-    shown = format_fingerprint(fingerprint(home.load_authority().certificate_pem))
-    if out is None:
-        typer.echo(text)
-    else:
-        write_atomic(out, text + "\n", mode=0o600)
-        typer.echo(f"written to {out}", err=True)
-    typer.echo(f"for {member}, valid once, until {until}", err=True)
-    typer.echo(f"root fingerprint {shown}", err=True)
-
-
-@app.command()
-def status(
-    folder: Dir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Show the round, the newest checkpoint, and what members measured of it."""
-    from tapestry_coordinator.status import status_of  # noqa: PLC0415
-
-    _print(status_of(_home(folder)), as_json=as_json, render=_render_status)
-
-
-@app.command()
-def members(
-    folder: Dir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """List the members."""
-    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
-
-    with _registry(_home(folder)) as registry:
-        rows = [
-            {
-                "member_id": m.member_id,
-                "status": m.status,
-                "last_seen": readable_time(m.last_seen_at),
-            }
-            for m in registry.members()
-        ]
-    _print({"members": rows}, as_json=as_json, render=_render_members)
 
 
 @app.command()
@@ -208,72 +131,10 @@ def annotate(
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.annotating import annotate_card  # noqa: PLC0415
 
-    home = _home(folder)
+    home = home_at(folder)
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
-
-
-@app.command()
-def revoke(
-    member: Annotated[str, typer.Argument(help="The member's id.")], folder: Dir = None
-) -> None:
-    """End a membership; in force at the member's next call, on open connections too."""
-    home = _home(folder)
-    with _registry(home) as registry:
-        registry.revoke(member)
-        left = sum(1 for m in registry.members() if m.status == "active")
-    typer.echo(f"{member} is not a member any more")
-    quorum = home.load_settings().rounds.quorum
-    if left < quorum:
-        typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
-
-
-def _render_status(table: dict[str, Any]) -> str:
-    lines = [
-        f"federation {table['federation']}  identity {table['identity'][:16]}",
-        _round_line(table),
-    ]
-    if table["cohort"]:
-        lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
-        waiting = sorted(set(table["cohort"]) - set(table["arrived"]) - set(table["declined"]))
-        lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
-        lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
-        lines.append(f"  deadline: {table['deadline']}")
-    lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
-    lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
-    return "\n".join(lines)
-
-
-def _round_line(table: dict[str, Any]) -> str:
-    total = table["total"]
-    if table["phase"] == "finished":
-        return f"finished: {total} rounds; raise [rounds] total to go on"
-    of = f" of {total}" if total else ""
-    return f"round {table['round']}{of}: {table['phase']}"
-
-
-def _render_members(table: dict[str, Any]) -> str:
-    rows = [
-        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}"
-        for m in table["members"]
-    ]
-    return "\n".join(rows) or "no members yet: `tapestry coordinator invite MEMBER`"
-
-
-def _print(
-    table: dict[str, Any], *, as_json: bool, render: Callable[[dict[str, Any]], str]
-) -> None:
-    typer.echo(json.dumps(table, indent=1) if as_json else render(table))
-
-
-def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registry
-    from contextlib import closing  # noqa: PLC0415
-
-    from tapestry_coordinator.database import database_url  # noqa: PLC0415
-    from tapestry_coordinator.registry import Registry  # noqa: PLC0415
-
-    return closing(Registry(database_url(home.folder)))
 
 
 def _next_port(address: str) -> str:

@@ -26,9 +26,16 @@ from tapestry.checkpoints.statements import (
 )
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import plan_of
-from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import (
+    ACTIVE,
+    CONTRIBUTOR,
+    Registry,
+    StoredContribution,
+    StoredEvaluation,
+)
 from tapestry_coordinator.rounds import (
     Arrived,
     Declined,
@@ -82,6 +89,9 @@ class Desk:
         self._here: Counter[str] = Counter()
         self._connections: Counter[str] = Counter()
         """How many times each member has connected."""
+        self._pause: Action | None = None
+        """By which rounds are paused."""
+        self._contributors: frozenset[str] = frozenset()
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
@@ -160,27 +170,48 @@ class Desk:
 
     def _notice(self, state: RoundState, member_id: str) -> str:
         quorum = self.settings.rounds.quorum
-        here = sum(1 for count in self._here.values() if count > 0)
+        here = sum(1 for m in self._contributors if self._here[m] > 0)
         if state.phase is Phase.FINISHED:
             return "no further round is planned"
+        if state.phase is Phase.WAITING and self._pause is not None:
+            reason = f": {self._pause.detail}" if self._pause.detail else ""
+            return f"the federation's operator has paused it before round {state.number}{reason}"
         if state.phase is Phase.WAITING:
             return f"waiting for members: {here} here, {quorum} needed to open round {state.number}"
         if state.phase is Phase.AGGREGATING:
             return f"round {state.number} is being aggregated"
-        if member_id not in state.cohort:
+        if member_id not in state.cohort and member_id in self._contributors:
             return f"round {state.number} opened before this node came; it joins the next one"
-        return f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
+        notice = f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
+        return f"{notice}; the operator has paused what comes after it" if self._pause else notice
 
     # What changes the round
 
     def pass_time(self) -> None:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
-            enrolled = [m for m in self.registry.members() if m.status == "active"]
-            self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
+            enrolled = [
+                m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
+            ]
+            self._contributors = frozenset(m.member_id for m in enrolled)
+            self._note_pause(pause_in_force(self.registry))
+            self._give_up(set(self.state.cohort) - self._contributors)
             ready = tuple(sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0))
-            event = Tick(ready=ready, enrolled=len(enrolled), rules=self.settings.rounds.rules())
+            event = Tick(
+                ready=ready,
+                enrolled=len(enrolled),
+                rules=self.settings.rounds.rules(),
+                is_paused=self._pause is not None,
+            )
             self._apply(event)
+
+    def _note_pause(self, pause: Action | None) -> None:
+        """Tell the members when rounds are paused, or are so no more."""
+        if pause != self._pause:
+            self._pause = pause
+            _log.warning("resumed" if pause is None else f"paused by {pause.who}: {pause.detail}")
+            self._version += 1
+            self._changed.notify_all()
 
     def _give_up(self, gone: set[str]) -> None:
         """Stop waiting for members of an open round that are none any more."""

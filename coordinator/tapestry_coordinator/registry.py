@@ -3,11 +3,12 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tapestry.errors import ConfigError, RejectedError
@@ -26,6 +27,11 @@ from tapestry_coordinator.tables import (
 
 ACTIVE = "active"
 REVOKED = "revoked"
+CONTRIBUTOR = "contributor"
+OBSERVER = "observer"
+OPERATOR = "operator"
+ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR)
+"""What a member may do: train, only watch and measure, or also run the federation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +47,7 @@ class Member:
     status: str
     joined_at: float
     last_seen_at: float
+    role: str = CONTRIBUTOR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,28 +88,49 @@ class Registry:
         """Give all connections back."""
         self._engine.dispose()
 
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Begin a transaction, for what other modules keep in this database."""
+        with transaction(self._engine) as connection:
+            yield connection
+
     # Membership
 
     def add_invitation(
-        self, token_digest: bytes, *, member_id: str, now: float, expires_at: float
+        self,
+        token_digest: bytes,
+        *,
+        member_id: str,
+        now: float,
+        expires_at: float,
+        role: str = CONTRIBUTOR,
+        replaces: bool = False,
     ) -> None:
         """Remember an invitation by the digest of its token.
 
+        Args:
+            token_digest: SHA-256 of the token.
+            member_id: Who may use it.
+            now: Unix seconds.
+            expires_at: The same.
+            role: What the member may do.
+            replaces: Withdraw the member's open invitations; it may be enrolled already, and then
+                joins anew, with new keys: its old certificate is good until it does.
+
         Raises:
-            ConfigError: The member is enrolled already.
+            ConfigError: The member is enrolled, or has an open invitation, and nothing is replaced.
         """
         with transaction(self._engine) as connection:
-            status = connection.execute(
-                select(members.c.status).where(members.c.member_id == member_id)
-            ).scalar()
-            if status == ACTIVE:
-                raise ConfigError(f"{member_id} is a member already; choose another id")
+            if not replaces:
+                _require_uninvited(connection, member_id, now)
+            withdraw_invitations(connection, member_id, now=now)
             connection.execute(
                 insert(invitations).values(
                     token_digest=token_digest.hex(),
                     member_id=member_id,
                     created_at=now,
                     expires_at=expires_at,
+                    role=role,
                 )
             )
 
@@ -121,8 +149,9 @@ class Registry:
             RejectedError: No such invitation, for another member, expired, or used.
         """
         with transaction(self._engine) as connection:
-            self._use_invitation(connection, token_digest, member_id, now)
+            role = self._use_invitation(connection, token_digest, member_id, now)
             row = {
+                "role": role,
                 "signing_key": signing_key.hex(),
                 "certificate_serial": f"{certificate_serial:x}",
                 "previous_serial": "",
@@ -147,8 +176,9 @@ class Registry:
 
     def _use_invitation(
         self, connection: Connection, token_digest: bytes, member_id: str, now: float
-    ) -> None:
-        _require_invitation(connection, token_digest, member_id, now)
+    ) -> str:
+        """Mark an invitation as used; return the role that it gives."""
+        role = _require_invitation(connection, token_digest, member_id, now)
         used = connection.execute(
             update(invitations)
             .where(invitations.c.token_digest == token_digest.hex())
@@ -157,6 +187,7 @@ class Registry:
         )
         if used.rowcount != 1:
             raise RejectedError("this invitation was used already: ask for a new one")
+        return role
 
     def member(self, member_id: str) -> Member | None:
         """Return a member, or None."""
@@ -184,14 +215,25 @@ class Registry:
         """Record that a member was heard of."""
         self._update_member(member_id, last_seen_at=now)
 
-    def revoke(self, member_id: str) -> None:
-        """End a membership; in force at the member's next call.
+    def revoke(self, member_id: str, *, now: float) -> tuple[bool, int]:
+        """End a membership, in force at the next call, and withdraw open invitations to it.
+
+        Returns:
+            Whether there was one, and how many were withdrawn.
 
         Raises:
-            ConfigError: There is no such member.
+            ConfigError: Neither a member nor invited.
         """
-        if self._update_member(member_id, status=REVOKED) == 0:
-            raise ConfigError(f"{member_id} is not a member")
+        is_active = (members.c.member_id == member_id) & (members.c.status == ACTIVE)
+        with transaction(self._engine) as connection:
+            ended = connection.execute(update(members).where(is_active).values(status=REVOKED))
+            withdrawn = withdraw_invitations(connection, member_id, now=now)
+        if ended.rowcount == 0 and withdrawn == 0:
+            raise ConfigError(
+                f"{member_id} is not a member, and has no open invitation: "
+                "`tapestry coordinator members` and `invitations` list them"
+            )
+        return ended.rowcount > 0, withdrawn
 
     def _update_member(self, member_id: str, **values: Any) -> int:  # noqa: ANN401
         with transaction(self._engine) as connection:
@@ -365,7 +407,7 @@ class Registry:
 
 def _require_invitation(
     connection: Connection, token_digest: bytes, member_id: str, now: float
-) -> None:
+) -> str:
     row = connection.execute(
         select(invitations).where(invitations.c.token_digest == token_digest.hex())
     ).one_or_none()
@@ -373,8 +415,45 @@ def _require_invitation(
         raise RejectedError("the coordinator does not know this invitation: ask for a new one")
     if row.used_at is not None:
         raise RejectedError("this invitation was used already: ask for a new one")
+    if row.withdrawn_at is not None:
+        raise RejectedError("this invitation was withdrawn: ask for a new one")
     if now >= row.expires_at:
         raise RejectedError("this invitation has expired: ask for a new one")
+    return str(row.role)
+
+
+def _require_uninvited(connection: Connection, member_id: str, now: float) -> None:
+    status = connection.execute(
+        select(members.c.status).where(members.c.member_id == member_id)
+    ).scalar()
+    if status == ACTIVE:
+        raise ConfigError(
+            f"{member_id} is a member already: choose another id; or, if it has lost its folder "
+            "or its certificate has expired, invite it with --resend"
+        )
+    is_open = (invitations.c.member_id == member_id) & _is_open(now)
+    if connection.execute(select(invitations).where(is_open)).first() is not None:
+        raise ConfigError(
+            f"{member_id} has an open invitation: --resend withdraws it and makes a new one"
+        )
+
+
+def _is_open(now: float) -> ColumnElement[bool]:
+    return (
+        invitations.c.used_at.is_(None)
+        & invitations.c.withdrawn_at.is_(None)
+        & (invitations.c.expires_at > now)
+    )
+
+
+def withdraw_invitations(connection: Connection, member_id: str, *, now: float) -> int:
+    """End the open invitations of a member; return how many there were."""
+    result = connection.execute(
+        update(invitations)
+        .where((invitations.c.member_id == member_id) & _is_open(now))
+        .values(withdrawn_at=now)
+    )
+    return int(result.rowcount)
 
 
 def _insert_manifest(connection: Connection, number: int, digest: str, envelope: Envelope) -> None:

@@ -74,6 +74,8 @@ class Tick:
     """Members that could be."""
     rules: RoundRules
     """As configured now; taken up when a round opens."""
+    is_paused: bool = False
+    """No round opens; one that is open goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +200,7 @@ def _pass_time(state: RoundState, event: Tick, now: float) -> tuple[RoundState, 
 
 def _gather(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
     """Open a waiting round once a quorum is here, and the others are or had time to come."""
-    if len({*event.ready, *state.arrived}) < event.rules.quorum:
+    if event.is_paused or len({*event.ready, *state.arrived}) < event.rules.quorum:
         return replace(state, quorum_ready_at=None), []
     since = now if state.quorum_ready_at is None else state.quorum_ready_at
     if len(event.ready) >= event.enrolled or now - since >= event.rules.gather_seconds:
@@ -244,7 +246,7 @@ def _replan_if_overdue(
     """Plan a round again whose deadline passed without a quorum, once a quorum is here."""
     if state.phase is not Phase.OPEN or now < state.deadline:
         return state, effects
-    if len({*event.ready, *state.arrived}) >= event.rules.quorum:
+    if len({*event.ready, *state.arrived}) >= event.rules.quorum and not event.is_paused:
         return _open(state, event, now)
     waiting = replace(state, phase=Phase.WAITING, quorum_ready_at=None)
     return waiting, [Effect.ANNOUNCE_STATE]

@@ -19,6 +19,7 @@ from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
+from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
@@ -30,7 +31,12 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
+from tapestry_coordinator.service import (
+    EnrolmentService,
+    RoundsService,
+    TransferService,
+    operator_of,
+)
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -149,6 +155,7 @@ class CoordinatorServer:
             self.desk, self._store, self._layout
         )
         add_transfer_service(transfer, transfer, members)
+        add_admin_service(lambda context: operator_of(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
