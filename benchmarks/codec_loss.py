@@ -41,6 +41,7 @@ from running import save
 from tapestry.aggregation.contributions import WeightedContribution
 from tapestry.aggregation.pipeline import decide, in_memory, outer_step
 from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.checkpoints.policy import AggregationPolicy
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.objectives.objective import Objective, objective_named
 from tapestry.objectives.training import InnerOptimizer, choose_threads, train
@@ -50,23 +51,23 @@ from tapestry.params.downlink import DOWNLINK_CODECS, encode_step
 from tapestry.params.layout import ParameterLayout
 from tapestry.params.modules import fragment_of, from_model, layout_of, to_model
 from tapestry_coordinator.founding import inner_for
-from tapestry_coordinator.settings import AggregationSettings, SharedSettings
+from tapestry_coordinator.settings import SharedSettings
 from tapestry_demo.texts import POOL_FOLDER, write_texts
 from tapestry_node.residual import accept_residual, fragment_encoder
 
 VARIANTS = {
-    "float32": AggregationSettings(codec="float32"),
-    "nudged": AggregationSettings(codec="float32"),
-    "bfloat16": AggregationSettings(codec="bfloat16"),
-    "int8": AggregationSettings(codec="int8"),
-    "int4": AggregationSettings(codec="int4"),
-    "int8+bfloat16": AggregationSettings(codec="int8", downlink="bfloat16"),
-    "int8+delta-int8": AggregationSettings(codec="int8", downlink="delta-int8"),
-    "int4+delta-int4": AggregationSettings(codec="int4", downlink="delta-int4"),
+    "float32": AggregationPolicy(codec="float32"),
+    "nudged": AggregationPolicy(codec="float32"),
+    "bfloat16": AggregationPolicy(codec="bfloat16"),
+    "int8": AggregationPolicy(codec="int8"),
+    "int4": AggregationPolicy(codec="int4"),
+    "int8+bfloat16": AggregationPolicy(codec="int8", downlink="bfloat16"),
+    "int8+delta-int8": AggregationPolicy(codec="int8", downlink="delta-int8"),
+    "int4+delta-int4": AggregationPolicy(codec="int4", downlink="delta-int4"),
 }
 SPARSE = {
-    "float32-sgd": AggregationSettings(codec="float32", optimizer="sgd", learning_rate=1.0),
-    "topk": AggregationSettings(codec="topk", optimizer="sgd", learning_rate=1.0),
+    "float32-sgd": AggregationPolicy(codec="float32", optimizer="sgd", learning_rate=1.0),
+    "topk": AggregationPolicy(codec="topk", optimizer="sgd", learning_rate=1.0),
 }
 ALLOWED_PERCENT = 0.3
 """What int4 may cost."""
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def run_all(
-    federation: "Federation", variants: Mapping[str, AggregationSettings], args: argparse.Namespace
+    federation: "Federation", variants: Mapping[str, AggregationPolicy], args: argparse.Namespace
 ) -> "dict[str, list[Run]]":
     """Return the runs of each variant by seed; say it when one ends."""
     done = {}
@@ -195,7 +196,7 @@ class Federation:
             pool=pack(texts / POOL_FOLDER),
         )
 
-    def run(self, settings: AggregationSettings, *, rounds: int, seed: int, nudged: bool) -> Run:
+    def run(self, settings: AggregationPolicy, *, rounds: int, seed: int, nudged: bool) -> Run:
         """Train from a genesis of `seed`, each element the next larger one if `nudged`."""
         began = time.perf_counter()
         create = {"size": "tiny", "tokenizer": self.folder / "tokenizer.json"}
@@ -277,7 +278,7 @@ class Coordinator:
     """The vector that everybody holds, the exact one, and the outer optimizer's state."""
 
     def __init__(
-        self, settings: AggregationSettings, layout: ParameterLayout, genesis_P: Float32Array
+        self, settings: AggregationPolicy, layout: ParameterLayout, genesis_P: Float32Array
     ) -> None:
         """Begin at genesis, which goes down whole."""
         self.held_P = genesis_P.copy()

@@ -148,6 +148,7 @@ def plan_for(args: argparse.Namespace, home: CoordinatorHome, sequence_tokens: i
         attempt=1,
         base=genesis.newest_digest,
         layout=genesis.newest.layout,
+        policy=home.load_policy().digest,
         cohort=("bench",),
         quorum=1,
         grace_seconds=0.0,

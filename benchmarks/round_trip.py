@@ -41,6 +41,7 @@ from shaped_line import ShapedLine
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
+from tapestry.checkpoints.policy import save_policy
 from tapestry.params.codecs import codec_named
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator import settings as settings_module
@@ -239,12 +240,13 @@ def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downl
     rounds_table = settings.rounds.model_copy(
         update={"quorum": workload.nodes, "total": workload.rounds, "gather_seconds": 60.0}
     )
-    aggregation = settings.aggregation.model_copy(update={"codec": codec, "downlink": downlink})
+    policy = home.load_policy()
+    aggregation = policy.aggregation.model_copy(update={"codec": codec, "downlink": downlink})
+    save_policy(home.policy, policy.model_copy(update={"aggregation": aggregation}))
     keep = settings.keep.model_copy(update={"checkpoints": 2, "contribution_rounds": 1})
     changed = {
         "network": network,
         "rounds": rounds_table,
-        "aggregation": aggregation,
         "keep": keep,
     }
     settings_module.save(home.folder, settings.model_copy(update=changed))

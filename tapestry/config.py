@@ -1,7 +1,9 @@
 """Settings that people write: strict TOML into frozen pydantic models, with one-line errors."""
 
 import difflib
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +61,16 @@ def _keys_beside(model: type[BaseModel], loc: list[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
+def _inline(value: object) -> str:
+    """Return a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(name)} = {_inline(one)}" for name, one in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return tomli_w.dumps({"_": value}).strip().removeprefix("_ = ")
+
+
 def commented_toml(settings: Settings, *, head: str) -> str:
     """Return settings, a model of tables, as TOML with each key's docstring above it."""
     lines = [f"# {head}", ""]
@@ -68,6 +80,6 @@ def commented_toml(settings: Settings, *, head: str) -> str:
         for key, info in type(table).model_fields.items():
             if info.description:
                 lines.append(f"# {' '.join(info.description.split())}")
-            lines.append(tomli_w.dumps({key: getattr(table, key)}).strip())
+            lines.append(f"{key} = {_inline(getattr(table, key))}")
         lines.append("")
     return "\n".join(lines)

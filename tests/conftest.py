@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import read_lineage
 from tapestry.checkpoints.manifest import verify_lineage
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
@@ -70,7 +71,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     home = CoordinatorHome(folder)
     settings, key = home.load_settings(), home.load_signing_key()
     layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
-    store = FragmentStore(home.contributions, layout, max_element=10.0)
+    store = FragmentStore(home.contributions, layout)
     lineage = read_lineage(home.checkpoint(0))
     plan = _plan(lineage, settings)
     signed_plan = plan.signed(key)
@@ -88,6 +89,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     closed = ClosedRound(
         plan=plan,
         plan_digest=payload_digest(signed_plan),
+        policy=home.load_policy(),
         closed_at=FOUNDED_AT + 60,
         contributions=[
             _contributed(store, layout, plan, member_id, key, seed=seed)
@@ -97,7 +99,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
         lineage=lineage,
         evaluations=evaluations,
     )
-    publisher = Publisher(home=home, key=key, store=store, settings=settings.aggregation)
+    publisher = Publisher(home=home, key=key, store=store)
     envelope = publisher.publish(closed)
     write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key, notes=home.notes(1))
     return Federation(home, publisher, closed, evaluations)
@@ -111,6 +113,7 @@ def _plan(lineage: list[Envelope], settings: CoordinatorSettings) -> RoundPlan:
         attempt=1,
         base=genesis.newest_digest,
         layout=genesis.newest.layout,
+        policy=FederationPolicy().digest,
         cohort=("ar-unc", *TOKENS),
         quorum=2,
         grace_seconds=300.0,
@@ -141,7 +144,9 @@ def _contributed(
             codec.encode(rng.standard_normal(stop - start, np.float32) * np.float32(0.01))
         )
     digests = tuple(map(fragment_digest, encoded))
-    store.open(plan.round, member_id, codec=plan.codec, digests=digests)
+    store.open(
+        plan.round, member_id, codec=plan.codec, digests=digests, max_element=plan.max_element
+    )
     for index, data in enumerate(encoded):
         store.put(plan.round, member_id, index=index, data=data)
     root, norm = store.finish(plan.round, member_id)

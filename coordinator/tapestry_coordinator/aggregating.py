@@ -26,6 +26,7 @@ from tapestry.checkpoints.manifest import (
     RuleRecord,
 )
 from tapestry.checkpoints.outer_state import OuterStateFile, OuterStateWriter
+from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy
 from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
 from tapestry.checkpoints.stepping import STEP_FILE
 from tapestry.checkpoints.vector_file import (
@@ -44,7 +45,6 @@ from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import StoredContribution
-from tapestry_coordinator.settings import AggregationSettings
 from tapestry_coordinator.uploads import FragmentStore
 
 _READERS = 4
@@ -82,7 +82,7 @@ class Aggregator:
 
     home: CoordinatorHome
     store: FragmentStore
-    settings: AggregationSettings
+    policy: FederationPolicy
     written: Written
 
     def aggregate(
@@ -129,13 +129,13 @@ class Aggregator:
             Contribution.parsed(one.envelope.payload, what=f"contribution of {one.member_id}")
             for one in stored
         ]
-        rule = self.settings.aggregation_rule()
+        rule = self.policy.aggregation.aggregation_rule()
         weighted = decide(
             self._contributions(plan, stored, declared, count, threads),
             rule=rule,
             layout=vector.layout,
         )
-        optimizer = self.settings.outer_optimizer(len(weighted))
+        optimizer = self.policy.aggregation.outer_optimizer(len(weighted))
         start = _Start(
             self.home,
             base,
@@ -161,21 +161,22 @@ class Aggregator:
             step=written.step,
             made=RoundRecord(
                 plan=plan_digest,
+                policy=plan.policy,
                 inner=plan.inner,
                 codec=plan.codec,
                 quorum=plan.quorum,
-                rule=_rule_record(self.settings),
-                gamma=0.0 if one_vote else self.settings.gamma,
+                rule=_rule_record(self.policy.aggregation),
+                gamma=0.0 if one_vote else self.policy.aggregation.gamma,
                 influence_cap=1.0 if one_vote else self._cap(len(weighted)),
-                clip=self.settings.clip,
+                clip=self.policy.aggregation.clip,
                 participation=_participation(weighted, stored, declared),
                 outer=_outer_record(optimizer, written.state_root),
-                downlink=self.settings.downlink,
+                downlink=self.policy.aggregation.downlink,
             ),
         )
 
     def _cap(self, members: int) -> float:
-        return self.settings.influence_cap or default_cap(members)
+        return self.policy.aggregation.influence_cap or default_cap(members)
 
     def _contributions(
         self,
@@ -187,8 +188,12 @@ class Aggregator:
     ) -> list[WeightedContribution]:
         """Return the contributions with token weights and clip factors."""
         tokens = {c.member_id: c.tokens for c in declared}
-        weights = token_weights(tokens, gamma=self.settings.gamma, cap=self._cap(len(tokens)))
-        factors = clip_factors({c.member_id: c.norm for c in stored}, clip=self.settings.clip)
+        weights = token_weights(
+            tokens, gamma=self.policy.aggregation.gamma, cap=self._cap(len(tokens))
+        )
+        factors = clip_factors(
+            {c.member_id: c.norm for c in stored}, clip=self.policy.aggregation.clip
+        )
         codec = codec_named(plan.codec)
         return [
             WeightedContribution(
@@ -205,7 +210,7 @@ class Aggregator:
 
     def _step_codec(self) -> Codec | None:
         """Return how steps from checkpoint to checkpoint are coded; None if there are none."""
-        downlink = self.settings.downlink
+        downlink = self.policy.aggregation.downlink
         return downlink_codec_named(downlink) if downlink in DOWNLINK_CODECS else None
 
     def _write(
@@ -219,7 +224,7 @@ class Aggregator:
         """Write the new vector, the step to it, and the state as they come."""
         state_path = self.home.outer_state(number)
         state_path.parent.mkdir(exist_ok=True)
-        downlink, codec = self.settings.downlink, self._step_codec()
+        downlink, codec = self.policy.aggregation.downlink, self._step_codec()
         with ExitStack() as stack:
             model_file = stack.enter_context(
                 replacing(folder / MODEL_FILE, spares=self.home.spare_models, durable=False)
@@ -454,8 +459,8 @@ def _reason(part: WeightedContribution) -> str:
     )
 
 
-def _rule_record(settings: AggregationSettings) -> RuleRecord:
-    rule = settings.aggregation_rule()
+def _rule_record(policy: AggregationPolicy) -> RuleRecord:
+    rule = policy.aggregation_rule()
     return RuleRecord(
         name=rule.name,
         byzantine=rule.byzantine,

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import (
     Contribution,
     Receipt,
@@ -84,6 +85,10 @@ class Desk:
         self.key = key
         self.clock = clock
         self.genesis = home.load_genesis()
+        policy = home.load_policy()
+        policy.require_quorum(settings.rounds.quorum)
+        self.policy = registry.adopt_policy(policy, now=clock())
+        """In force since the newest plan was made."""
         self._changed = threading.Condition()
         self._version = 0
         self._here: Counter[str] = Counter()
@@ -231,8 +236,10 @@ class Desk:
             self._apply(Declined(member_id=member_id, reason=reason))
         _log.warning("round %d: %s declined: %s", round_number, member_id, reason)
 
-    def require_upload(self, member_id: str, *, round_number: int, base: str, codec: str) -> None:
-        """Refuse an upload that the round would not take.
+    def require_upload(
+        self, member_id: str, *, round_number: int, base: str, codec: str
+    ) -> RoundPlan:
+        """Return the plan that an upload answers; refuse one that the round would not take.
 
         Raises:
             RejectedError: Wrong round, base or codec.
@@ -247,6 +254,7 @@ class Desk:
             )
         if codec != plan.codec:
             raise RejectedError(f"codec {codec!r:.40}: round {round_number} asks for {plan.codec}")
+        return plan
 
     def receipt(self, member_id: str, *, round_number: int) -> Envelope | None:
         """Return the receipt of a contribution that was committed before."""
@@ -327,7 +335,7 @@ class Desk:
             self._changed.notify_all()
 
     def _make_plan(self, state: RoundState) -> RoundPlan:
-        settings = self.settings
+        settings, policy = self.settings, self._policy_for(state)
         fraction = settings.shared.fraction
         shared = None
         if self._pool is not None and fraction > 0:
@@ -339,18 +347,36 @@ class Desk:
             attempt=state.attempt,
             base=payload_digest(self._manifest),
             layout=self.genesis.newest.layout,
+            policy=policy.digest,
             cohort=state.cohort,
             quorum=settings.rounds.quorum,
             grace_seconds=settings.rounds.grace_seconds,
             deadline=state.deadline,
             objective=self.genesis.origin.objective,
             inner=settings.inner.settings(),
-            codec=settings.aggregation.codec,
-            max_element=settings.aggregation.max_element,
+            codec=policy.aggregation.codec,
+            max_element=policy.aggregation.max_element,
             shared=shared,
             seed=self.genesis.origin.seed,
             statistics=self._statistics(state.number - 1),
         )
+
+    def _policy_for(self, state: RoundState) -> FederationPolicy:
+        """Return the policy of a plan that is made now: the newest, or that of the round's first.
+
+        Raises:
+            ConfigError: The newest cannot hold with the quorum.
+        """
+        if state.attempt > 1:
+            first = self.registry.plan(state.number, 1)
+            if first is not None:
+                return self.registry.policy(RoundPlan.parsed(first.payload, what="plan").policy)
+        newest = self.registry.newest_policy()
+        if newest is not None and newest.version != self.policy.version:
+            newest.policy.require_quorum(self.settings.rounds.quorum)
+            self.policy = newest
+            _log.info("policy %d is in force", newest.version)
+        return self.policy.policy
 
     def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
         """Add up the statistics that every contribution of a round has, and of one length."""

@@ -1,7 +1,7 @@
 """Making a federation: root of trust, keys, genesis checkpoint, settings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import building, file_entry, write_statements
 from tapestry.checkpoints.manifest import GenesisRecord, Manifest
+from tapestry.checkpoints.policy import FederationPolicy, save_policy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import (
     MODEL_FILE,
@@ -65,6 +66,7 @@ class Founding:
     pool: Sequence[Path]
     """Files or folders of open text; may be empty."""
     seed: int
+    policy: FederationPolicy = field(default_factory=FederationPolicy)
 
 
 def found(
@@ -112,7 +114,9 @@ def _found(
         create["text"] = [str(home.pool)]
     created = founding.objective.create(create, seed=founding.seed)
     settings = settings_for(inner_for(created))
+    founding.policy.require_quorum(settings.rounds.quorum)
     settings_module.save(home.folder, settings)
+    save_policy(home.policy, founding.policy)
     authority = create_authority(founding.federation, now=datetime.fromtimestamp(now, UTC))
     for name in (home.ca, home.signing_key.parent, home.published):
         name.mkdir()
@@ -125,6 +129,7 @@ def _found(
     envelope = _publish_genesis(home, founding, created, authority, key, now=now)
     registry = Registry(database_url(home.folder))
     registry.add_genesis(payload_digest(envelope), envelope)
+    registry.adopt_policy(founding.policy, now=now)
     registry.close()
     return envelope
 

@@ -2,6 +2,7 @@
 
 ```
 coordinator.toml     settings, edited by people
+policy.toml          what the federation has agreed upon, edited by people
 ca/                  the federation's root of trust (0600)
 identity/            the coordinator's signing key, TLS key and certificate (0600)
 coordinator.db       the registry
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, folder_name, read_envelope
 from tapestry.checkpoints.manifest import Lineage
+from tapestry.checkpoints.policy import POLICY_FILE, FederationPolicy, load_policy
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
@@ -90,6 +92,15 @@ class CoordinatorHome:
     def load_settings(self) -> settings.CoordinatorSettings:
         """Read `coordinator.toml`."""
         return settings.load(self.folder)
+
+    @property
+    def policy(self) -> Path:
+        """The federation's policy, as people edit it."""
+        return self.folder / POLICY_FILE
+
+    def load_policy(self) -> FederationPolicy:
+        """Read `policy.toml`."""
+        return load_policy(self.policy)
 
     def load_signing_key(self) -> Ed25519PrivateKey:
         """Read the signing key."""

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import (
     MANIFEST_FILE,
+    POLICY_JSON,
     building,
     file_entry,
     read_envelope,
@@ -28,6 +29,7 @@ from tapestry.checkpoints.manifest import (
     Manifest,
     Participation,
 )
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
@@ -37,7 +39,6 @@ from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.rounds import RoundState
-from tapestry_coordinator.settings import AggregationSettings
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class ClosedRound:
 
     plan: RoundPlan
     plan_digest: str
+    policy: FederationPolicy
+    """In force when the plan was made."""
     closed_at: float
     contributions: Sequence[StoredContribution]
     declined: Mapping[str, str]
@@ -63,6 +66,7 @@ class ClosedRound:
         return cls(
             plan=plan,
             plan_digest=digest,
+            policy=registry.policy(plan.policy),
             closed_at=state.closed_at,
             contributions=[
                 stored
@@ -95,7 +99,6 @@ class Publisher:
     home: CoordinatorHome
     key: Ed25519PrivateKey
     store: FragmentStore
-    settings: AggregationSettings
     written: Written = field(default_factory=Written)
     """What this process has published last."""
 
@@ -115,7 +118,7 @@ class Publisher:
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
         with building(target, durable=False) as folder:
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
-            aggregated = self._aggregator().aggregate(
+            aggregated = self._aggregator(closed.policy).aggregate(
                 closed.plan,
                 closed.contributions,
                 plan_digest=closed.plan_digest,
@@ -123,6 +126,7 @@ class Publisher:
                 folder=folder,
             )
             files = _carry_over(base, self.home.checkpoint(number - 1), folder)
+            files.append(_write_policy(closed.policy, folder))
             manifest = Manifest(
                 round=number,
                 genesis=closed.plan.genesis,
@@ -152,10 +156,8 @@ class Publisher:
         _log.info("published checkpoint %d in %s", number, target)
         return envelope
 
-    def _aggregator(self) -> Aggregator:
-        return Aggregator(
-            home=self.home, store=self.store, settings=self.settings, written=self.written
-        )
+    def _aggregator(self, policy: FederationPolicy) -> Aggregator:
+        return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)
 
 
 def software() -> dict[str, str]:
@@ -165,7 +167,7 @@ def software() -> dict[str, str]:
 
 def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     """Copy what stays the same between checkpoints: configuration and tokenizer."""
-    entries = [entry for entry in base.files if entry.name != MODEL_FILE]
+    entries = [e for e in base.files if e.name not in {MODEL_FILE, POLICY_JSON}]
     for entry in entries:
         shutil.copyfile(source / entry.name, folder / entry.name)
         if file_entry(folder, entry.name) != entry:
@@ -174,6 +176,14 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
                 "restore it from a copy or a backup"
             )
     return entries
+
+
+def _write_policy(policy: FederationPolicy, folder: Path) -> FileEntry:
+    """Write the policy in force, so that whoever has the checkpoint can read and hash it."""
+    path = folder / POLICY_JSON
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(policy.canonical())
+    return file_entry(folder, POLICY_JSON)
 
 
 def _model_entry(written: WrittenVector) -> FileEntry:

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tapestry.errors import ConfigError, RejectedError
+from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry_coordinator import rounds
 from tapestry_coordinator.database import open_database, transaction
@@ -23,6 +24,7 @@ from tapestry_coordinator.tables import (
     manifests,
     members,
     plans,
+    policies,
 )
 
 ACTIVE = "active"
@@ -73,8 +75,18 @@ class StoredEvaluation:
     held_out_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyVersion:
+    """A federation policy as it was recorded."""
+
+    version: int
+    digest: str
+    policy: FederationPolicy
+    at: float
+
+
 class Registry:
-    """Members, invitations, plans, events, contributions, manifests, evaluations."""
+    """Members, invitations, policies, plans, events, contributions, manifests, evaluations."""
 
     def __init__(self, url: str) -> None:
         """Connect to the database at `url` and bring its schema up to date.
@@ -242,6 +254,50 @@ class Registry:
             )
         return int(result.rowcount)
 
+    # Policies
+
+    def adopt_policy(self, policy: FederationPolicy, *, now: float) -> PolicyVersion:
+        """Record a policy as the newest version, unless it is that already; return the newest."""
+        newest = self.newest_policy()
+        if newest is not None and newest.digest == policy.digest:
+            return newest
+        version = 1 if newest is None else newest.version + 1
+        with transaction(self._engine) as connection:
+            connection.execute(
+                insert(policies).values(
+                    version=version,
+                    digest=policy.digest,
+                    body=policy.canonical().decode(),
+                    at=now,
+                )
+            )
+        return PolicyVersion(version=version, digest=policy.digest, policy=policy, at=now)
+
+    def newest_policy(self) -> PolicyVersion | None:
+        """Return the policy that the next round will have, None before the first."""
+        found = self.policies(last=1)
+        return found[0] if found else None
+
+    def policies(self, *, last: int | None = None) -> list[PolicyVersion]:
+        """Return the recorded policies, newest first."""
+        query = select(policies).order_by(policies.c.version.desc()).limit(last)
+        with transaction(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [_policy_version(row.version, row.digest, row.body, row.at) for row in rows]
+
+    def policy(self, digest: str) -> FederationPolicy:
+        """Return the recorded policy with that digest.
+
+        Raises:
+            UnavailableError: None has it: the database is damaged.
+        """
+        query = select(policies).where(policies.c.digest == digest).limit(1)
+        with transaction(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise UnavailableError(f"the database has no policy {digest[:16]}: restore a backup")
+        return _policy_version(row.version, row.digest, row.body, row.at).policy
+
     # Rounds
 
     def newest_round(self) -> int | None:
@@ -403,6 +459,16 @@ class Registry:
             )
             for row in rows
         ]
+
+
+def _policy_version(version: int, digest: str, body: str, at: float) -> PolicyVersion:
+    policy = FederationPolicy.model_validate_json(body)
+    if policy.digest != digest:
+        raise UnavailableError(
+            f"policy {version} is damaged in the database, or was made by another version of "
+            "Tapestry: restore a backup"
+        )
+    return PolicyVersion(version=version, digest=digest, policy=policy, at=at)
 
 
 def _require_invitation(

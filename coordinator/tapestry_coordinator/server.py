@@ -77,12 +77,8 @@ class CoordinatorServer:
         self._authority = home.load_authority()
         self._registry = Registry(database_url(home.folder))
         self._layout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
-        self._store = FragmentStore(
-            home.contributions, self._layout, max_element=self.settings.aggregation.max_element
-        )
-        self._publisher = Publisher(
-            home=home, key=self._key, store=self._store, settings=self.settings.aggregation
-        )
+        self._store = FragmentStore(home.contributions, self._layout)
+        self._publisher = Publisher(home=home, key=self._key, store=self._store)
         self._settling = Settling(home, self._registry, self._publisher)
         self._settling.recover()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")

@@ -311,12 +311,16 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                 receipt = self._desk.receipt(member_id, round_number=request.round)
                 if receipt is not None:
                     return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
-                self._desk.require_upload(
+                plan = self._desk.require_upload(
                     member_id, round_number=request.round, base=base, codec=request.codec
                 )
                 digests = split_digests(request.fragment_digests, expected=self._layout.fragments)
                 missing = self._store.open(
-                    request.round, member_id, codec=request.codec, digests=digests
+                    request.round,
+                    member_id,
+                    codec=request.codec,
+                    digests=digests,
+                    max_element=plan.max_element,
                 )
         return transfer_pb2.OpenUploadResponse(missing=pack_missing(missing))
 

@@ -99,8 +99,8 @@ class Settling:
             self._drop(number)
             raise UnavailableError(
                 f"checkpoint {number} was damaged when the machine went down, and computing it "
-                "again gives another one: the settings or the software changed since. Undo that, "
-                f"or restore {self._home.checkpoint(number)} from a member's copy"
+                "again gives another one: the software changed since. Undo that, or restore"
+                f" {self._home.checkpoint(number)} from a member's copy"
             )
 
     def _is_sound(self, number: int, envelope: Envelope) -> bool:

@@ -23,6 +23,15 @@ members = Table(
     Column("role", String(16), nullable=False, server_default="contributor"),
 )
 
+policies = Table(
+    "policies",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+)
+
 invitations = Table(
     "invitations",
     metadata,

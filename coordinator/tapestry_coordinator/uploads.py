@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +47,7 @@ class Upload:
     path: Path
     codec: Codec
     digests: tuple[bytes, ...]
+    max_element: float
     squared_norms: dict[int, float] = field(default_factory=dict)
     """By fragment that is there."""
     checksums: dict[int, bytes] = field(default_factory=dict)
@@ -92,11 +94,10 @@ class Upload:
 class FragmentStore:
     """The files of contributions, received and whole."""
 
-    def __init__(self, folder: Path, layout: ParameterLayout, *, max_element: float) -> None:
+    def __init__(self, folder: Path, layout: ParameterLayout) -> None:
         """Keep them below `folder`; nothing is read yet."""
         self._folder = folder
         self._layout = layout
-        self._max_element = max_element
         self._spares = Spares(folder, "contribution")
         self._buffers: list[Float32Array] = []
         """For decoding; as many as calls were ever at it at once."""
@@ -125,11 +126,24 @@ class FragmentStore:
             upload.end(durable=False)
 
     def open(
-        self, round_number: int, member_id: str, *, codec: str, digests: tuple[bytes, ...]
+        self,
+        round_number: int,
+        member_id: str,
+        *,
+        codec: str,
+        digests: tuple[bytes, ...],
+        max_element: float,
     ) -> list[bool]:
         """Begin or resume an upload; return for each fragment whether it is missing.
 
         An upload with other digests replaces the one before: the member trained again.
+
+        Args:
+            round_number: That it belongs to.
+            member_id: Whose it is.
+            codec: As the round's plan says.
+            digests: SHA-256 of the encoded fragments.
+            max_element: Largest absolute element that the plan accepts.
 
         Raises:
             RejectedError: The codec is unknown.
@@ -142,7 +156,8 @@ class FragmentStore:
                 return upload.missing()
             if self._is_whole(key, chosen, digests):
                 return [False] * len(digests)
-            before, upload = upload, Upload(self._path(key, "upload"), chosen, digests)
+            path = self._path(key, "upload")
+            before, upload = upload, Upload(path, chosen, digests, max_element)
             if before is not None:
                 before.end(durable=False)
             if self._allocate(upload):
@@ -211,7 +226,7 @@ class FragmentStore:
         if key in self._open or not path.is_file():
             return None
         with self.turn(member_id), _or_unavailable():
-            upload = Upload(path, *self._announced(key))
+            upload = Upload(path, *self._announced(key), max_element=inf)  # was looked at before
             self._take_up(upload)
         return None if any(upload.missing()) else _root_and_norm(upload)
 
@@ -338,12 +353,12 @@ class FragmentStore:
             values = buffer[:elements]
             upload.codec.decode_into(data, values)
             squared = squared_norm(values)
-            if squared > self._max_element**2:  # else no element can be larger
+            if squared > upload.max_element**2:  # else no element can be larger
                 largest = max(float(values.max()), -float(values.min()))
-                if largest > self._max_element:
+                if largest > upload.max_element:
                     raise RejectedError(
                         f"fragment {index} has an element of {largest:.3g}, the federation accepts "
-                        f"up to {self._max_element:g}: training has diverged; lower the learning "
+                        f"up to {upload.max_element:g}: training has diverged; lower the learning "
                         "rate"
                     )
             return squared

@@ -198,7 +198,7 @@ class NodeHome:
                 on_bytes=count,
                 spares=self.spare_models,
             )
-            (folder / STATEMENTS).mkdir()
+            (folder / STATEMENTS).mkdir(exist_ok=True)
             write_atomic(folder / MANIFEST_FILE, to_json(envelope), durable=False)
         return came
 

@@ -4,6 +4,7 @@
 model.safetensors config.json tokenizer.json ...   what transformers loads
 README.md                                          the model card
 tapestry/manifest.json                             signed: what the checkpoint is
+tapestry/policy.json                               what the federation had agreed upon
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
 tapestry/card.json                                 signed: README.md and the results
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
@@ -23,6 +24,7 @@ from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, writ
 
 STATEMENTS = "tapestry"
 MANIFEST_FILE = "tapestry/manifest.json"
+POLICY_JSON = "tapestry/policy.json"
 LINEAGE_FILE = "tapestry/lineage.jsonl"
 CARD_FILE = "tapestry/card.json"
 OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE})

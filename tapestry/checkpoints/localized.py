@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tapestry.checkpoints.folder import building
+from tapestry.checkpoints.folder import POLICY_JSON, building
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, ExtraTensor, VectorWriter
 from tapestry.params.codecs import Float32Array
@@ -61,7 +61,7 @@ def write_localized(
     """
     with building(target.resolve()) as folder:
         for entry in manifest.files:
-            if entry.name != MODEL_FILE:
+            if entry.name not in {MODEL_FILE, POLICY_JSON}:
                 shutil.copyfile(base / entry.name, folder / entry.name)
         with (folder / MODEL_FILE).open("wb") as file:
             writer = VectorWriter(file, layout, extras)

@@ -126,6 +126,8 @@ class RoundRecord(Statement):
 
     plan: HexDigest
     """SHA-256 of the signed payload of the plan that closed the round."""
+    policy: HexDigest
+    """SHA-256 of the federation's policy in the plan; its text is `tapestry/policy.json`."""
     inner: InnerSettings
     codec: str
     quorum: Positive

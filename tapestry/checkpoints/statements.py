@@ -133,6 +133,8 @@ class RoundPlan(Statement):
     base: HexDigest
     """Manifest digest of the checkpoint to start from: that of round - 1."""
     layout: HexDigest
+    policy: HexDigest
+    """SHA-256 of the federation's policy, as canonical JSON."""
     cohort: tuple[MemberId, ...]
     quorum: Positive
     grace_seconds: NotNegative

@@ -20,22 +20,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import read_lineage
 from tapestry.checkpoints.manifest import verify_lineage
+from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy, save_policy
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.config import commented_toml
 from tapestry.identity.envelopes import Envelope
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry.objectives.objective import Created
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry.params.layout import ParameterLayout
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.database import database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import (
-    SETTINGS_FILE,
-    AggregationSettings,
     CoordinatorSettings,
     InnerTable,
     NetworkSettings,
@@ -81,11 +81,10 @@ class Small:
     def __init__(self, home: CoordinatorHome) -> None:
         self.home = home
         self.layout: ParameterLayout = open_vector_file(home.checkpoint(0) / MODEL_FILE).layout
-        self.store = FragmentStore(home.contributions, self.layout, max_element=10.0)
+        self.store = FragmentStore(home.contributions, self.layout)
         self.key = home.load_signing_key()
-        self.publisher = Publisher(
-            home=home, key=self.key, store=self.store, settings=home.load_settings().aggregation
-        )
+        self.policy = home.load_policy()
+        self.publisher = Publisher(home=home, key=self.key, store=self.store)
 
     @property
     def lineage(self) -> list[Envelope]:
@@ -108,7 +107,8 @@ class Small:
             deadline=FOUNDED_AT + 3600,
             objective="causal-lm",
             inner=settings.inner.settings(),
-            codec=settings.aggregation.codec,
+            policy=self.policy.digest,
+            codec=self.policy.aggregation.codec,
             max_element=10.0,
             seed=1,
         )
@@ -119,7 +119,11 @@ class Small:
         """Store a pseudo-gradient as the transfer service would."""
         encoded = encode(delta, self.layout, plan.codec)
         self.store.open(
-            plan.round, member_id, codec=plan.codec, digests=tuple(map(fragment_digest, encoded))
+            plan.round,
+            member_id,
+            codec=plan.codec,
+            digests=tuple(map(fragment_digest, encoded)),
+            max_element=plan.max_element,
         )
         for index, data in enumerate(encoded):
             self.store.put(plan.round, member_id, index=index, data=data)
@@ -170,6 +174,7 @@ class Small:
                 )
                 for member_id in sorted(deltas)
             ],
+            policy=self.policy,
             declined=declined,
             lineage=self.lineage,
             evaluations=evaluations,
@@ -189,19 +194,29 @@ def found_small(
     rounds: RoundsSettings | None = None,
     **aggregation: Any,
 ) -> Small:
-    """Found a federation over `elements` ones; `aggregation` goes into that table.
+    """Found a federation over `elements` ones; `aggregation` goes into that table of the policy.
 
     Folders with the same name and length are copies of one, with its keys.
     """
     shutil.copytree(_founded(elements, federation), folder)
     home = CoordinatorHome(folder.resolve())
-    tables: dict[str, Any] = home.load_settings().model_dump()
-    tables["aggregation"] |= aggregation
     if rounds is not None:
-        tables["rounds"] = rounds.model_dump()
-    text = commented_toml(CoordinatorSettings(**tables), head="Of a test.")
-    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        settings_module.save(folder, home.load_settings().model_copy(update={"rounds": rounds}))
+    if aggregation:
+        policy = changed_policy(home.load_policy(), aggregation=aggregation)
+        save_policy(home.policy, policy)
+        registry = Registry(database_url(home.folder))
+        registry.adopt_policy(policy, now=FOUNDED_AT)
+        registry.close()
     return Small(home)
+
+
+def changed_policy(policy: FederationPolicy, **tables: Mapping[str, Any]) -> FederationPolicy:
+    """The policy with other values in some of its tables."""
+    values = policy.model_dump()
+    for name, changes in tables.items():
+        values[name] |= changes
+    return FederationPolicy(**values)
 
 
 @cache
@@ -210,7 +225,12 @@ def _founded(elements: int, federation: str) -> Path:
     parent = Path(tempfile.mkdtemp(prefix="tapestry-tests-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     founding = Founding(
-        federation=federation, objective=FewNumbers(elements), create={}, pool=[], seed=1
+        federation=federation,
+        objective=FewNumbers(elements),
+        create={},
+        pool=[],
+        seed=1,
+        policy=FederationPolicy(aggregation=AggregationPolicy(codec="float32")),
     )
     found(parent / "coordinator", founding, settings_for, now=FOUNDED_AT)
     return parent / "coordinator"
@@ -226,7 +246,6 @@ def settings_for(_inner: InnerTable) -> CoordinatorSettings:
             sequence_tokens=SEQUENCE_TOKENS,
             learning_rate=1e-3,
         ),
-        aggregation=AggregationSettings(codec="float32"),
     )
 
 

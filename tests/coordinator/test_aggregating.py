@@ -15,14 +15,19 @@ from tapestry.aggregation.outer import OuterOptimizer
 from tapestry.aggregation.pipeline import outer_step
 from tapestry.aggregation.rules import RULE_NAMES, Rule
 from tapestry.checkpoints.manifest import Manifest, RoundRecord
+from tapestry.checkpoints.policy import (
+    POLICY_FILE,
+    AggregationPolicy,
+    FederationPolicy,
+    load_policy,
+    save_policy,
+)
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, UnavailableError
 from tapestry.params.codecs import codec_named
-from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import Publisher
-from tapestry_coordinator.settings import AggregationSettings, CoordinatorSettings
 from tests.conftest import Federation
 
 Publish = Callable[..., Manifest]
@@ -47,9 +52,9 @@ def publish(federation: Federation, tmp_path: Path) -> Publish:
             home=home,
             key=federation.publisher.key,
             store=federation.publisher.store,
-            settings=AggregationSettings(**changes),
         )
-        publisher.publish(federation.closed)
+        policy = FederationPolicy(aggregation=AggregationPolicy(**changes))
+        publisher.publish(replace(federation.closed, policy=policy))
         return verify_checkpoint(home.checkpoint(1)).manifest
 
     return published
@@ -185,24 +190,22 @@ def test_a_lost_state_is_not_replaced_by_zeros(
 
 def test_an_unknown_rule_in_the_settings_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValidationError, match=r"unknown rule 'krum'; did you mean multi-krum\?"):
-        AggregationSettings(rule="krum")  # type: ignore[arg-type]
+        AggregationPolicy(rule="krum")  # type: ignore[arg-type]
 
 
-def test_settings_say_what_a_quorum_is_too_small_for(federation: Federation) -> None:
-    settings = federation.home.load_settings()
-    table = settings.model_dump()
-    table["aggregation"] |= {"rule": "trimmed-mean", "byzantine": 1}
+def test_a_policy_says_what_a_quorum_is_too_small_for() -> None:
+    trimmed = AggregationPolicy(rule="trimmed-mean", byzantine=1)
+    policy = FederationPolicy(aggregation=trimmed)
     expected = r"aggregation.byzantine = 1 cannot hold with 2 \(the quorum\).* raise quorum to 3"
-    with pytest.raises(ValidationError, match=expected):
-        CoordinatorSettings.model_validate(table)
-    table["rounds"]["quorum"] = 3
-    assert CoordinatorSettings.model_validate(table).aggregation.rule == "trimmed-mean"
+    with pytest.raises(ConfigError, match=expected):
+        policy.require_quorum(2)
+    policy.require_quorum(3)
 
 
 def test_every_setting_is_written_with_its_meaning(federation: Federation, tmp_path: Path) -> None:
-    settings = federation.home.load_settings()
-    settings_module.save(tmp_path, settings)
-    text = (tmp_path / settings_module.SETTINGS_FILE).read_text()
+    policy = federation.home.load_policy()
+    save_policy(tmp_path / POLICY_FILE, policy)
+    text = (tmp_path / POLICY_FILE).read_text()
     for key in ("rule", "byzantine", "mixing", "merge", "radius", "beta2", "epsilon"):
         assert f"\n{key} = " in text
-    assert settings_module.load(tmp_path) == settings
+    assert load_policy(tmp_path / POLICY_FILE) == policy

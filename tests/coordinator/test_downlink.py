@@ -22,7 +22,7 @@ from tapestry.errors import UnavailableError, UntrustedError
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import Publisher
-from tests.coordinator.small import Small, encode, found_small
+from tests.coordinator.small import Small, changed_policy, encode, found_small
 
 SGD = {"optimizer": "sgd", "gamma": 0.0, "clip": 0.0}
 NESTEROV = {"optimizer": "nesterov", "learning_rate": 0.5, "momentum": 0.5, "clip": 0.0}
@@ -30,11 +30,9 @@ DOWNLINKS = ["float32", "bfloat16", "delta-int8", "delta-int4"]
 
 
 def set_aggregation(small: Small, **changes: Any) -> None:
-    """Go on with other settings, as after a restart."""
-    settings = small.publisher.settings.model_copy(update=changes)
-    small.publisher = Publisher(
-        home=small.home, key=small.key, store=small.store, settings=settings
-    )
+    """Go on with another policy, in another process."""
+    small.policy = changed_policy(small.policy, aggregation=changes)
+    small.publisher = Publisher(home=small.home, key=small.key, store=small.store)
 
 
 def publish(small: Small, *deltas: list[float]) -> Manifest:

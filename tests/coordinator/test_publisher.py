@@ -13,11 +13,14 @@ from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry_coordinator.database import database_url
+from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.settings import AggregationSettings, RoundsSettings
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.settings import RoundsSettings
 from tests.conftest import Federation
-from tests.coordinator.small import Small, found_small
+from tests.coordinator.small import Small, changed_policy, found_small
 
 SGD = {"optimizer": "sgd", "clip": 0.0}
 NESTEROV = {"optimizer": "nesterov", "clip": 0.0, "learning_rate": 0.5, "momentum": 0.5}
@@ -249,8 +252,11 @@ def test_an_infeasible_influence_cap_is_refused_and_nothing_is_left(tmp_path: Pa
 
 
 def test_a_cap_that_the_quorum_cannot_hold_is_refused_before_any_round(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"influence_cap = 0.3 .* raise rounds.quorum to 4 or"):
-        found_small(tmp_path / "fed", influence_cap=0.3, rounds=RoundsSettings(quorum=2))
+    small = found_small(tmp_path / "fed", influence_cap=0.3, rounds=RoundsSettings(quorum=2))
+    registry = Registry(database_url(small.home.folder))
+    with pytest.raises(ConfigError, match=r"influence_cap = 0.3 .* raise rounds.quorum to 4 or"):
+        Desk(small.home, small.home.load_settings(), registry, small.key, clock=lambda: 0.0)
+    registry.close()
 
 
 def damage(path: Path, offset: int = -1) -> None:
@@ -311,9 +317,7 @@ def test_a_cut_outer_state_is_an_error_that_the_aggregator_survives(tmp_path: Pa
 def test_an_optimizer_with_momentum_may_follow_one_without(tmp_path: Path) -> None:
     small = found_small(tmp_path / "fed", **SGD)
     publish(small, small.closed({"a": [0.5, 0.0]}))
-    small.publisher = replace(
-        small.publisher, settings=AggregationSettings(codec="float32", **NESTEROV)
-    )
+    small.policy = changed_policy(small.policy, aggregation=NESTEROV)
     publish(small, small.closed({"a": [1.0, 0.0]}))
     assert small.vector(2) == [0.5 - 0.75, 1.0]  # no momentum yet, as in a first round
 

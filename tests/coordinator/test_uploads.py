@@ -58,13 +58,13 @@ def store(tmp_path: Path) -> FragmentStore:
 
 def again(folder: Path) -> FragmentStore:
     """A store over the same folder, as after a restart."""
-    return FragmentStore(folder, LAYOUT, max_element=10.0)
+    return FragmentStore(folder, LAYOUT)
 
 
 def opened(
     store: FragmentStore, fragments: list[bytes] = FRAGMENTS, *, codec: str = CODEC, round_: int = 1
 ) -> list[bool]:
-    return store.open(round_, MEMBER, codec=codec, digests=digests(fragments))
+    return store.open(round_, MEMBER, codec=codec, digests=digests(fragments), max_element=10.0)
 
 
 def sent(store: FragmentStore, fragments: list[bytes] = FRAGMENTS, *, round_: int = 1) -> None:
@@ -122,7 +122,7 @@ def test_every_codec_is_stored_in_its_own_size(
 
 def test_members_and_rounds_do_not_meet(store: FragmentStore) -> None:
     sent(store)
-    store.open(1, "is-lbs", codec=CODEC, digests=digests(OTHERS))
+    store.open(1, "is-lbs", codec=CODEC, digests=digests(OTHERS), max_element=10.0)
     with pytest.raises(RejectedError, match="2 fragments are missing"):
         store.finish(1, "is-lbs")
     with pytest.raises(RejectedError, match="no upload is open"):
@@ -280,7 +280,7 @@ def test_a_fragment_sent_twice_is_harmless(store: FragmentStore) -> None:
 
 def test_an_unknown_codec_is_refused(store: FragmentStore, tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match="unknown codec 'pickle': this version has bfloat16"):
-        store.open(1, MEMBER, codec="pickle", digests=digests(FRAGMENTS))
+        store.open(1, MEMBER, codec="pickle", digests=digests(FRAGMENTS), max_element=10.0)
     assert files(tmp_path) == []
 
 

@@ -25,8 +25,8 @@ STATEMENTS = {
 }
 FILES = [
     "README.md", "config.json", "model.safetensors", "tapestry/card.json",
-    "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/results.json",
-    "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
+    "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/policy.json",
+    "tapestry/results.json", "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tapestry.checkpoints.policy import save_policy
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
@@ -87,10 +88,10 @@ class Live:
         )
 
     def aggregate(self, **changes: Any) -> None:
-        """Change the table `[aggregation]` of a founded federation."""
-        settings = self.home.load_settings()
-        table = settings.aggregation.model_copy(update=changes)
-        settings_module.save(self.home.folder, settings.model_copy(update={"aggregation": table}))
+        """Change the table `[aggregation]` of a founded federation's policy."""
+        policy = self.home.load_policy()
+        table = policy.aggregation.model_copy(update=changes)
+        save_policy(self.home.policy, policy.model_copy(update={"aggregation": table}))
 
     def serve(self) -> None:
         """Start the coordinator and wait until it listens."""

@@ -25,6 +25,7 @@ def usual_plan(**changes: object) -> RoundPlan:
         attempt=1,
         base="b" * 64,
         layout="c" * 64,
+        policy="d" * 64,
         cohort=("fr-bnf", "is-lbs", "ukr-vnlu"),
         quorum=2,
         grace_seconds=300.0,

@@ -67,6 +67,7 @@ def plan_for(spooled: Spooled) -> RoundPlan:
         attempt=1,
         base=made.base,
         layout=LAYOUT.digest,
+        policy="d" * 64,
         cohort=(made.member_id,),
         quorum=1,
         grace_seconds=1.0,

@@ -81,7 +81,7 @@ class Coordinator:
     ) -> None:
         self.small, self.home = small, small.home
         self.clock = clock or Clock()
-        self.store = store or FragmentStore(self.home.contributions, small.layout, max_element=10.0)
+        self.store = store or FragmentStore(self.home.contributions, small.layout)
         self.registry = Registry(database_url(self.home.folder))
         self.desk = Desk(
             self.home, self.home.load_settings(), self.registry, small.key, clock=self.clock

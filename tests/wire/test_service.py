@@ -848,7 +848,7 @@ def test_an_announcement_that_crosses_a_commit_does_not_spoil_what_was_accepted(
     coordinator: Coordinator, stack: ExitStack
 ) -> None:
     small = found_small(coordinator.home.folder.parent / "gated", rounds=ROUNDS)
-    store = GatedStore(small.home.contributions, small.layout, max_element=10.0)
+    store = GatedStore(small.home.contributions, small.layout)
     gated = Coordinator(small, store=store)
     stack.callback(gated.stop)
     plan, lines = gathered(gated, stack)
@@ -866,8 +866,7 @@ def test_an_announcement_that_crosses_a_commit_does_not_spoil_what_was_accepted(
         crossing.join()
     lines["b"].commit(lines["b"].sent(plan, HALF))
     assert (
-        FragmentStore(small.home.contributions, small.layout, max_element=10.0).read(1, "a", 0)
-        == HALF.tobytes()
+        FragmentStore(small.home.contributions, small.layout).read(1, "a", 0) == HALF.tobytes()
     ), "accepted with a receipt, and the round can never be aggregated"
     gated.aggregate()
 
