@@ -1,11 +1,12 @@
 """`tapestry coordinator status | pause | invite ...`: what an operator does, here or from afar."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,12 +32,17 @@ From = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Member = Annotated[str, typer.Argument(help="The institution's id, a slug such as fr-bnf.")]
 
+_now = time.time  # noqa: TID251 - the edge that owns the clock
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (status, members, rounds, invite, invitations, revoke, pause, resume):
+    commands: tuple[Callable[..., None], ...] = (
+        *(status, members, rounds, invite, invitations, revoke, pause, resume, log),
+        *(backup, restore),
+    )
+    for command in commands:
         app.command()(command)
-    app.command("log")(log)
 
 
 def home_at(folder: Path | None) -> CoordinatorHome:
@@ -211,6 +217,75 @@ def revoke(member: Member, *, folder: Dir = None, node: From = None, as_json: Js
         typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
 
 
+def backup(
+    file: Annotated[Path, typer.Argument(help="The new file, such as fed.tar.")],
+    *,
+    folder: Dir = None,
+    as_json: Json = False,
+) -> None:
+    """Write all that a coordinator needs to go on elsewhere into one file; safe while it runs.
+
+    Settings, policy, keys, database, genesis, the newest checkpoint with the outer state, and what
+    the open round has acknowledged, as of one moment. Whoever has the file can act as the
+    federation: keep it like its keys.
+
+    Example: tapestry coordinator backup /backups/fed-monday.tar --dir fed
+    """
+    from tapestry_coordinator.backup import back_up  # noqa: PLC0415
+
+    with _progress("writing") as on_bytes:
+        made = back_up(home_at(folder), file, now=_now(), on_bytes=on_bytes)
+    table = {
+        "file": str(file),
+        "federation": made.federation,
+        "newest_checkpoint": made.newest_checkpoint,
+        "files": len(made.files),
+        "bytes": sum(entry.size_bytes for entry in made.files),
+    }
+    done = (
+        f"{file}: checkpoint {made.newest_checkpoint} and all that goes with it, "
+        f"{table['files']} files, {table['bytes']:,} bytes"
+    )
+    typer.echo(json.dumps(table, indent=1) if as_json else done)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="New or empty folder for the coordinator.")],
+) -> None:
+    """Make a coordinator's folder of a backup; verified whole before it appears.
+
+    Serve it only where the old one serves no more: two coordinators of one federation would make
+    two histories, and members refuse the second. Later rounds than the backup's are lost, and a
+    member that has seen them refuses to go back: restore the newest backup there is.
+
+    Example: tapestry coordinator restore /backups/fed-monday.tar fed
+    """
+    from tapestry_coordinator.restoring import restore as restore_to  # noqa: PLC0415
+
+    with _progress("reading") as on_bytes:
+        made = restore_to(file, folder, on_bytes=on_bytes)
+    typer.echo(f"{folder}: verified; its newest checkpoint is {made.newest_checkpoint}")
+    typer.echo(f"next: look at [network] in {folder / settings_module.SETTINGS_FILE}, then")
+    typer.echo(f"  tapestry coordinator serve {folder}")
+
+
+@contextmanager
+def _progress(what: str) -> "Iterator[Callable[[int, int], None]]":
+    """Yield what shows progress on a terminal, and nothing where there is none."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what)
+
+        def on_bytes(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield on_bytes
+
+
 def _show(
     view: str, folder: Path | None, node: Path | None, *, as_json: bool, last: int = 1
 ) -> None:
@@ -244,8 +319,6 @@ def _operator(folder: Path | None, node: Path | None) -> "Iterator[Operates]":
 
 @contextmanager
 def _from_afar(node: Path) -> "Iterator[Operates]":
-    import time  # noqa: PLC0415
-
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
     from tapestry.wire.admin import AdminClient  # noqa: PLC0415 - imports grpc
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
@@ -253,7 +326,6 @@ def _from_afar(node: Path) -> "Iterator[Operates]":
 
     identity = IdentityFolder(node.resolve() / "identity")
     membership = identity.load()
-    clock: Any = time.time  # noqa: TID251 - the edge that owns the clock
-    ledger = EgressLedger(node.resolve() / EGRESS_FILE, to=membership.address, clock=clock)
+    ledger = EgressLedger(node.resolve() / EGRESS_FILE, to=membership.address, clock=_now)
     with closing(ledger), open_member_channel(membership, identity, ledger) as channel:
         yield AdminClient(channel, membership.address)
