@@ -32,7 +32,7 @@ from typing import BinaryIO
 from sqlalchemy import make_url
 
 from tapestry.checkpoints.folder import CARD_FILE, folder_name, read_envelope
-from tapestry.checkpoints.manifest import Card, FileEntry, Manifest
+from tapestry.checkpoints.manifest import Card, Manifest
 from tapestry.checkpoints.policy import POLICY_FILE
 from tapestry.checkpoints.verify import require_card_files
 from tapestry.errors import ConfigError, UnavailableError, UntrustedError
@@ -51,6 +51,16 @@ _ATTEMPTS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SavedFile:
+    """One file of a backup."""
+
+    name: str
+    size_bytes: int
+    digest: str
+    """Hex SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Inventory:
     """What a backup holds."""
 
@@ -59,12 +69,11 @@ class Inventory:
     """The identity: the genesis manifest's digest."""
     created_at: float
     newest_checkpoint: int
-    files: tuple[FileEntry, ...]
+    files: tuple[SavedFile, ...]
 
     def to_json(self) -> bytes:
         """Return it for storage."""
-        table = asdict(self) | {"files": [entry.model_dump() for entry in self.files]}
-        return json.dumps(table, indent=1, sort_keys=True).encode()
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +131,7 @@ def back_up(
 
 def _write(
     moment: Moment, archive: tarfile.TarFile, on_bytes: Callable[[int, int], None]
-) -> list[FileEntry]:
+) -> list[SavedFile]:
     """Write every file of a moment; return what was written."""
     paths, done = moment.paths(), 0
     total = sum(path.stat().st_size for path in paths)
@@ -138,7 +147,7 @@ def _write(
         with path.open("rb") as source:
             reader = _Hashing(source, read)
             archive.addfile(_member(name, size), reader)
-        files.append(FileEntry(name=name, size_bytes=size, digest=reader.hexdigest()))
+        files.append(SavedFile(name=name, size_bytes=size, digest=reader.hexdigest()))
     return files
 
 
@@ -166,7 +175,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _require_as_signed(moment: Moment, files: list[FileEntry]) -> None:
+def _require_as_signed(moment: Moment, files: list[SavedFile]) -> None:
     """Refuse to call a backup what nobody could restore."""
     written = {entry.name: entry for entry in files}
     for number, manifest in moment.manifests.items():

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tapestry.checkpoints.folder import building, folder_name
-from tapestry.checkpoints.manifest import FileEntry, Manifest, verify_lineage
+from tapestry.checkpoints.manifest import Manifest, verify_lineage
 from tapestry.checkpoints.outer_state import OuterStateFile
 from tapestry.checkpoints.statements import Contribution
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
@@ -23,7 +23,15 @@ from tapestry.errors import ConfigError, TapestryError, UntrustedError
 from tapestry.identity.certificates import fingerprint
 from tapestry.identity.keys import public_bytes
 from tapestry_coordinator.aggregating import kept_vectors
-from tapestry_coordinator.backup import DATABASE, FOLDERS, FORM, INVENTORY, SINGLE_FILES, Inventory
+from tapestry_coordinator.backup import (
+    DATABASE,
+    FOLDERS,
+    FORM,
+    INVENTORY,
+    SINGLE_FILES,
+    Inventory,
+    SavedFile,
+)
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.uploads import FragmentStore
@@ -70,7 +78,7 @@ def restore(
 def _extract(archive: Path, folder: Path, on_bytes: Callable[[int, int], None]) -> Inventory:
     """Write the files of a backup below `folder`, and compare them with its inventory."""
     total = archive.stat().st_size
-    found: dict[str, FileEntry] = {}
+    found: dict[str, SavedFile] = {}
     inventory = None
     try:
         with archive.open("rb") as source, tarfile.open(fileobj=source, mode="r:") as tar:
@@ -91,7 +99,7 @@ def _extract(archive: Path, folder: Path, on_bytes: Callable[[int, int], None]) 
     return inventory
 
 
-def _require_plain(archive: Path, member: tarfile.TarInfo, found: dict[str, FileEntry]) -> None:
+def _require_plain(archive: Path, member: tarfile.TarInfo, found: dict[str, SavedFile]) -> None:
     """Refuse everything but plain files where a coordinator has them."""
     parts = member.name.split("/")
     is_known = member.name in {*SINGLE_FILES, DATABASE, INVENTORY} or (
@@ -105,7 +113,7 @@ def _require_plain(archive: Path, member: tarfile.TarInfo, found: dict[str, File
         )
 
 
-def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> FileEntry:
+def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> SavedFile:
     path = folder / member.name
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     source, digest, size = tar.extractfile(member), hashlib.sha256(), 0
@@ -116,7 +124,7 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
         while data := source.read(_CHUNK_BYTES):
             digest.update(data)
             size += file.write(data)
-    return FileEntry(name=member.name, size_bytes=size, digest=digest.hexdigest())
+    return SavedFile(name=member.name, size_bytes=size, digest=digest.hexdigest())
 
 
 def _read_inventory(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Inventory:
@@ -125,7 +133,7 @@ def _read_inventory(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo
         raise UntrustedError(f"{archive}: its inventory cannot be read")
     try:
         table = json.loads(source.read())
-        files = tuple(FileEntry(**entry) for entry in table.pop("files"))
+        files = tuple(SavedFile(**entry) for entry in table.pop("files"))
         inventory = Inventory(files=files, **table)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UntrustedError(f"{archive}: its inventory cannot be read: {error}") from error
@@ -137,7 +145,7 @@ def _read_inventory(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo
     return inventory
 
 
-def _compare(archive: Path, found: dict[str, FileEntry], inventory: Inventory) -> None:
+def _compare(archive: Path, found: dict[str, SavedFile], inventory: Inventory) -> None:
     listed = {entry.name: entry for entry in inventory.files}
     for name in sorted({*listed, *found}):
         if listed.get(name) != found.get(name):
