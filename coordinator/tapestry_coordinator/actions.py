@@ -13,6 +13,12 @@ from tapestry_coordinator.tables import actions
 
 PAUSE = "pause"
 RESUME = "resume"
+_NEWEST_PAUSE = (  # read at every tick: built once
+    select(actions.c.at, actions.c.who, actions.c.what, actions.c.detail)
+    .where((actions.c.what == PAUSE) | (actions.c.what == RESUME))
+    .order_by(actions.c.id.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +55,7 @@ def pause_in_force(registry: Registry) -> Action | None:
 
 def newest_pause(connection: Connection) -> Action | None:
     """Return the same in a transaction that is under way."""
-    row = connection.execute(
-        select(actions)
-        .where(actions.c.what.in_((PAUSE, RESUME)))
-        .order_by(actions.c.id.desc())
-        .limit(1)
-    ).one_or_none()
+    row = connection.execute(_NEWEST_PAUSE).one_or_none()
     if row is None or row.what == RESUME:
         return None
     return Action(at=row.at, who=row.who, what=row.what, detail=row.detail)

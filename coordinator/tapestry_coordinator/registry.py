@@ -5,10 +5,10 @@ Every method is one transaction. The caller passes `now`; nothing here reads a c
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tapestry.checkpoints.policy import FederationPolicy
@@ -50,6 +50,13 @@ class Member:
     joined_at: float
     last_seen_at: float
     role: str = CONTRIBUTOR
+
+
+_MEMBER_FIELDS = tuple(field.name for field in fields(Member))
+# Read at every call of a member and at every tick: built once, and without SQLAlchemy's mappings,
+# which would take most of what a coordinator with a hundred idle members does.
+_ALL_MEMBERS = select(*(members.c[name] for name in _MEMBER_FIELDS)).order_by(members.c.member_id)
+_ONE_MEMBER = _ALL_MEMBERS.where(members.c.member_id == bindparam("wanted"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,16 +211,13 @@ class Registry:
     def member(self, member_id: str) -> Member | None:
         """Return a member, or None."""
         with transaction(self._engine) as connection:
-            row = connection.execute(
-                select(members).where(members.c.member_id == member_id)
-            ).one_or_none()
-        return None if row is None else Member(**row._mapping)  # noqa: SLF001 - public in SQLAlchemy
+            row = connection.execute(_ONE_MEMBER, {"wanted": member_id}).one_or_none()
+        return None if row is None else _member(row)
 
     def members(self) -> list[Member]:
         """Return all members, by id."""
         with transaction(self._engine) as connection:
-            rows = connection.execute(select(members).order_by(members.c.member_id)).all()
-        return [Member(**row._mapping) for row in rows]  # noqa: SLF001
+            return [_member(row) for row in connection.execute(_ALL_MEMBERS).all()]
 
     def renew(self, member_id: str, *, certificate_serial: int) -> None:
         """Record a member's new certificate; the one before it stays good until it expires."""
@@ -459,6 +463,10 @@ class Registry:
             )
             for row in rows
         ]
+
+
+def _member(row: Row[Any]) -> Member:
+    return Member(**dict(zip(_MEMBER_FIELDS, row, strict=True)))
 
 
 def _policy_version(version: int, digest: str, body: str, at: float) -> PolicyVersion:

@@ -25,6 +25,7 @@ from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
@@ -85,6 +86,7 @@ class CoordinatorServer:
         self._unsettled: tuple[int, Future[None]] | None = None
         self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
         self._places = Places()
+        self._crowd = Crowd()
         self._stopping = threading.Event()
 
     def serve(self) -> None:
@@ -94,6 +96,7 @@ class CoordinatorServer:
             ConfigError: A port is in use.
         """
         reuse_large_blocks()
+        allow_files()
         servers = self._start_servers()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
@@ -104,6 +107,7 @@ class CoordinatorServer:
         try:
             while not self._stopping.wait(_TICK_SECONDS):
                 self._places.end_stalled()
+                self._crowd.look(time.monotonic())
                 self._pass_time()
         finally:
             self._stopping.set()
