@@ -15,7 +15,12 @@ import numpy as np
 from tapestry.aggregation.contributions import WeightedContribution
 from tapestry.aggregation.outer import OuterOptimizer, state_vectors
 from tapestry.aggregation.pipeline import UpdatedFragment, decide, outer_step
-from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.aggregation.weights import (
+    clip_factors,
+    default_cap,
+    staleness_discount,
+    token_weights,
+)
 from tapestry.checkpoints.folder import file_entry
 from tapestry.checkpoints.manifest import (
     FileEntry,
@@ -93,6 +98,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
+        newcomers: frozenset[str] = frozenset(),
     ) -> AggregatedRound:
         """Write `model.safetensors` into `folder`, and the outer state into the home; not durable.
 
@@ -102,6 +108,7 @@ class Aggregator:
             plan_digest: Of the signed plan.
             base: Manifest of the checkpoint that the round started from.
             folder: Of the checkpoint that is being built.
+            newcomers: Members whose contributions are recorded without a weight.
 
         Raises:
             ConfigError: The aggregation rule cannot hold with so few contributions.
@@ -109,7 +116,13 @@ class Aggregator:
         """
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as threads:
             return self._aggregate(
-                plan, stored, threads, plan_digest=plan_digest, base=base, folder=folder
+                plan,
+                stored,
+                threads,
+                plan_digest=plan_digest,
+                base=base,
+                folder=folder,
+                newcomers=newcomers,
             )
 
     def _aggregate(
@@ -121,6 +134,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
+        newcomers: frozenset[str],
     ) -> AggregatedRound:
         path = self.home.checkpoint(plan.round - 1) / MODEL_FILE
         vector = open_vector_file(path)
@@ -130,12 +144,17 @@ class Aggregator:
             for one in stored
         ]
         rule = self.policy.aggregation.aggregation_rule()
+        counted = [
+            pair
+            for pair in zip(stored, declared, strict=True)
+            if pair[0].member_id not in newcomers
+        ]
         weighted = decide(
-            self._contributions(plan, stored, declared, count, threads),
+            self._contributions(counted, count, threads),
             rule=rule,
             layout=vector.layout,
         )
-        optimizer = self.policy.aggregation.outer_optimizer(len(weighted))
+        optimizer = self._optimizer(plan, base, members=len(weighted))
         start = _Start(
             self.home,
             base,
@@ -175,38 +194,70 @@ class Aggregator:
             ),
         )
 
+    def _optimizer(self, plan: RoundPlan, base: Manifest, *, members: int) -> OuterOptimizer:
+        """Return the outer optimizer; a delayed one's period lets the whole cohort have a turn."""
+        policy = self.policy.aggregation
+        if policy.optimizer != "delayed-nesterov":
+            return policy.outer_optimizer(members)
+        period = max(1, -(-len(plan.cohort) // plan.quorum)) if plan.is_asynchronous else 1
+        before = None if base.made is None else base.made.outer
+        position = 1
+        if before is not None and before.optimizer == policy.optimizer:
+            position = before.position + 1 if before.position < before.period else 1
+        return policy.outer_optimizer(members * period, period=period, position=position)
+
     def _cap(self, members: int) -> float:
         return self.policy.aggregation.influence_cap or default_cap(members)
 
     def _contributions(
         self,
-        plan: RoundPlan,
-        stored: Sequence[StoredContribution],
-        declared: Sequence[Contribution],
+        counted: Sequence[tuple[StoredContribution, Contribution]],
         count: int,
         threads: Executor,
     ) -> list[WeightedContribution]:
-        """Return the contributions with token weights and clip factors."""
-        tokens = {c.member_id: c.tokens for c in declared}
-        weights = token_weights(
-            tokens, gamma=self.policy.aggregation.gamma, cap=self._cap(len(tokens))
-        )
-        factors = clip_factors(
-            {c.member_id: c.norm for c in stored}, clip=self.policy.aggregation.clip
-        )
-        codec = codec_named(plan.codec)
+        """Return the contributions with token weights, clip factors, and their discounts.
+
+        A rule that gives everybody one vote has no weights to discount: there the contribution
+        itself is shortened.
+        """
+        policy = self.policy.aggregation
+        late = self.policy.lateness.discount
+        discounts = {
+            one.member_id: staleness_discount(one.staleness, discount=late) for one, _ in counted
+        }
+        tokens = {made.member_id: made.tokens for _, made in counted}
+        weights = self._weights(tokens, discounts)
+        factors = clip_factors({one.member_id: one.norm for one, _ in counted}, clip=policy.clip)
+        if policy.aggregation_rule().is_one_vote_each:
+            factors = {member: factors[member] * discounts[member] for member in factors}
         return [
             WeightedContribution(
-                member_id=member_id,
-                weight=weights[member_id],
-                clip_factor=factors[member_id],
-                codec=codec,
+                member_id=one.member_id,
+                weight=weights[one.member_id],
+                clip_factor=factors[one.member_id],
+                codec=codec_named(made.codec),
                 read_fragment=ReadAhead(
-                    partial(self.store.read, plan.round, member_id), count=count, threads=threads
+                    partial(self.store.read, one.round, one.member_id),
+                    count=count,
+                    threads=threads,
                 ),
             )
-            for member_id in tokens
+            for one, made in counted
         ]
+
+    def _weights(
+        self, tokens: Mapping[str, int], discounts: Mapping[str, float]
+    ) -> dict[str, float]:
+        influence = self.policy.influence
+        groups = {member: influence.group_of(member) for member in tokens}
+        return token_weights(
+            tokens,
+            gamma=self.policy.aggregation.gamma,
+            cap=self._cap(len(tokens)),
+            groups={member: group for member, group in groups.items() if group is not None},
+            group_cap=influence.group_cap,
+            discounts=discounts,
+        )
 
     def _step_codec(self) -> Codec | None:
         """Return how steps from checkpoint to checkpoint are coded; None if there are none."""
@@ -437,20 +488,25 @@ def _participation(
         Participation(
             member_id=contribution.member_id,
             tokens=contribution.tokens,
-            weight=decided[contribution.member_id].weight,
-            clip_factor=decided[contribution.member_id].clip_factor,
+            weight=0.0 if part is None else part.weight,
+            clip_factor=1.0 if part is None else part.clip_factor,
             norm=record.norm,
             root=contribution.root,
             contribution=payload_digest(record.envelope),
-            neighbours=decided[contribution.member_id].neighbours,
-            reason=_reason(decided[contribution.member_id]),
+            staleness=record.staleness,
+            base_round=record.round - 1 if record.staleness else None,
+            neighbours=() if part is None else part.neighbours,
+            reason=_reason(part),
         )
         for record, contribution in zip(stored, declared, strict=True)
+        for part in (decided.get(contribution.member_id),)
     )
 
 
-def _reason(part: WeightedContribution) -> str:
+def _reason(part: WeightedContribution | None) -> str:
     """Return why a contribution has no weight."""
+    if part is None:
+        return "a newcomer's first contributions have no weight: influence.newcomer_rounds"
     if part.weight > 0:
         return ""
     return (
@@ -478,5 +534,7 @@ def _outer_record(optimizer: OuterOptimizer, state_root: str | None) -> OuterRec
         momentum=optimizer.momentum,
         beta2=optimizer.beta2 if is_adam else 0.0,
         epsilon=optimizer.epsilon if is_adam else 0.0,
+        period=optimizer.period,
+        position=optimizer.position,
         state_root=state_root,
     )

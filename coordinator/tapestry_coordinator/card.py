@@ -280,13 +280,14 @@ def _participants(manifest: Manifest) -> list[str]:
             f"{made.outer.momentum:g}), influence cap {made.influence_cap:.4g}."
         ),
         "",
-        "| member | weight | tokens | clip factor |",
-        "|---|---:|---:|---:|",
+        "| member | weight | tokens | clip factor | rounds late |",
+        "|---|---:|---:|---:|---:|",
         *(
-            f"| {p.member_id} | {p.weight:.4f} | {p.tokens:,} | {p.clip_factor:.4f} |"
+            f"| {p.member_id} | {p.weight:.4f} | {p.tokens:,} | {p.clip_factor:.4f} | "
+            f"{p.staleness or ''} |"
             for p in made.participation
         ),
-        *(f"| {a.member_id} | absent: {_cell(a.reason)} | | |" for a in made.absent),
+        *(f"| {a.member_id} | absent: {_cell(a.reason)} | | | |" for a in made.absent),
         "",
         *(f"`{p.member_id}` has no weight: {p.reason}.\n" for p in made.participation if p.reason),
     ]

@@ -10,8 +10,9 @@ from tapestry.cli.running import log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_coordinator import operator_commands
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.operator_commands import Dir, home_at
+from tapestry_coordinator.home import CoordinatorHome, find_home
+from tapestry_coordinator.operator_commands import Dir
+from tapestry_coordinator.policy_commands import app as policy_app
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -20,8 +21,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Now = time.time  # noqa: TID251 - the edge that owns the clock
+app.add_typer(policy_app, name="policy")
 operator_commands.add_to(app)
+Now = time.time  # noqa: TID251 - the edge that owns the clock
 
 
 @app.command()
@@ -111,7 +113,7 @@ def serve(
     from tapestry_coordinator.server import CoordinatorServer  # noqa: PLC0415 - imports grpc
 
     log_to_stderr(as_json=json_log, verbose=verbose)
-    home = home_at(folder)
+    home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         CoordinatorServer(home).serve()
 
@@ -131,7 +133,7 @@ def annotate(
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_coordinator.annotating import annotate_card  # noqa: PLC0415
 
-    home = home_at(folder)
+    home = find_home(folder)
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
-from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.policy import FederationPolicy, PacePolicy
 from tapestry.checkpoints.statements import (
     Contribution,
+    InnerSettings,
     Receipt,
     RoundPlan,
     SharedSlice,
@@ -29,10 +30,12 @@ from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import plan_of
+from tapestry_coordinator.pace import paced, speed_of, steps_for
 from tapestry_coordinator.registry import (
     ACTIVE,
     CONTRIBUTOR,
+    Attendance,
+    Member,
     Registry,
     StoredContribution,
     StoredEvaluation,
@@ -47,7 +50,7 @@ from tapestry_coordinator.rounds import (
     RoundState,
     Tick,
     folded,
-    require_open,
+    staleness_of,
     tick,
 )
 from tapestry_coordinator.settings import CoordinatorSettings
@@ -77,13 +80,24 @@ class Desk:
         key: Ed25519PrivateKey,
         *,
         clock: Callable[[], float],
+        calendar: Callable[[], float] | None = None,
     ) -> None:
-        """Fold the stored events of the current round; stand where the last process stood."""
+        """Fold the stored events of the current round; stand where the last process stood.
+
+        Args:
+            home: Of the coordinator.
+            settings: Its operator's.
+            registry: What it remembers.
+            key: With which plans and receipts are signed.
+            clock: Unix seconds by which rounds go, which never jump.
+            calendar: Those by which certificates are valid; None takes `clock`.
+        """
         self.home = home
         self.settings = settings
         self.registry = registry
         self.key = key
         self.clock = clock
+        self.calendar = calendar or clock
         self.genesis = home.load_genesis()
         policy = home.load_policy()
         policy.require_quorum(settings.rounds.quorum)
@@ -97,6 +111,9 @@ class Desk:
         self._pause: Action | None = None
         """By which rounds are paused."""
         self._contributors: frozenset[str] = frozenset()
+        self._returned: set[str] = set()
+        """Who connected anew since a round opened: the next one waits for them, whatever they
+        have missed."""
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
@@ -126,6 +143,8 @@ class Desk:
             may have left, gives way, so that nobody occupies more than one place for long.
         """
         with self._changed:
+            if self._here[member_id] == 0:
+                self._returned.add(member_id)
             self._here[member_id] += 1
             self._connections[member_id] += 1
             mine = self._connections[member_id]
@@ -201,11 +220,14 @@ class Desk:
             self._contributors = frozenset(m.member_id for m in enrolled)
             self._note_pause(pause_in_force(self.registry))
             self._give_up(set(self.state.cohort) - self._contributors)
-            ready = tuple(sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0))
+            ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
+            idle = {m.member_id for m in enrolled if self._is_idle(m)}
+            active, pace = len(enrolled) - len(idle), self.policy.policy.pace
             event = Tick(
-                ready=ready,
-                enrolled=len(enrolled),
-                rules=self.settings.rounds.rules(),
+                ready=tuple(ready),
+                enrolled=active,
+                rules=paced(self.settings.rounds.rules(), pace, active=active),
+                inactive=tuple(member_id for member_id in ready if member_id in idle),
                 is_paused=self._pause is not None,
             )
             self._apply(event)
@@ -217,6 +239,12 @@ class Desk:
             _log.warning("resumed" if pause is None else f"paused by {pause.who}: {pause.detail}")
             self._version += 1
             self._changed.notify_all()
+
+    def _is_idle(self, member: Member) -> bool:
+        """Whether a member has missed so many rounds that the next one does not wait for it."""
+        after = self.policy.policy.activity.inactive_after
+        has_missed = 0 < after <= member.missed_rounds
+        return has_missed and member.member_id not in self._returned
 
     def _give_up(self, gone: set[str]) -> None:
         """Stop waiting for members of an open round that are none any more."""
@@ -232,7 +260,11 @@ class Desk:
             RejectedError: That round is not open, or not this member's.
         """
         with self._changed:
-            self._require_round(round_number, member_id)
+            if round_number != self.state.number:
+                raise RejectedError(
+                    f"round {round_number} is over, round {self.state.number} is "
+                    f"{self.state.phase}: wait for the next plan"
+                )
             self._apply(Declined(member_id=member_id, reason=reason))
         _log.warning("round %d: %s declined: %s", round_number, member_id, reason)
 
@@ -243,10 +275,10 @@ class Desk:
 
         Raises:
             RejectedError: Wrong round, base or codec.
+            UnavailableError: The next round takes it.
         """
         with self._changed:
-            self._require_round(round_number, member_id)
-            plan = self._plan()
+            plan, _staleness = self._answered(round_number, member_id)
         if base != plan.base:
             raise RejectedError(
                 f"{member_id} trained from {base[:12]}, round {round_number} starts from "
@@ -255,6 +287,17 @@ class Desk:
         if codec != plan.codec:
             raise RejectedError(f"codec {codec!r:.40}: round {round_number} asks for {plan.codec}")
         return plan
+
+    def policy_of(self, member_id: str, *, round_number: int) -> FederationPolicy:
+        """Return the policy of the plan that a contribution answers.
+
+        Raises:
+            RejectedError: No round takes it.
+            UnavailableError: The next round takes it.
+        """
+        with self._changed:
+            plan, _staleness = self._answered(round_number, member_id)
+        return self.registry.policy(plan.policy)
 
     def receipt(self, member_id: str, *, round_number: int) -> Envelope | None:
         """Return the receipt of a contribution that was committed before."""
@@ -269,13 +312,13 @@ class Desk:
         """Take a durable contribution into the round; return its receipt.
 
         Raises:
-            RejectedError: The round does not take it.
+            RejectedError: No round takes it.
+            UnavailableError: The next round takes it.
         """
         digest = payload_digest(envelope)
         with self._changed:
-            self._require_round(contribution.round, member_id)
-            plan = self._plan()
-            _require_fit(contribution, plan)
+            plan, staleness = self._answered(contribution.round, member_id)
+            _require_fit(contribution, plan.of(member_id))
             now = self.clock()
             receipt = Receipt(
                 genesis=plan.genesis,
@@ -284,6 +327,7 @@ class Desk:
                 contribution=digest,
                 root=contribution.root,
                 accepted_at=now,
+                used_round=contribution.round + staleness,
             ).signed(self.key)
             stored = StoredContribution(
                 round=contribution.round,
@@ -292,10 +336,25 @@ class Desk:
                 envelope=envelope,
                 receipt=receipt,
                 norm=norm,
+                staleness=staleness,
             )
-            self._apply(Arrived(member_id=member_id, digest=digest), contribution=stored)
-            arrived, cohort = len(self.state.arrived), len(self.state.cohort)
-        _log.info("round %d: %s is in (%d of %d)", contribution.round, member_id, arrived, cohort)
+            arrived = Arrived(
+                member_id=member_id,
+                digest=digest,
+                tokens=contribution.tokens,
+                staleness=staleness,
+            )
+            speed = speed_of(
+                contribution.tokens,
+                seconds=contribution.metrics.get("seconds", 0.0),
+                at_most_seconds=now - (plan.deadline - self.settings.rounds.deadline_seconds),
+            )
+            self._apply(arrived, contribution=stored, speed=speed)
+            count, cohort = len(self.state.arrived), len(self.state.cohort)
+        late = f", {staleness} rounds late" if staleness else ""
+        _log.info(
+            "round %d: %s is in%s (%d of %d)", stored.used_round, member_id, late, count, cohort
+        )
         return receipt
 
     def publish(self, envelope: Envelope) -> None:
@@ -306,14 +365,22 @@ class Desk:
             self.index_files(number)
             self._manifest = envelope
             self._newest = number
-            self._apply(Published(manifest=digest), manifest=(digest, envelope))
+            attendance = Attendance(
+                answered=sorted({*self.state.arrived, *self.state.declined}),
+                opened_at=self.state.opened_at,
+            )
+            self._apply(
+                Published(manifest=digest), manifest=(digest, envelope), attendance=attendance
+            )
 
     def _apply(
         self,
         event: Event,
         *,
         contribution: StoredContribution | None = None,
+        speed: float = 0.0,
         manifest: tuple[str, Envelope] | None = None,
+        attendance: Attendance | None = None,
     ) -> None:
         """Advance the state; store the event first if it changes anything."""
         now = self.clock()
@@ -326,16 +393,26 @@ class Desk:
             signed = self._make_plan(after).signed(self.key)
             plan = (after.attempt, payload_digest(signed), signed)
         self.registry.record_event(
-            before.number, event, now=now, plan=plan, contribution=contribution, manifest=manifest
+            before.number,
+            event,
+            now=now,
+            plan=plan,
+            contribution=contribution,
+            speed=speed,
+            manifest=manifest,
+            attendance=attendance,
         )
         self.state = after
+        if plan is not None:
+            self._returned.clear()
         if effects:
             _log.info("round %d: %s, %s", after.number, after.phase, effects[0])
             self._version += 1
             self._changed.notify_all()
 
     def _make_plan(self, state: RoundState) -> RoundPlan:
-        settings, policy = self.settings, self._policy_for(state)
+        settings, policy, first = self.settings, self._policy_for(state), self._first_plan(state)
+        inner, rules = settings.inner.settings(), state.rules or settings.rounds.rules()
         fraction = settings.shared.fraction
         shared = None
         if self._pool is not None and fraction > 0:
@@ -349,17 +426,37 @@ class Desk:
             layout=self.genesis.newest.layout,
             policy=policy.digest,
             cohort=state.cohort,
-            quorum=settings.rounds.quorum,
-            grace_seconds=settings.rounds.grace_seconds,
+            quorum=rules.quorum,
+            grace_seconds=rules.grace_seconds,
             deadline=state.deadline,
             objective=self.genesis.origin.objective,
-            inner=settings.inner.settings(),
+            inner=inner,
             codec=policy.aggregation.codec,
             max_element=policy.aggregation.max_element,
             shared=shared,
             seed=self.genesis.origin.seed,
             statistics=self._statistics(state.number - 1),
+            steps_by_member=(
+                self._steps(state.cohort, policy.pace, inner)
+                if first is None
+                else first.steps_by_member
+            ),
+            max_staleness=policy.lateness.max_staleness,
+            is_asynchronous=rules.is_asynchronous,
         )
+
+    def _steps(
+        self, cohort: Sequence[str], pace: PacePolicy, inner: InnerSettings
+    ) -> dict[str, int]:
+        """Return the inner steps of those members of a cohort whose speed is known."""
+        members = {m.member_id: m.tokens_per_second for m in self.registry.members()}
+        speeds = {member_id: members.get(member_id, 0.0) for member_id in cohort}
+        return steps_for(speeds, pace, step_tokens=inner.tokens // inner.steps)
+
+    def _first_plan(self, state: RoundState) -> RoundPlan | None:
+        """Return the first plan of a round that is planned again."""
+        first = self.registry.plan(state.number, 1) if state.attempt > 1 else None
+        return None if first is None else RoundPlan.parsed(first.payload, what="plan")
 
     def _policy_for(self, state: RoundState) -> FederationPolicy:
         """Return the policy of a plan that is made now: the newest, or that of the round's first.
@@ -367,10 +464,9 @@ class Desk:
         Raises:
             ConfigError: The newest cannot hold with the quorum.
         """
-        if state.attempt > 1:
-            first = self.registry.plan(state.number, 1)
-            if first is not None:
-                return self.registry.policy(RoundPlan.parsed(first.payload, what="plan").policy)
+        first = self._first_plan(state)
+        if first is not None:
+            return self.registry.policy(first.policy)
         newest = self.registry.newest_policy()
         if newest is not None and newest.version != self.policy.version:
             newest.policy.require_quorum(self.settings.rounds.quorum)
@@ -391,16 +487,23 @@ class Desk:
                 sums[name] = tuple(map(sum, zip(*columns, strict=True)))
         return sums
 
-    def _require_round(self, number: int, member_id: str) -> None:
-        if number != self.state.number:
-            raise RejectedError(
-                f"round {number} is over, round {self.state.number} is {self.state.phase}: "
-                "wait for the next plan"
-            )
-        require_open(self.state, member_id)
+    def _answered(self, number: int, member_id: str) -> tuple[RoundPlan, int]:
+        """Return the plan that a member's contribution answers, and by how many rounds it is late.
 
-    def _plan(self) -> RoundPlan:
-        return plan_of(self.registry, self.state)[0]
+        Raises:
+            RejectedError: No round takes it.
+            UnavailableError: The next round takes it.
+        """
+        envelope = self.registry.plan(number) if number <= self.state.number else None
+        if envelope is None:
+            staleness_of(self.state, member_id, answers=number, most=0)
+            raise RejectedError(f"round {number} has no plan: wait for it")
+        plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {number}")
+        policy = self.policy.policy
+        most = min(plan.max_staleness, policy.lateness.max_staleness)
+        if plan.codec != policy.aggregation.codec or member_id not in plan.cohort:
+            most = 0
+        return plan, staleness_of(self.state, member_id, answers=number, most=most)
 
     # What can be fetched
 

@@ -23,7 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, folder_name, read_envelope
 from tapestry.checkpoints.manifest import Lineage
-from tapestry.checkpoints.policy import POLICY_FILE, FederationPolicy, load_policy
+from tapestry.checkpoints.policy import (
+    POLICY_FILE,
+    FederationPolicy,
+    load_policy,
+    save_policy,
+)
+from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
@@ -102,6 +108,10 @@ class CoordinatorHome:
         """Read `policy.toml`."""
         return load_policy(self.policy)
 
+    def save_policy(self, policy: FederationPolicy) -> None:
+        """Write `policy.toml`."""
+        save_policy(self.policy, policy)
+
     def load_signing_key(self) -> Ed25519PrivateKey:
         """Read the signing key."""
         return load_signing_key(self.signing_key)
@@ -114,6 +124,16 @@ class CoordinatorHome:
         """Read and verify the genesis manifest."""
         path = self.checkpoint(0) / MANIFEST_FILE
         return Lineage(read_envelope(path, what="genesis manifest"))
+
+
+def find_home(folder: Path | None) -> CoordinatorHome:
+    """Return the home that a command means: `folder`, the working directory, or the default.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    is_here = Path(settings.SETTINGS_FILE).is_file()
+    return require_home(folder or (Path() if is_here else default_home("coordinator")))
 
 
 def require_home(folder: Path) -> CoordinatorHome:

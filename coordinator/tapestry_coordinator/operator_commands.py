@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapestry.cli.running import default_home
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome, require_home
+from tapestry_coordinator.home import find_home
 
 if TYPE_CHECKING:
     from tapestry.wire.admin import Operates
@@ -39,16 +38,10 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     commands: tuple[Callable[..., None], ...] = (
         *(status, members, rounds, invite, invitations, revoke, pause, resume, log),
-        *(backup, restore),
+        *(exclusions, backup, restore),
     )
     for command in commands:
         app.command()(command)
-
-
-def home_at(folder: Path | None) -> CoordinatorHome:
-    """Return the coordinator's home that was named, or the one here, or the default one."""
-    here = Path(settings_module.SETTINGS_FILE)
-    return require_home(folder or (Path() if here.is_file() else default_home("coordinator")))
 
 
 def status(*, folder: Dir = None, node: From = None, as_json: Json = False) -> None:
@@ -95,6 +88,21 @@ def invitations(
     Example: tapestry coordinator invitations --dir fed
     """
     _show("invitations", folder, node, as_json=as_json, last=last)
+
+
+def exclusions(
+    member: Annotated[str | None, typer.Argument(help="Of this member only.")] = None,
+    *,
+    last: Annotated[int, typer.Option(min=1, max=1000, help="So many of the newest.")] = 100,
+    folder: Dir = None,
+    node: From = None,
+    as_json: Json = False,
+) -> None:
+    """List what was left out, why, and what the members say to it.
+
+    Example: tapestry coordinator exclusions fr-bnf --dir fed
+    """
+    _show("exclusions", folder, node, as_json=as_json, last=last, member=member)
 
 
 def log(
@@ -234,7 +242,7 @@ def backup(
     from tapestry_coordinator.backup import back_up  # noqa: PLC0415
 
     with _progress("writing") as on_bytes:
-        made = back_up(home_at(folder), file, now=_now(), on_bytes=on_bytes)
+        made = back_up(find_home(folder), file, now=_now(), on_bytes=on_bytes)
     table = {
         "file": str(file),
         "federation": made.federation,
@@ -287,12 +295,20 @@ def _progress(what: str) -> "Iterator[Callable[[int, int], None]]":
 
 
 def _show(
-    view: str, folder: Path | None, node: Path | None, *, as_json: bool, last: int = 1
+    view: str,
+    folder: Path | None,
+    node: Path | None,
+    *,
+    as_json: bool,
+    last: int = 1,
+    member: str | None = None,
 ) -> None:
     from tapestry_coordinator import rendering  # noqa: PLC0415 - imports rich
 
     with _operator(folder, node) as operator:
         table = operator.show(view, last=last)
+    if member is not None:
+        table = {view: [row for row in table[view] if row["member_id"] == member]}
     if as_json:
         typer.echo(json.dumps(table, indent=1))
     else:
@@ -312,7 +328,7 @@ def _operator(folder: Path | None, node: Path | None) -> "Iterator[Operates]":
     from tapestry_coordinator.operating import Operator  # noqa: PLC0415
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415
 
-    home = home_at(folder)
+    home = find_home(folder)
     with closing(Registry(database_url(home.folder))) as registry:
         yield Operator(home, registry)
 

@@ -58,6 +58,16 @@ class ClosedRound:
     lineage: Sequence[Envelope]
     """From genesis to the base checkpoint."""
     evaluations: Sequence[StoredEvaluation]
+    earlier: Mapping[str, int] = field(default_factory=dict)
+    """How many contributions each member had made before."""
+
+    @property
+    def newcomers(self) -> frozenset[str]:
+        """Members whose contribution has no weight yet; nobody, if without them is no quorum."""
+        needed = self.policy.influence.newcomer_rounds
+        known = {one.member_id for one in self.contributions}
+        new = {member for member in known if self.earlier.get(member, 0) < needed}
+        return frozenset(new if len(known - new) >= self.plan.quorum else ())
 
     @classmethod
     def recorded(cls, registry: Registry, state: RoundState) -> "ClosedRound":
@@ -76,6 +86,7 @@ class ClosedRound:
             declined=state.declined,
             lineage=registry.lineage(state.number - 1),
             evaluations=registry.evaluations(),
+            earlier=registry.contributions_before(state.number),
         )
 
 
@@ -124,6 +135,7 @@ class Publisher:
                 plan_digest=closed.plan_digest,
                 base=base,
                 folder=folder,
+                newcomers=closed.newcomers,
             )
             files = _carry_over(base, self.home.checkpoint(number - 1), folder)
             files.append(_write_policy(closed.policy, folder))

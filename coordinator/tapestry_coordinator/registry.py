@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from tapestry.checkpoints.policy import FederationPolicy
@@ -20,6 +30,7 @@ from tapestry_coordinator.tables import (
     contributions,
     evaluations,
     events,
+    exclusions,
     invitations,
     manifests,
     members,
@@ -28,6 +39,8 @@ from tapestry_coordinator.tables import (
 )
 
 ACTIVE = "active"
+_MOST_EXCLUSIONS = 20
+"""On record of one member in one round."""
 REVOKED = "revoked"
 CONTRIBUTOR = "contributor"
 OBSERVER = "observer"
@@ -50,6 +63,10 @@ class Member:
     joined_at: float
     last_seen_at: float
     role: str = CONTRIBUTOR
+    missed_rounds: int = 0
+    """Published rounds in a row that it neither contributed to nor declined."""
+    tokens_per_second: float = 0.0
+    """Of its inner steps, the newest counting most; 0: unknown."""
 
 
 _MEMBER_FIELDS = tuple(field.name for field in fields(Member))
@@ -69,6 +86,23 @@ class StoredContribution:
     envelope: Envelope
     receipt: Envelope
     norm: float
+    staleness: int = 0
+    """By how many rounds it was late."""
+
+    @property
+    def used_round(self) -> int:
+        """The round whose update it is a part of."""
+        return self.round + self.staleness
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attendance:
+    """Who took part in a published round, for the members' rows."""
+
+    answered: Sequence[str]
+    """Members that contributed or declined."""
+    opened_at: float
+    """Who has joined later cannot have missed it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +124,21 @@ class PolicyVersion:
     digest: str
     policy: FederationPolicy
     at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """Something of a member that was left out, why, and what the member says to it."""
+
+    id: int
+    round: int
+    member_id: str
+    kind: str
+    """`refused`: a contribution, when it came; `no weight`: by the rule, when it was used."""
+    reason: str
+    at: float
+    answer: str
+    answered_at: float | None
 
 
 class Registry:
@@ -177,6 +226,7 @@ class Registry:
                 "status": ACTIVE,
                 "joined_at": now,
                 "last_seen_at": now,
+                "missed_rounds": 0,
             }
             known = connection.execute(
                 update(members).where(members.c.member_id == member_id).values(**row)
@@ -309,6 +359,11 @@ class Registry:
         with transaction(self._engine) as connection:
             return connection.execute(select(func.max(manifests.c.round))).scalar()
 
+    def newest_event_at(self) -> float:
+        """Return when the newest event was recorded, 0 before the first."""
+        with transaction(self._engine) as connection:
+            return connection.execute(select(func.max(events.c.at))).scalar() or 0.0
+
     def round_events(self, number: int) -> list[tuple[float, rounds.Event]]:
         """Return the stored events of a round with their times, oldest first."""
         with transaction(self._engine) as connection:
@@ -325,7 +380,9 @@ class Registry:
         now: float,
         plan: tuple[int, str, Envelope] | None = None,
         contribution: StoredContribution | None = None,
+        speed: float = 0.0,
         manifest: tuple[str, Envelope] | None = None,
+        attendance: Attendance | None = None,
     ) -> None:
         """Store an event of round `number` with whatever belongs to it, in one transaction.
 
@@ -335,7 +392,9 @@ class Registry:
             now: When.
             plan: Attempt, digest and envelope of the plan that the event opened.
             contribution: What arrived.
+            speed: Tokens per second of its inner steps; 0 if unknown.
             manifest: Digest and envelope of what was published.
+            attendance: Of the round that was published.
         """
         kind, body = rounds.event_to_json(event_)
         with transaction(self._engine) as connection:
@@ -352,8 +411,12 @@ class Registry:
                 )
             if contribution is not None:
                 connection.execute(insert(contributions).values(_contribution_row(contribution)))
+                if speed > 0:
+                    _note_speed(connection, contribution.member_id, speed)
             if manifest is not None:
                 _insert_manifest(connection, number, *manifest)
+            if attendance is not None:
+                _note_attendance(connection, attendance)
 
     def add_genesis(self, digest: str, envelope: Envelope) -> None:
         """Store the manifest of round 0.
@@ -367,40 +430,89 @@ class Registry:
         except IntegrityError as error:
             raise ConfigError("this federation has a genesis already") from error
 
-    def plan(self, number: int, attempt: int) -> Envelope | None:
-        """Return the envelope of a plan, or None."""
+    def plan(self, number: int, attempt: int | None = None) -> Envelope | None:
+        """Return the envelope of a plan, of the last attempt if none is named; None without one."""
+        query = select(plans.c.envelope).where(plans.c.round == number)
+        if attempt is not None:
+            query = query.where(plans.c.attempt == attempt)
         with transaction(self._engine) as connection:
-            text = connection.execute(
-                select(plans.c.envelope)
-                .where(plans.c.round == number)
-                .where(plans.c.attempt == attempt)
-            ).scalar()
+            text = connection.execute(query.order_by(plans.c.attempt.desc()).limit(1)).scalar()
         return None if text is None else from_json(text.encode(), what=f"plan of round {number}")
 
     def contribution(self, number: int, member_id: str) -> StoredContribution | None:
         """Return a member's contribution to a round, or None."""
-        found = [c for c in self.contributions(number) if c.member_id == member_id]
-        return found[0] if found else None
+        query = (
+            select(contributions)
+            .where(contributions.c.round == number)
+            .where(contributions.c.member_id == member_id)
+        )
+        with transaction(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _stored_contribution(row)
 
     def contributions(self, number: int) -> list[StoredContribution]:
-        """Return a round's contributions, by member id."""
+        """Return the contributions that a round uses, by member id; late ones among them."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(contributions)
-                .where(contributions.c.round == number)
+                .where(contributions.c.used_round == number)
                 .order_by(contributions.c.member_id)
             ).all()
-        return [
-            StoredContribution(
-                round=row.round,
-                member_id=row.member_id,
-                digest=row.digest,
-                envelope=from_json(row.envelope.encode(), what="contribution"),
-                receipt=from_json(row.receipt.encode(), what="receipt"),
-                norm=row.norm,
+        return [_stored_contribution(row) for row in rows]
+
+    def contributions_before(self, number: int) -> dict[str, int]:
+        """Return how many contributions each member made to earlier rounds."""
+        query = (
+            select(contributions.c.member_id, func.count())
+            .where(contributions.c.used_round < number)
+            .group_by(contributions.c.member_id)
+        )
+        with transaction(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    # Exclusions
+
+    def exclude(self, number: int, member_id: str, *, kind: str, reason: str, now: float) -> None:
+        """Record that something of a member was left out, and why.
+
+        The same once only, and no more than a few for each round: a member may send nonsense
+        without end.
+        """
+        key = (exclusions.c.round == number) & (exclusions.c.member_id == member_id)
+        query = select(exclusions.c.kind, exclusions.c.reason).where(key)
+        with transaction(self._engine) as connection:
+            known = {(row.kind, row.reason) for row in connection.execute(query)}
+            if len(known) < _MOST_EXCLUSIONS and (kind, reason) not in known:
+                connection.execute(
+                    insert(exclusions).values(
+                        round=number, member_id=member_id, kind=kind, reason=reason, at=now
+                    )
+                )
+
+    def exclusions(self, member_id: str | None = None, *, last: int = 1000) -> list[Exclusion]:
+        """Return what was left out, of one member or of all, newest first."""
+        query = select(exclusions).order_by(exclusions.c.id.desc()).limit(last)
+        if member_id is not None:
+            query = query.where(exclusions.c.member_id == member_id)
+        with transaction(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [Exclusion(**row._mapping) for row in rows]  # noqa: SLF001
+
+    def answer(self, exclusion_id: int, member_id: str, text: str, *, now: float) -> None:
+        """Record what a member says to an exclusion of its own.
+
+        Raises:
+            RejectedError: It has no exclusion with that number.
+        """
+        with transaction(self._engine) as connection:
+            done = connection.execute(
+                update(exclusions)
+                .where(exclusions.c.id == exclusion_id)
+                .where(exclusions.c.member_id == member_id)
+                .values(answer=text, answered_at=now)
             )
-            for row in rows
-        ]
+        if done.rowcount != 1:
+            raise RejectedError(f"{member_id} has no exclusion with the number {exclusion_id}")
 
     def lineage(self, last: int | None = None) -> list[Envelope]:
         """Return the manifests from genesis to round `last` (or the newest), oldest first."""
@@ -536,6 +648,41 @@ def _insert_manifest(connection: Connection, number: int, digest: str, envelope:
     )
 
 
+def _note_speed(connection: Connection, member_id: str, speed: float) -> None:
+    """Move a member's speed half the way to what it was measured at now."""
+    known = members.c.tokens_per_second
+    connection.execute(
+        update(members)
+        .where(members.c.member_id == member_id)
+        .values(tokens_per_second=case((known > 0, (known + speed) / 2), else_=speed))
+    )
+
+
+def _note_attendance(connection: Connection, attendance: Attendance) -> None:
+    """Count a published round for those who missed it; who answered begins at 0 again."""
+    has_answered = members.c.member_id.in_(attendance.answered)
+    connection.execute(update(members).where(has_answered).values(missed_rounds=0))
+    connection.execute(
+        update(members)
+        .where(~has_answered)
+        .where(members.c.status == ACTIVE)
+        .where(members.c.joined_at <= attendance.opened_at)
+        .values(missed_rounds=members.c.missed_rounds + 1)
+    )
+
+
+def _stored_contribution(row: Row[Any]) -> StoredContribution:
+    return StoredContribution(
+        round=row.round,
+        member_id=row.member_id,
+        digest=row.digest,
+        envelope=from_json(row.envelope.encode(), what="contribution"),
+        receipt=from_json(row.receipt.encode(), what="receipt"),
+        norm=row.norm,
+        staleness=row.used_round - row.round,
+    )
+
+
 def _contribution_row(stored: StoredContribution) -> dict[str, Any]:
     return {
         "round": stored.round,
@@ -544,4 +691,5 @@ def _contribution_row(stored: StoredContribution) -> dict[str, Any]:
         "envelope": to_json(stored.envelope).decode(),
         "receipt": to_json(stored.receipt).decode(),
         "norm": stored.norm,
+        "used_round": stored.used_round,
     }

@@ -53,11 +53,24 @@ def pause_line(table: dict[str, Any]) -> str:
 def _members(table: dict[str, Any]) -> Table | str:
     if not table["members"]:
         return "no members yet: `tapestry coordinator invite MEMBER`"
-    shown = _table("member", "role", "status", "joined", "last seen")
+    shown = _table("member", "role", "status", "joined", "last seen", "missed", "tokens/s")
     for m in table["members"]:
         times = [readable_time(m[name]) for name in ("joined_at", "last_seen_at")]
-        shown.add_row(_text(m["member_id"]), m["role"], m["status"], *times)
+        missed, speed = str(m["missed_rounds"] or "-"), m["tokens_per_second"]
+        pace = f"{speed:,.0f}" if speed else "-"
+        shown.add_row(_text(m["member_id"]), m["role"], m["status"], *times, missed, pace)
     return shown
+
+
+def _exclusions(table: dict[str, Any]) -> Text:
+    lines = []
+    for row in table["exclusions"]:
+        when = readable_time(row["at"])
+        lines.append(f"{row['id']:>4}  round {row['round']}  {row['member_id']}  {when}")
+        lines.append(f"      {row['kind']}: {row['reason']}")
+        if row["answer"]:
+            lines.append(f"      {row['member_id']} answers: {row['answer']}")
+    return Text("\n".join(lines) or "nothing was left out")
 
 
 def _invitations(table: dict[str, Any]) -> Table | str:
@@ -114,5 +127,6 @@ _RENDERERS = {
     "members": _members,
     "invitations": _invitations,
     "rounds": _rounds,
+    "exclusions": _exclusions,
     "log": _log,
 }

@@ -10,6 +10,9 @@ AGGREGATING ──published──▶ WAITING for the next round, or FINISHED
 ```
 A round whose deadline passes without a quorum is planned again as soon as a quorum is connected:
 the base stays as it is, and contributions that arrived stay in.
+
+A contribution whose own round has closed may be used by the round that is open or waited for now:
+it is then late by as many rounds as lie between, and its member has answered that round.
 """
 
 import json
@@ -18,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UnavailableError
 
 
 class Phase(StrEnum):
@@ -40,6 +43,10 @@ class RoundRules:
     deadline_seconds: float
     total: int
     """Rounds to run; 0 means without end."""
+    quorum_tokens: int = 0
+    """Fewest tokens of the contributions together, beside their number."""
+    is_asynchronous: bool = False
+    """Whether late contributions alone may close a round before its deadline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +64,14 @@ class RoundState:
     deadline: float = 0.0
     quorum_at: float | None = None
     """While open: since when there has been a quorum of contributions."""
+    inactive: tuple[str, ...] = ()
+    """Those of the cohort that are not waited for."""
     arrived: dict[str, str] = field(default_factory=dict)
-    """Contribution digest by member."""
+    """Contribution digest by member; late ones may be of members outside the cohort."""
+    late: dict[str, int] = field(default_factory=dict)
+    """By how many rounds, by member, of those that are."""
+    tokens: int = 0
+    """Of the contributions that arrived."""
     declined: dict[str, str] = field(default_factory=dict)
     """Reason by member."""
     closed_at: float = 0.0
@@ -71,9 +84,11 @@ class Tick:
     ready: tuple[str, ...]
     """Members that are connected."""
     enrolled: int
-    """Members that could be."""
+    """Members that could be and are waited for."""
     rules: RoundRules
     """As configured now; taken up when a round opens."""
+    inactive: tuple[str, ...] = ()
+    """Those of the connected that are not waited for: they have missed too many rounds."""
     is_paused: bool = False
     """No round opens; one that is open goes on."""
 
@@ -84,6 +99,10 @@ class Arrived:
 
     member_id: str
     digest: str
+    tokens: int = 0
+    """Seen by its inner steps."""
+    staleness: int = 0
+    """By how many rounds it is late."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,17 +152,28 @@ def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, li
 
 
 def _arrive(state: RoundState, event: Arrived, now: float) -> tuple[RoundState, list[Effect]]:
-    require_open(state, event.member_id)
-    known = state.arrived.get(event.member_id)
+    member_id = event.member_id
+    if event.staleness == 0:
+        require_open(state, member_id)
+    elif state.phase not in (Phase.WAITING, Phase.OPEN):
+        raise RejectedError(f"round {state.number} takes nothing late: it is {state.phase}")
+    known = state.arrived.get(member_id)
     if known == event.digest:
         return state, []
     if known is not None:
         raise RejectedError(
-            f"{event.member_id} already contributed to round {state.number}, something else"
+            f"{member_id} already contributed to round {state.number}, something else"
         )
-    arrived = {**state.arrived, event.member_id: event.digest}
-    declined = {m: reason for m, reason in state.declined.items() if m != event.member_id}
-    return _close_if_due(replace(state, arrived=arrived, declined=declined), now, changed=True)
+    state = replace(
+        state,
+        arrived={**state.arrived, member_id: event.digest},
+        late={**state.late, member_id: event.staleness} if event.staleness else state.late,
+        tokens=state.tokens + event.tokens,
+        declined={m: reason for m, reason in state.declined.items() if m != member_id},
+    )
+    if state.phase is Phase.WAITING:
+        return state, [Effect.ANNOUNCE_STATE]
+    return _close_if_due(state, now, changed=True)
 
 
 def _decline(state: RoundState, event: Declined, now: float) -> tuple[RoundState, list[Effect]]:
@@ -178,6 +208,41 @@ def require_open(state: RoundState, member_id: str) -> None:
         )
 
 
+def staleness_of(state: RoundState, member_id: str, *, answers: int, most: int) -> int:
+    """Return by how many rounds a member's answer would be late now, 0 if it is in time.
+
+    Args:
+        state: Of the round that would use it.
+        member_id: Whose answer it is; not one that is in already.
+        answers: The round whose plan it answers.
+        most: Rounds by which it may be late.
+
+    Raises:
+        RejectedError: No round takes it.
+        UnavailableError: The next round does: it is to be sent again.
+    """
+    staleness = state.number - answers
+    is_taken = state.phase is Phase.OPEN and staleness == 0
+    if state.phase in (Phase.WAITING, Phase.OPEN):
+        is_taken = is_taken or 1 <= staleness <= most
+    if is_taken and member_id not in state.arrived:
+        if staleness == 0:
+            require_open(state, member_id)
+        return staleness
+    if 0 <= staleness < most and state.phase is not Phase.FINISHED:
+        raise UnavailableError(
+            f"round {state.number} takes no more of {member_id}: its answer to round {answers} is "
+            "for the next one; send it again soon"
+        )
+    if is_taken:
+        raise RejectedError(f"{member_id} already contributed to round {state.number}")
+    if staleness == 0:
+        require_open(state, member_id)
+    raise RejectedError(
+        f"round {answers} is over, round {state.number} is {state.phase}: wait for the next plan"
+    )
+
+
 def _publish(state: RoundState) -> tuple[RoundState, list[Effect]]:
     if state.phase is not Phase.AGGREGATING or state.rules is None:
         raise ValueError(f"round {state.number} was not being aggregated")
@@ -199,11 +264,16 @@ def _pass_time(state: RoundState, event: Tick, now: float) -> tuple[RoundState, 
 
 
 def _gather(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
-    """Open a waiting round once a quorum is here, and the others are or had time to come."""
+    """Open a waiting round once a quorum is here, and the others are or had time to come.
+
+    Inactive members that are connected make a quorum like others, since they get the plan too; the
+    others are not waited for if they are inactive.
+    """
     if event.is_paused or len({*event.ready, *state.arrived}) < event.rules.quorum:
         return replace(state, quorum_ready_at=None), []
     since = now if state.quorum_ready_at is None else state.quorum_ready_at
-    if len(event.ready) >= event.enrolled or now - since >= event.rules.gather_seconds:
+    active = set(event.ready) - set(event.inactive)
+    if len(active) >= event.enrolled or now - since >= event.rules.gather_seconds:
         return _open(state, event, now)
     return replace(state, quorum_ready_at=since), []
 
@@ -215,6 +285,7 @@ def _open(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[
         attempt=state.attempt + 1,
         rules=event.rules,
         cohort=tuple(sorted({*event.ready, *state.arrived})),
+        inactive=event.inactive,
         opened_at=now,
         deadline=now + event.rules.deadline_seconds,
         declined={},
@@ -229,15 +300,22 @@ def _close_if_due(
     rules = state.rules
     if rules is None:
         raise ValueError("an open round has rules")
-    if len(state.arrived) < rules.quorum:
+    if not has_quorum(state, rules):
         return state, [Effect.ANNOUNCE_STATE] if changed else []
-    quorum_at = now if state.quorum_at is None else state.quorum_at
-    state = replace(state, quorum_at=quorum_at)
-    everybody = set(state.cohort) <= {*state.arrived, *state.declined}
-    due = min(quorum_at + rules.grace_seconds, state.deadline)
+    due = state.deadline
+    if rules.is_asynchronous or len(state.arrived) > len(state.late):
+        quorum_at = now if state.quorum_at is None else state.quorum_at
+        state = replace(state, quorum_at=quorum_at)
+        due = min(quorum_at + rules.grace_seconds, due)
+    everybody = set(state.cohort) <= {*state.arrived, *state.declined, *state.inactive}
     if everybody or now >= due:
         return replace(state, phase=Phase.AGGREGATING, closed_at=now), [Effect.AGGREGATE]
     return state, [Effect.ANNOUNCE_STATE] if changed else []
+
+
+def has_quorum(state: RoundState, rules: RoundRules) -> bool:
+    """Whether what arrived makes an update, by number and by tokens."""
+    return len(state.arrived) >= rules.quorum and state.tokens >= rules.quorum_tokens
 
 
 def _replan_if_overdue(
@@ -271,6 +349,7 @@ def event_from_json(kind: str, body: str) -> Event:
     values: dict[str, Any] = json.loads(body)
     if kind == "tick":
         values["ready"] = tuple(values["ready"])
+        values["inactive"] = tuple(values.get("inactive", ()))
         values["rules"] = RoundRules(**values["rules"])
     event: Event = _KINDS[kind](**values)
     return event

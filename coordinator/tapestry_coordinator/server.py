@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tapestry.checkpoints.folder import CARD_FILE
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
 from tapestry.identity.certificates import issue_server_certificate
@@ -25,9 +26,11 @@ from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
@@ -66,7 +69,7 @@ class CoordinatorServer:
 
         Args:
             home: No other process may be in there: the caller holds its lock.
-            clock: Unix seconds.
+            clock: Unix seconds; rounds go by the seconds that pass, whatever it jumps to.
 
         Raises:
             UnavailableError: The newest checkpoint is damaged and cannot be made again.
@@ -84,7 +87,10 @@ class CoordinatorServer:
         self._settling.recover()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
-        self.desk = Desk(home, self.settings, self._registry, self._key, clock=clock)
+        steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
+        self.desk = Desk(
+            home, self.settings, self._registry, self._key, clock=steady, calendar=clock
+        )
         self._places = Places()
         self._crowd = Crowd()
         self._stopping = threading.Event()
@@ -196,6 +202,7 @@ class CoordinatorServer:
         self._settling.begin(state.number)
         envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
         self.desk.publish(envelope)
+        record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
         self._settle(state.number)
 
     def _settle(self, number: int) -> None:
@@ -220,7 +227,8 @@ class CoordinatorServer:
     def _prune(self, number: int) -> None:
         keep = self.settings.keep
         if keep.contribution_rounds:
-            self._store.prune(before=number - keep.contribution_rounds + 1)
+            late = self.desk.policy.policy.lateness.max_staleness
+            self._store.prune(before=number - keep.contribution_rounds - late + 1)
         if keep.checkpoints:
             past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
             past = [folder for folder in past if folder.is_dir()]

@@ -39,6 +39,7 @@ from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
 from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.exclusions import recording_refusals, require_floor
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.registry import ACTIVE, CONTRIBUTOR, OPERATOR, Member, StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
@@ -47,6 +48,8 @@ ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
 
 _log = logging.getLogger(__name__)
 _MAX_TEXT = 500
+_LISTED = 100
+_MAX_ID = 2**62
 
 
 def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
@@ -63,7 +66,7 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
             f"{certificate.member_id} is not a member of this federation any more: ask the "
             "coordinator's operator"
         )
-    now = datetime.fromtimestamp(desk.clock(), UTC)
+    now = datetime.fromtimestamp(desk.calendar(), UTC)
     if not certificate.not_before <= now < certificate.not_after:
         raise UntrustedError(
             f"{member.member_id}: the certificate is valid until "
@@ -113,7 +116,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             if len(request.token) != TOKEN_BYTES:
                 raise RejectedError("the invitation's token is damaged: ask for a new one")
             _require_key_proof(request)
-            token, now = token_digest(request.token), self._desk.clock()
+            token, now = token_digest(request.token), self._desk.calendar()
             self._desk.registry.require_invitation(token, member_id=request.member_id, now=now)
             certificate = self._issue(request.certificate_request, request.member_id, now)
             self._desk.registry.enrol(
@@ -137,7 +140,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         """Replace a certificate that is still valid; served over mutual TLS only."""
         with status_from_errors(context):
             member = identify(context, self._desk)
-            now = self._desk.clock()
+            now = self._desk.calendar()
             certificate = self._issue(request.certificate_request, member.member_id, now)
             serial = _serial(certificate, self._desk.genesis.origin.federation)
             self._desk.registry.renew(member.member_id, certificate_serial=serial)
@@ -166,7 +169,7 @@ def operator_of(context: grpc.ServicerContext, desk: Desk) -> Operator:
             f"{member.member_id} is in this federation as {member.role}: only an operator may do "
             "this"
         )
-    return Operator(desk.home, desk.registry, who=member.member_id, clock=desk.clock)
+    return Operator(desk.home, desk.registry, who=member.member_id, clock=desk.calendar)
 
 
 class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
@@ -222,6 +225,37 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
             reason = _one_line(request.reason)
             self._desk.decline(member.member_id, round_number=request.round, reason=reason)
         return rounds_pb2.DeclineResponse()
+
+    def ListExclusions(
+        self, request: rounds_pb2.ListExclusionsRequest, context: grpc.ServicerContext
+    ) -> rounds_pb2.ListExclusionsResponse:
+        """Return what was left out of what the caller sent."""
+        with status_from_errors(context):
+            member = identify(context, self._desk)
+            found = self._desk.registry.exclusions(member.member_id, last=_LISTED)
+        return rounds_pb2.ListExclusionsResponse(
+            exclusions=[
+                rounds_pb2.Exclusion(
+                    id=one.id,
+                    round=one.round,
+                    kind=one.kind,
+                    reason=one.reason,
+                    at=one.at,
+                    answer=one.answer,
+                )
+                for one in found
+            ]
+        )
+
+    def AnswerExclusion(
+        self, request: rounds_pb2.AnswerExclusionRequest, context: grpc.ServicerContext
+    ) -> rounds_pb2.AnswerExclusionResponse:
+        """Keep what the caller says to an exclusion of its own."""
+        with status_from_errors(context):
+            member_id = identify(context, self._desk).member_id
+            text, now = _one_line(request.answer), self._desk.clock()
+            self._desk.registry.answer(min(request.id, _MAX_ID), member_id, text, now=now)
+        return rounds_pb2.AnswerExclusionResponse()
 
     def SubmitEvaluation(
         self, request: rounds_pb2.SubmitEvaluationRequest, context: grpc.ServicerContext
@@ -330,7 +364,8 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         """Validate and store one fragment."""
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
-            self._store.put(request.round, member_id, index=request.index, data=request.data)
+            with recording_refusals(self._desk, member_id):
+                self._store.put(request.round, member_id, index=request.index, data=request.data)
         return transfer_pb2.PutFragmentResponse()
 
     def Commit(
@@ -352,9 +387,14 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     f"{member.member_id}'s"
                 )
             number = contribution.round
-            with self._store.turn(member.member_id):
+            with (
+                self._store.turn(member.member_id),
+                recording_refusals(self._desk, member.member_id),
+            ):
                 receipt = self._desk.receipt(member.member_id, round_number=number)
                 if receipt is None:
+                    policy = self._desk.policy_of(member.member_id, round_number=number)
+                    require_floor(contribution, policy)
                     found = self._store.finished(number, member.member_id)
                     root, norm = found or self._store.finish(number, member.member_id)
                     if root.hex() != contribution.root:

@@ -35,6 +35,8 @@ class RoundsSettings(Settings):
     """Rounds to run; 0 means without end."""
     quorum: Annotated[int, Field(ge=1)] = 2
     """Fewest contributions that make an update; with fewer the base stays as it is."""
+    quorum_tokens: Annotated[int, Field(ge=0)] = 0
+    """Fewest tokens that they must have together, or the round is planned again at its deadline."""
     gather_seconds: Seconds = 10.0
     """Wait for further members once a quorum is connected, unless all are."""
     grace_seconds: Seconds = 300.0

@@ -6,8 +6,10 @@ from typing import Any
 
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.registry import ACTIVE, Member, Registry
 from tapestry_coordinator.rounds import Phase, folded
+
+INACTIVE = "inactive"
 
 
 def status_of(home: CoordinatorHome) -> dict[str, Any]:
@@ -38,6 +40,18 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
         "checkpoint_folder": str(home.checkpoint(newest)),
         "bits_per_byte": {e.member_id: e.bits_per_byte for e in measured},
     }
+
+
+def activity_of(member: Member, *, inactive_after: int) -> str:
+    """Return a member's status as people see it: rounds do not wait for an inactive one.
+
+    Args:
+        member: Of the registry.
+        inactive_after: Rounds missed in a row, by the federation's policy; 0: never.
+    """
+    if member.status == ACTIVE and 0 < inactive_after <= member.missed_rounds:
+        return INACTIVE
+    return member.status
 
 
 def readable_time(seconds: float) -> str:

@@ -20,6 +20,8 @@ members = Table(
     Column("status", String(16), nullable=False),
     Column("joined_at", Float(53), nullable=False),
     Column("last_seen_at", Float(53), nullable=False),
+    Column("missed_rounds", Integer, nullable=False, server_default="0"),
+    Column("tokens_per_second", Float(53), nullable=False, server_default="0"),
     Column("role", String(16), nullable=False, server_default="contributor"),
 )
 
@@ -84,6 +86,8 @@ contributions = Table(
     Column("envelope", Text, nullable=False),
     Column("receipt", Text, nullable=False),
     Column("norm", Float(53), nullable=False),
+    Column("used_round", _Id, nullable=False),
+    Index("contributions_by_use", "used_round", "member_id", unique=True),
 )
 
 manifests = Table(
@@ -92,6 +96,29 @@ manifests = Table(
     Column("round", _Id, primary_key=True, autoincrement=False),
     Column("digest", String(64), nullable=False, unique=True),
     Column("envelope", Text, nullable=False),
+)
+
+exclusions = Table(
+    "exclusions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("round", _Id, nullable=False),
+    Column("member_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
+    Column("answer", Text, nullable=False, server_default=""),
+    Column("answered_at", Float(53), nullable=True),
+    Index("exclusions_by_member", "member_id", "id"),
+)
+
+rulings = Table(
+    "rulings",
+    metadata,
+    Column("round", _Id, primary_key=True, autoincrement=False),
+    Column("is_released", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float(53), nullable=False),
 )
 
 evaluations = Table(

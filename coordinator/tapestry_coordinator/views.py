@@ -17,7 +17,7 @@ from tapestry_coordinator.actions import newest_actions, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Phase, Published, RoundState, folded
-from tapestry_coordinator.status import status_table
+from tapestry_coordinator.status import activity_of, status_table
 from tapestry_coordinator.tables import invitations
 
 
@@ -30,17 +30,20 @@ def pause_table(registry: Registry) -> dict[str, Any]:
 
 
 def members_table(
-    _home: CoordinatorHome, registry: Registry, *, last: int, now: float
+    home: CoordinatorHome, registry: Registry, *, last: int, now: float
 ) -> dict[str, Any]:
-    """Return all members."""
+    """Return all members; rounds do not wait for those that are inactive."""
     del last, now
+    after = home.load_policy().activity.inactive_after
     rows = [
         {
             "member_id": m.member_id,
             "role": m.role,
-            "status": m.status,
+            "status": activity_of(m, inactive_after=after),
             "joined_at": m.joined_at,
             "last_seen_at": m.last_seen_at,
+            "missed_rounds": m.missed_rounds,
+            "tokens_per_second": round(m.tokens_per_second, 1),
         }
         for m in registry.members()
     ]
@@ -76,6 +79,26 @@ def _invitation_state(
     if withdrawn_at is not None:
         return "withdrawn"
     return "expired" if now >= expires_at else "open"
+
+
+def exclusions_table(
+    _home: CoordinatorHome, registry: Registry, *, last: int, now: float
+) -> dict[str, Any]:
+    """Return what was left out of the consensus, why, and what the members say to it."""
+    del now
+    rows = [
+        {
+            "id": one.id,
+            "round": one.round,
+            "member_id": one.member_id,
+            "kind": one.kind,
+            "reason": one.reason,
+            "at": one.at,
+            "answer": one.answer,
+        }
+        for one in registry.exclusions()[-last:]
+    ]
+    return {"exclusions": rows}
 
 
 def log_table(
@@ -159,6 +182,7 @@ VIEWS: dict[str, Callable[..., dict[str, Any]]] = {
     "members": members_table,
     "rounds": rounds_table,
     "invitations": invitations_table,
+    "exclusions": exclusions_table,
     "log": log_table,
 }
 """By name; each takes home, registry, `last` and `now`."""

@@ -35,8 +35,23 @@ class Told:
 
     plan: Envelope | None
     manifest: Envelope
+    candidate: Envelope | None
+    """Manifest of the next checkpoint, which is to be measured before it is published."""
     is_finished: bool
     notice: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """What was left out of what this member sent, and why."""
+
+    id: int
+    round: int
+    kind: str
+    reason: str
+    at: float
+    """Unix seconds, by the coordinator's clock."""
+    answer: str
 
 
 class NodeClient:
@@ -75,6 +90,9 @@ class NodeClient:
                 yield Told(
                     plan=envelope_value(message.plan) if message.HasField("plan") else None,
                     manifest=envelope_value(message.manifest),
+                    candidate=(
+                        envelope_value(message.candidate) if message.HasField("candidate") else None
+                    ),
                     is_finished=message.is_finished,
                     notice=message.notice,
                 )
@@ -112,6 +130,34 @@ class NodeClient:
                 ),
                 timeout=CALL_SECONDS,
             )
+
+    def exclusions(self) -> list[Exclusion]:
+        """Return what was left out of what this member sent, newest first."""
+        with errors_from_status(self.address):
+            response = self._rounds.ListExclusions(
+                rounds_pb2.ListExclusionsRequest(), timeout=CALL_SECONDS
+            )
+        return [
+            Exclusion(
+                id=one.id,
+                round=one.round,
+                kind=one.kind,
+                reason=one.reason,
+                at=one.at,
+                answer=one.answer,
+            )
+            for one in response.exclusions
+        ]
+
+    def answer(self, exclusion_id: int, text: str) -> None:
+        """Say something to an exclusion; it is kept beside it.
+
+        Raises:
+            RejectedError: This member has no exclusion with that number.
+        """
+        request = rounds_pb2.AnswerExclusionRequest(id=exclusion_id, answer=text)
+        with errors_from_status(self.address):
+            self._rounds.AnswerExclusion(request, timeout=CALL_SECONDS)
 
     def upload(
         self,

@@ -5,15 +5,20 @@ import os
 import signal
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapestry_node.client import NodeClient
 
 app = typer.Typer(
     help="Join a federation, train where your data is, see what left.",
@@ -148,6 +153,45 @@ def status(
 
 
 @app.command()
+def exclusions(
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Ask the coordinator what was left out of what you sent, and why.
+
+    To say something to it: tapestry node answer NUMBER "TEXT"
+    """
+    with _client(folder) as client:
+        found = client.exclusions()
+    if as_json:
+        typer.echo(json.dumps({"exclusions": [asdict(one) for one in found]}, indent=1))
+        return
+    for one in found:
+        typer.echo(f"{one.id:>4}  round {one.round}  {one.kind}: {one.reason}")
+        if one.answer:
+            typer.echo(f"      your answer: {one.answer}")
+    if not found:
+        typer.echo("nothing of yours was left out")
+
+
+@app.command()
+def answer(
+    number: Annotated[int, typer.Argument(help="As `tapestry node exclusions` lists it.")],
+    text: Annotated[str, typer.Argument(help="What you say to it; at most 500 characters.")],
+    folder: Dir = None,
+) -> None:
+    """Answer an exclusion: the coordinator keeps it beside the reason.
+
+    Example: tapestry node answer 3 "Our corpus is small by law; see the annex of the agreement."
+    """
+    if not text.strip() or len(text) > 500:
+        raise ConfigError(f"an answer has 1 to 500 characters, this one {len(text)}")
+    with _client(folder) as client:
+        client.answer(number, text)
+    typer.echo(f"answered exclusion {number}")
+
+
+@app.command()
 def audit(
     folder: Folder = None,
     head: Annotated[
@@ -215,6 +259,20 @@ def finish(
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")
+
+
+@contextmanager
+def _client(folder: Path | None) -> "Iterator[NodeClient]":
+    """Connect as this node; the daemon may run meanwhile."""
+    from tapestry.wire.egress import EgressLedger  # noqa: PLC0415
+    from tapestry_node.client import NodeClient  # noqa: PLC0415 - imports grpc
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    membership = home.identity.load()
+    ledger = EgressLedger(home.egress, to=membership.address, clock=_clock)
+    with closing(ledger), closing(NodeClient(membership, home.identity, ledger)) as client:
+        yield client
 
 
 def _text_or_file(invitation: str) -> str:

@@ -161,6 +161,7 @@ class Daemon:
         manifest = self._take_manifest(told.manifest)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
+            plan = self._settings.policy.asked(plan, self._membership.member_id)
             self._take_plan(plan, told.manifest, manifest, listener)
         else:
             self._evaluate(manifest, told.manifest)
@@ -223,7 +224,11 @@ class Daemon:
         came = self._home.fetch(self._client.fetcher, manifest, envelope)
         self._sound = manifest.round
         _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
-        self._home.prune(contributed=self._state.contributed, newest=self._state.round)
+        self._home.prune(
+            contributed=self._state.contributed,
+            newest=self._state.round,
+            max_staleness=self._state.max_staleness,
+        )
         return target
 
     def _evaluate(self, manifest: Manifest, envelope: Envelope) -> None:
@@ -262,7 +267,10 @@ class Daemon:
         """Answer an open plan: decline it, or train and contribute."""
         if plan.genesis != self._membership.genesis:
             raise UntrustedError(f"the plan of round {plan.round} is of another federation")
-        if plan.round <= self._state.contributed or (plan.round, plan.attempt) in self._refused:
+        if self._has_answered(plan):
+            self._evaluate(manifest, envelope)
+            return
+        if (plan.round, plan.attempt) in self._refused:
             return
         if plan.base != payload_digest(envelope) or plan.round != manifest.round + 1:
             raise UntrustedError(
@@ -270,14 +278,7 @@ class Daemon:
             )
         try:
             self._settings.policy.require(plan)
-            trainer = self._ready_trainer(plan, manifest, envelope)
-            self._evaluate(manifest, envelope)
-            spooled = find_spooled(self._home, plan, trainer.layout)
-            if spooled is None:
-                self._settle(trainer)
-                spooled = self._train(plan, trainer, self._checkpoint(manifest, envelope), listener)
-            if spooled is not None:
-                self._contribute(spooled)
+            self._answer(plan, envelope, manifest, listener)
         except UnavailableError:
             raise
         except RejectedError as error:
@@ -285,6 +286,29 @@ class Daemon:
             self._refused.add((plan.round, plan.attempt))
             with contextlib.suppress(RejectedError):
                 self._client.decline(round_number=plan.round, reason=str(error))
+
+    def _has_answered(self, plan: RoundPlan) -> bool:
+        """Whether the plan's round has all it takes from this node, perhaps a late contribution."""
+        answered = 0 if plan.is_asynchronous else self._state.answered
+        return plan.round <= max(answered, self._state.contributed)
+
+    def _answer(
+        self, plan: RoundPlan, envelope: Envelope, manifest: Manifest, listener: Listener
+    ) -> None:
+        """Send what is spooled for a plan that the policy allows, or train and send that."""
+        if plan.max_staleness != self._state.max_staleness:
+            self._state = replace(self._state, max_staleness=plan.max_staleness)
+            self._home.save_state(self._state)
+        trainer = self._ready_trainer(plan, manifest, envelope)
+        self._evaluate(manifest, envelope)
+        spooled = find_spooled(self._home, plan, trainer.layout)
+        if spooled is None:
+            self._settle(trainer, plan)
+            if self._has_answered(plan):
+                return
+            spooled = self._train(plan, trainer, self._checkpoint(manifest, envelope), listener)
+        if spooled is not None:
+            self._contribute(spooled)
 
     def _ready_trainer(self, plan: RoundPlan, manifest: Manifest, envelope: Envelope) -> Trainer:
         folder = self._checkpoint(manifest, envelope)
@@ -328,7 +352,9 @@ class Daemon:
         """Take the inner steps and spool the result; None if the round went on without us."""
         began = time.monotonic()
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
-        watch = _StepWatch(self, plan, listener, began)
+        watch = _StepWatch(
+            self, plan, listener, began, max_staleness=self._settings.policy.lateness(plan)
+        )
         optimizer, base, losses = trainer.train_round(
             plan,
             checkpoint,
@@ -367,9 +393,10 @@ class Daemon:
             self._home.trainer_state(self._state.contributed) if self._state.contributed else None
         )
 
-    def _settle(self, trainer: Trainer) -> None:
-        """Find out what became of older contributions before the next uses what they left."""
-        for spooled in find_unsettled(self._home, trainer.layout):
+    def _settle(self, trainer: Trainer, plan: RoundPlan) -> None:
+        """Send older contributions that may still be used, or find out what became of them."""
+        late = range(max(1, plan.round - self._settings.policy.lateness(plan)), plan.round)
+        for spooled in find_unsettled(self._home, trainer.layout, late=late):
             try:
                 self._contribute(spooled)
             except UnavailableError:
@@ -402,11 +429,16 @@ class Daemon:
             self._home.folder / "receipts" / f"{spooled.folder.name}.json",
             to_json(receipt_envelope),
         )
-        self._state = replace(self._state, contributed=max(number, self._state.contributed))
+        self._state = replace(
+            self._state,
+            contributed=max(number, self._state.contributed),
+            answered=max(number, receipt.used_round, self._state.answered),
+        )
         self._home.save_state(self._state)
         accept_residual(spooled.folder, self._home.residual)
         spooled.remove(self._home.spare_spools)
-        _log.info("round %d: contributed (%s bytes)", number, f"{sent:,}")
+        used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
+        _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)
 
     def _renew_if_due(self, listener: Listener) -> None:
         """Renew the member certificate at half of its life."""
@@ -441,6 +473,13 @@ class Daemon:
                     speed=round(self._progress.tokens_per_second),
                 )
 
+    def staleness(self, plan: RoundPlan, newest: Envelope) -> int:
+        """Return by how many rounds an answer to `plan` is late once `newest` is out."""
+        if payload_digest(newest) == plan.base:
+            return 0
+        manifest = Manifest.opened(newest, public_key=self._coordinator_key, what="manifest")
+        return manifest.round + 1 - plan.round
+
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
@@ -463,8 +502,18 @@ class Daemon:
 class _StepWatch:
     """Called after each inner step: shows, reports, and says when to stop."""
 
-    def __init__(self, daemon: Daemon, plan: RoundPlan, listener: Listener, began: float) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        plan: RoundPlan,
+        listener: Listener,
+        began: float,
+        *,
+        max_staleness: int,
+    ) -> None:
         self._daemon = daemon
+        self._max_staleness = max_staleness
+        self._newest: Envelope | None = None
         self._plan = plan
         self._listener = listener
         self._began = began
@@ -489,9 +538,20 @@ class _StepWatch:
         return not self._daemon.is_stopping() and not self._is_over()
 
     def _is_over(self) -> bool:
-        """Whether the coordinator has published a checkpoint past this round."""
+        """Whether the coordinator has published a checkpoint that makes this answer too late."""
         told = self._listener.newest
-        if told is None or payload_digest(told.manifest) == self._plan.base:
+        if told is None or told.manifest == self._newest:
+            return False
+        self._newest = told.manifest
+        staleness = self._daemon.staleness(self._plan, told.manifest)
+        if staleness <= 0:
+            return False
+        if staleness <= self._max_staleness:
+            _log.info(
+                "round %d closed before this node had finished; it goes on, for round %d",
+                self._plan.round,
+                self._plan.round + staleness,
+            )
             return False
         _log.warning("round %d closed before this node had finished", self._plan.round)
         return True

@@ -54,7 +54,11 @@ class NodeState:
     evaluated: int = -1
     """Newest checkpoint that was measured here."""
     contributed: int = 0
-    """Newest round with a receipt."""
+    """Newest round whose plan was answered, with a receipt."""
+    answered: int = 0
+    """Newest round that uses a contribution of this node, which may have answered an older plan."""
+    max_staleness: int = 0
+    """By how many rounds an answer to the newest plan may be late."""
     objective: str = ""
     """What the federation trains, as its genesis says."""
 
@@ -202,15 +206,17 @@ class NodeHome:
             write_atomic(folder / MANIFEST_FILE, to_json(envelope), durable=False)
         return came
 
-    def prune(self, *, contributed: int, newest: int) -> None:
+    def prune(self, *, contributed: int, newest: int, max_staleness: int = 0) -> None:
         """Remove what no later step needs.
 
         Args:
             contributed: Newest round with a receipt.
-            newest: Newest consensus checkpoint; contributions to its round come too late.
+            newest: Newest consensus checkpoint.
+            max_staleness: By how many rounds a contribution may be late; those to the round of the
+                newest checkpoint are late by one.
         """
         for folder in self.spooled():
-            is_late = folder.name <= self.spool(newest).name
+            is_late = folder.name <= self.spool(max(0, newest - max_staleness)).name
             if is_late and not (folder / SPOOLED_RESIDUAL).is_file():
                 shutil.rmtree(folder)
         past = sorted(self.checkpoints.glob("round-*"))[:-_KEPT_CHECKPOINTS]

@@ -49,10 +49,31 @@ class Policy(Settings):
     """Largest share of a batch that may come from the federation's open pool."""
     max_pool_bytes: Annotated[int, Field(ge=0)] = 50_000_000_000
     """Largest pool that is downloaded."""
+    late_contributions: bool = True
+    """Whether training goes on, and its result is sent, when the round has closed and the plan says
+    that a later one uses it."""
     report_progress: bool = True
     """Whether step, loss and speed are told to the coordinator while training."""
     report_evaluation: bool = True
     """Whether held-out bits per byte are told to the coordinator."""
+
+    def lateness(self, plan: RoundPlan) -> int:
+        """Return by how many rounds an answer to `plan` may be late."""
+        return plan.max_staleness if self.late_contributions else 0
+
+    def asked(self, plan: RoundPlan, member_id: str) -> RoundPlan:
+        """Return `plan` with the inner steps that this member takes.
+
+        Where they follow from its speed there are fewer than that if this policy asks for fewer:
+        the round then takes what it gets. Steps that all members take are for `require` to refuse.
+        """
+        own = plan.of(member_id)
+        if member_id not in plan.steps_by_member:
+            return own
+        step_tokens = own.inner.tokens // own.inner.steps
+        most = min(self.max_inner_steps, self.max_tokens // step_tokens)
+        steps = max(1, min(own.inner.steps, most))
+        return own.model_copy(update={"inner": own.inner.model_copy(update={"steps": steps})})
 
     def require(self, plan: RoundPlan) -> None:
         """Refuse a plan.

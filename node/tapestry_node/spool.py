@@ -186,9 +186,20 @@ def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Sp
     return spooled if is_it and spooled.is_whole() else None
 
 
-def find_unsettled(home: NodeHome, layout: ParameterLayout) -> list[Spooled]:
-    """Return finished contributions whose residual waits for what became of them, oldest first."""
-    folders = (folder for folder in home.spooled() if (folder / SPOOLED_RESIDUAL).is_file())
+def find_unsettled(
+    home: NodeHome, layout: ParameterLayout, *, late: range = range(0)
+) -> list[Spooled]:
+    """Return finished contributions without a receipt that somebody waits for, oldest first.
+
+    Those to the rounds in `late`, which may still be used, and those whose residual waits for what
+    became of them.
+    """
+    usable = {home.spool(number) for number in late}
+    folders = (
+        folder
+        for folder in home.spooled()
+        if folder in usable or (folder / SPOOLED_RESIDUAL).is_file()
+    )
     found = (_read_spooled(folder, layout) for folder in folders)
     return [spooled for spooled in found if spooled is not None and spooled.is_whole()]
 

@@ -53,6 +53,11 @@ class Participation(Statement):
     root: HexDigest
     contribution: HexDigest
     """SHA-256 of the contribution's signed payload."""
+    staleness: Count = 0
+    """Rounds between the base that it started from and that of this round; its weight, or where the
+    rule gives everybody one vote its clip factor, is discounted for it."""
+    base_round: Count | None = None
+    """The checkpoint that it started from if it was late; None: that before this one."""
     neighbours: tuple[MemberId, ...] = ()
     """Members whose mean stood in this contribution's place, for a coordinate rule with mixing."""
     reason: str = ""
@@ -69,12 +74,16 @@ class Absence(Statement):
 class OuterRecord(Statement):
     """The outer step as it was taken."""
 
-    optimizer: Literal["sgd", "nesterov", "adam"]
+    optimizer: Literal["sgd", "nesterov", "adam", "delayed-nesterov"]
     learning_rate: NotNegative
     momentum: Share
     """Of `adam`: beta1."""
     beta2: Share = 0.0
     epsilon: NotNegative = 0.0
+    period: Positive = 1
+    """Of `delayed-nesterov`: updates between two of its momentum."""
+    position: Positive = 1
+    """Of `delayed-nesterov`: which of those this one was; after `period` the first comes again."""
     state_root: HexDigest | None
     """Merkle root over the float32 fragments of the state vectors after the step, those of
     fragment 0 first, the exact vector last if there is one; None if there is no state."""

@@ -64,11 +64,11 @@ class AggregationPolicy(Settings):
     radius: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     """Of centred-clipping, in median norms."""
     optimizer: OptimizerName = "nesterov"
-    """nesterov, sgd or adam."""
+    """nesterov, sgd, adam, or delayed-nesterov, which goes with [pace] mode asynchronous."""
     learning_rate: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Of the outer step; 0 chooses by the number of contributions."""
     momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
-    """Of nesterov and adam."""
+    """Of both kinds of nesterov, and of adam."""
     beta2: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.99
     """Of adam."""
     epsilon: Annotated[FiniteFloat, Field(gt=0)] = 1e-3
@@ -88,14 +88,24 @@ class AggregationPolicy(Settings):
             radius=self.radius,
         )
 
-    def outer_optimizer(self, members: int) -> OuterOptimizer:
-        """Return the outer optimizer for a round with contributions of so many members."""
+    def outer_optimizer(
+        self, members: int, *, period: int = 1, position: int = 1
+    ) -> OuterOptimizer:
+        """Return the outer optimizer for a round with contributions of so many members.
+
+        Args:
+            members: Whose contributions are used until all have had their turn.
+            period: Rounds until then; of delayed-nesterov.
+            position: Which of them this one is, from 1.
+        """
         return OuterOptimizer(
             name=self.optimizer,
             learning_rate=self.learning_rate or default_learning_rate(self.optimizer, members),
             momentum=0.0 if self.optimizer == "sgd" else self.momentum,
             beta2=self.beta2,
             epsilon=self.epsilon,
+            period=period,
+            position=position,
         )
 
 
@@ -180,6 +190,9 @@ class PacePolicy(Settings):
     """Fewest inner steps that follow from a speed."""
     max_ratio: Annotated[FiniteFloat, Field(ge=1)] = 8.0
     """Most steps of a member over the fewest of another."""
+    buffer: Count = 0
+    """Of asynchronous: arrivals after which a round closes, never fewer than the quorum. 0: half of
+    the active members, at most four."""
 
 
 class ActivityPolicy(Settings):
@@ -200,6 +213,15 @@ class FederationPolicy(Settings):
     lateness: LatenessPolicy = LatenessPolicy()
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
+
+    @model_validator(mode="after")
+    def _asynchronous_needs_lateness(self) -> Self:
+        if self.pace.mode == "asynchronous" and self.lateness.max_staleness == 0:
+            raise ValueError(
+                "pace.mode = asynchronous, where contributions are late as a rule, with "
+                "lateness.max_staleness = 0, which refuses them: raise lateness.max_staleness to 4"
+            )
+        return self
 
     def canonical(self) -> bytes:
         """Return the policy as canonical JSON: what is hashed, recorded and published."""

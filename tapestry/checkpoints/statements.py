@@ -149,6 +149,20 @@ class RoundPlan(Statement):
     seed: Count
     statistics: dict[str, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
     """Sums of the objective's statistics over the contributions of the round before."""
+    steps_by_member: dict[MemberId, Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+        default_factory=dict
+    )
+    """H of those whose speed is known, in a round of equal time; the others take `inner.steps`."""
+    max_staleness: Count = 0
+    """By how many rounds an answer to this plan may be late and still be used."""
+    is_asynchronous: bool = False
+    """Whether a member takes up the newest plan as soon as it has delivered, though what it
+    delivered is used by that plan's round."""
+
+    def of(self, member_id: str) -> Self:
+        """Return this plan with the inner steps that it asks of one member."""
+        steps = self.steps_by_member.get(member_id, self.inner.steps)
+        return self.model_copy(update={"inner": self.inner.model_copy(update={"steps": steps})})
 
 
 class Contribution(Statement):
@@ -188,3 +202,5 @@ class Receipt(Statement):
     root: HexDigest
     accepted_at: NotNegative
     """Unix seconds."""
+    used_round: Count = 0
+    """The round whose update it is a part of, later than `round` if it came late; 0: `round`."""

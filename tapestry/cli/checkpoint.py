@@ -104,7 +104,8 @@ def show(folder: Folder, as_json: Json = False) -> None:
     for part in made.participation:
         typer.echo(
             f"  {part.member_id:<24} weight {part.weight:.4f}  {part.tokens:>12,} tokens  "
-            f"clip {part.clip_factor:.3f}{f'  {part.reason}' if part.reason else ''}"
+            f"clip {part.clip_factor:.3f}{f'  {part.staleness} late' if part.staleness else ''}"
+            f"{f'  {part.reason}' if part.reason else ''}"
         )
     for absence in made.absent:
         typer.echo(f"  {absence.member_id:<24} absent: {absence.reason}")

@@ -3,8 +3,10 @@
 isort:skip_file
 What is asked of the members, and what they say back, apart from the vectors."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from tapestry.v1 import envelope_pb2 as _envelope_pb2
 import builtins as _builtins
 import sys
@@ -44,6 +46,7 @@ class WatchPlansResponse(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     IS_FINISHED_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
     is_finished: _builtins.bool
     """no further round is planned"""
     notice: _builtins.str
@@ -56,6 +59,12 @@ class WatchPlansResponse(_message.Message):
     def manifest(self) -> _envelope_pb2.SignedEnvelope:
         """of the newest consensus checkpoint"""
 
+    @_builtins.property
+    def candidate(self) -> _envelope_pb2.SignedEnvelope:
+        """Of the next checkpoint, while members measure it: it is published unless it does harm. Its
+        files can be fetched; nothing is trained from it yet.
+        """
+
     def __init__(
         self,
         *,
@@ -63,10 +72,11 @@ class WatchPlansResponse(_message.Message):
         manifest: _envelope_pb2.SignedEnvelope | None = ...,
         is_finished: _builtins.bool = ...,
         notice: _builtins.str = ...,
+        candidate: _envelope_pb2.SignedEnvelope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "manifest", b"manifest", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_finished", b"is_finished", "manifest", b"manifest", "notice", b"notice", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "is_finished", b"is_finished", "manifest", b"manifest", "notice", b"notice", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +176,126 @@ class DeclineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeclineResponse: _TypeAlias = DeclineResponse  # noqa: Y015
+
+@_typing.final
+class ListExclusionsRequest(_message.Message):
+    """"What of mine was left out?" """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExclusionsRequest: _TypeAlias = ListExclusionsRequest  # noqa: Y015
+
+@_typing.final
+class ListExclusionsResponse(_message.Message):
+    """"This, at most the newest hundred." """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]: ...
+    def __init__(
+        self,
+        *,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclusions", b"exclusions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExclusionsResponse: _TypeAlias = ListExclusionsResponse  # noqa: Y015
+
+@_typing.final
+class Exclusion(_message.Message):
+    """One thing that was left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    round: _builtins.int
+    kind: _builtins.str
+    """"refused" when it came, "no weight" when it was used"""
+    reason: _builtins.str
+    at: _builtins.float
+    """Unix seconds"""
+    answer: _builtins.str
+    """empty: none yet"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        round: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        at: _builtins.float = ...,
+        answer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "at", b"at", "id", b"id", "kind", b"kind", "reason", b"reason", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exclusion: _TypeAlias = Exclusion  # noqa: Y015
+
+@_typing.final
+class AnswerExclusionRequest(_message.Message):
+    """"To this I say ..." """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    answer: _builtins.str
+    """at most 500 characters"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        answer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerExclusionRequest: _TypeAlias = AnswerExclusionRequest  # noqa: Y015
+
+@_typing.final
+class AnswerExclusionResponse(_message.Message):
+    """"Noted, beside it." """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerExclusionResponse: _TypeAlias = AnswerExclusionResponse  # noqa: Y015
 
 @_typing.final
 class SubmitEvaluationRequest(_message.Message):

@@ -51,6 +51,16 @@ class RoundsServiceStub(object):
                 request_serializer=tapestry_dot_v1_dot_rounds__pb2.DeclineRequest.SerializeToString,
                 response_deserializer=tapestry_dot_v1_dot_rounds__pb2.DeclineResponse.FromString,
                 _registered_method=True)
+        self.ListExclusions = channel.unary_unary(
+                '/tapestry.v1.RoundsService/ListExclusions',
+                request_serializer=tapestry_dot_v1_dot_rounds__pb2.ListExclusionsRequest.SerializeToString,
+                response_deserializer=tapestry_dot_v1_dot_rounds__pb2.ListExclusionsResponse.FromString,
+                _registered_method=True)
+        self.AnswerExclusion = channel.unary_unary(
+                '/tapestry.v1.RoundsService/AnswerExclusion',
+                request_serializer=tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionRequest.SerializeToString,
+                response_deserializer=tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionResponse.FromString,
+                _registered_method=True)
         self.SubmitEvaluation = channel.unary_unary(
                 '/tapestry.v1.RoundsService/SubmitEvaluation',
                 request_serializer=tapestry_dot_v1_dot_rounds__pb2.SubmitEvaluationRequest.SerializeToString,
@@ -85,8 +95,22 @@ class RoundsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExclusions(self, request, context):
+        """What was left out of what this member sent, newest first, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerExclusion(self, request, context):
+        """What this member says to one of them; kept beside it, for everybody to read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitEvaluation(self, request, context):
-        """What a member measured on its own held-out text for a published checkpoint.
+        """What a member measured on its own held-out text for a published checkpoint, or for a candidate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +133,16 @@ def add_RoundsServiceServicer_to_server(servicer, server):
                     servicer.Decline,
                     request_deserializer=tapestry_dot_v1_dot_rounds__pb2.DeclineRequest.FromString,
                     response_serializer=tapestry_dot_v1_dot_rounds__pb2.DeclineResponse.SerializeToString,
+            ),
+            'ListExclusions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExclusions,
+                    request_deserializer=tapestry_dot_v1_dot_rounds__pb2.ListExclusionsRequest.FromString,
+                    response_serializer=tapestry_dot_v1_dot_rounds__pb2.ListExclusionsResponse.SerializeToString,
+            ),
+            'AnswerExclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerExclusion,
+                    request_deserializer=tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionRequest.FromString,
+                    response_serializer=tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionResponse.SerializeToString,
             ),
             'SubmitEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitEvaluation,
@@ -199,6 +233,60 @@ class RoundsService(object):
             '/tapestry.v1.RoundsService/Decline',
             tapestry_dot_v1_dot_rounds__pb2.DeclineRequest.SerializeToString,
             tapestry_dot_v1_dot_rounds__pb2.DeclineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExclusions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapestry.v1.RoundsService/ListExclusions',
+            tapestry_dot_v1_dot_rounds__pb2.ListExclusionsRequest.SerializeToString,
+            tapestry_dot_v1_dot_rounds__pb2.ListExclusionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerExclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapestry.v1.RoundsService/AnswerExclusion',
+            tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionRequest.SerializeToString,
+            tapestry_dot_v1_dot_rounds__pb2.AnswerExclusionResponse.FromString,
             options,
             channel_credentials,
             insecure,

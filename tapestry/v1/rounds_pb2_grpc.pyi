@@ -43,8 +43,12 @@ class RoundsServiceStub:
     """Progress of the inner steps: for the operator's view only, nothing depends on it."""
     Decline: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.DeclineRequest, _rounds_pb2.DeclineResponse]
     """The member will not answer this plan: its own policy forbids it."""
+    ListExclusions: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.ListExclusionsRequest, _rounds_pb2.ListExclusionsResponse]
+    """What was left out of what this member sent, newest first, and why."""
+    AnswerExclusion: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.AnswerExclusionRequest, _rounds_pb2.AnswerExclusionResponse]
+    """What this member says to one of them; kept beside it, for everybody to read."""
     SubmitEvaluation: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.SubmitEvaluationRequest, _rounds_pb2.SubmitEvaluationResponse]
-    """What a member measured on its own held-out text for a published checkpoint."""
+    """What a member measured on its own held-out text for a published checkpoint, or for a candidate."""
 
 @_typing.type_check_only
 class RoundsServiceAsyncStub(RoundsServiceStub):
@@ -61,8 +65,12 @@ class RoundsServiceAsyncStub(RoundsServiceStub):
     """Progress of the inner steps: for the operator's view only, nothing depends on it."""
     Decline: _aio.UnaryUnaryMultiCallable[_rounds_pb2.DeclineRequest, _rounds_pb2.DeclineResponse]  # type: ignore[assignment]
     """The member will not answer this plan: its own policy forbids it."""
+    ListExclusions: _aio.UnaryUnaryMultiCallable[_rounds_pb2.ListExclusionsRequest, _rounds_pb2.ListExclusionsResponse]  # type: ignore[assignment]
+    """What was left out of what this member sent, newest first, and why."""
+    AnswerExclusion: _aio.UnaryUnaryMultiCallable[_rounds_pb2.AnswerExclusionRequest, _rounds_pb2.AnswerExclusionResponse]  # type: ignore[assignment]
+    """What this member says to one of them; kept beside it, for everybody to read."""
     SubmitEvaluation: _aio.UnaryUnaryMultiCallable[_rounds_pb2.SubmitEvaluationRequest, _rounds_pb2.SubmitEvaluationResponse]  # type: ignore[assignment]
-    """What a member measured on its own held-out text for a published checkpoint."""
+    """What a member measured on its own held-out text for a published checkpoint, or for a candidate."""
 
 class RoundsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Every call is opened by the node, over mutual TLS; the caller's name comes from its certificate
@@ -96,11 +104,27 @@ class RoundsServiceServicer(metaclass=_abc_1.ABCMeta):
         """The member will not answer this plan: its own policy forbids it."""
 
     @_abc_1.abstractmethod
+    def ListExclusions(
+        self,
+        request: _rounds_pb2.ListExclusionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.ListExclusionsResponse, _abc.Awaitable[_rounds_pb2.ListExclusionsResponse]]:
+        """What was left out of what this member sent, newest first, and why."""
+
+    @_abc_1.abstractmethod
+    def AnswerExclusion(
+        self,
+        request: _rounds_pb2.AnswerExclusionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.AnswerExclusionResponse, _abc.Awaitable[_rounds_pb2.AnswerExclusionResponse]]:
+        """What this member says to one of them; kept beside it, for everybody to read."""
+
+    @_abc_1.abstractmethod
     def SubmitEvaluation(
         self,
         request: _rounds_pb2.SubmitEvaluationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rounds_pb2.SubmitEvaluationResponse, _abc.Awaitable[_rounds_pb2.SubmitEvaluationResponse]]:
-        """What a member measured on its own held-out text for a published checkpoint."""
+        """What a member measured on its own held-out text for a published checkpoint, or for a candidate."""
 
 def add_RoundsServiceServicer_to_server(servicer: RoundsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

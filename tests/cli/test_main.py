@@ -24,7 +24,7 @@ OPTIONS = {
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": [
         *("init", "serve", "invite", "status", "members", "annotate", "revoke", "pause", "resume"),
-        *("rounds", "invitations", "log", "backup", "restore"),
+        *("rounds", "invitations", "exclusions", "log", "backup", "restore", "policy"),
     ],
     "coordinator init": ["FOLDER", "--name", "--size", "--model", "--pool", "--address"],
     "coordinator serve": ["FOLDER"],
@@ -33,6 +33,8 @@ OPTIONS = {
     "coordinator members": ["--dir", "--as", "--json"],
     "coordinator rounds": ["--last", "--dir", "--as", "--json"],
     "coordinator invitations": ["--last", "--dir", "--as", "--json"],
+    "coordinator exclusions": ["MEMBER", "--last", "--dir", "--as", "--json"],
+    "coordinator policy": ["show", "check", "history"],
     "coordinator log": ["--last", "--dir", "--as", "--json"],
     "coordinator pause": ["--reason", "--dir", "--as", "--json"],
     "coordinator resume": ["--dir", "--as", "--json"],

@@ -192,9 +192,12 @@ def found_small(
     *,
     federation: str = "loom",
     rounds: RoundsSettings | None = None,
+    policy: Mapping[str, Mapping[str, Any]] | None = None,
     **aggregation: Any,
 ) -> Small:
     """Found a federation over `elements` ones; `aggregation` goes into that table of the policy.
+
+    `policy` goes into its other tables.
 
     Folders with the same name and length are copies of one, with its keys.
     """
@@ -202,11 +205,11 @@ def found_small(
     home = CoordinatorHome(folder.resolve())
     if rounds is not None:
         settings_module.save(folder, home.load_settings().model_copy(update={"rounds": rounds}))
-    if aggregation:
-        policy = changed_policy(home.load_policy(), aggregation=aggregation)
-        save_policy(home.policy, policy)
+    if aggregation or policy:
+        changed = changed_policy(home.load_policy(), **(policy or {}), aggregation=aggregation)
+        save_policy(home.policy, changed)
         registry = Registry(database_url(home.folder))
-        registry.adopt_policy(policy, now=FOUNDED_AT)
+        registry.adopt_policy(changed, now=FOUNDED_AT)
         registry.close()
     return Small(home)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UnavailableError
 from tapestry_coordinator.rounds import (
     Arrived,
     Declined,
@@ -20,6 +20,7 @@ from tapestry_coordinator.rounds import (
     Tick,
     event_from_json,
     event_to_json,
+    staleness_of,
     tick,
 )
 
@@ -249,6 +250,148 @@ def test_a_contribution_takes_a_refusal_back_and_not_the_other_way_round() -> No
     assert tick(state, declined("a"), now=3.0) == (state, [])
 
 
+# Late answers: their own round has closed, the one that is open or waited for uses them
+
+
+def late(member_id: str, staleness: int = 1, tokens: int = 0) -> Arrived:
+    return Arrived(member_id=member_id, digest="1" * 64, staleness=staleness, tokens=tokens)
+
+
+def test_a_late_contribution_answers_the_open_round_and_is_no_second_time_taken() -> None:
+    state = after(opened("a", "b"), (1.0, late("a")), (2.0, arrived("b")))
+    assert (state.phase, set(state.arrived), state.late) == (
+        Phase.AGGREGATING, {"a", "b"}, {"a": 1},
+    )  # fmt: skip
+    state = after(opened("a", "b"), (1.0, late("a")))
+    assert tick(state, late("a"), now=2.0) == (state, [])
+    with pytest.raises(RejectedError, match=r"^a already contributed to round 1, something else"):
+        tick(state, arrived("a"), now=2.0)
+
+
+def test_a_late_contribution_may_come_before_the_round_opens_or_from_outside_the_cohort() -> None:
+    state, effects = tick(FIRST, late("a"), now=1.0)
+    assert (state.phase, effects) == (Phase.WAITING, [Effect.ANNOUNCE_STATE])
+    state = after(state, (2.0, here("b", "c", enrolled=2)))
+    assert (state.phase, state.cohort, state.late) == (Phase.OPEN, ("a", "b", "c"), {"a": 1})
+    state = after(state, (3.0, late("z", 2)), (4.0, arrived("b")), (5.0, arrived("c")))
+    assert (state.phase, state.late) == (Phase.AGGREGATING, {"a": 1, "z": 2})
+
+
+def test_late_contributions_alone_close_a_round_at_its_deadline_only() -> None:
+    # Else two slow members would end the round before a fast one could finish its inner steps.
+    state = after(opened("a", "b", "c"), (1.0, late("b")), (1.0, late("c")), (31.0, here()))
+    assert (state.phase, state.quorum_at) == (Phase.OPEN, None)
+    assert after(state, (99.9, here())).phase is Phase.OPEN
+    assert after(state, (100.0, here())).phase is Phase.AGGREGATING
+    timely = after(state, (40.0, arrived("a")))
+    assert timely.phase is Phase.AGGREGATING, "everybody has answered"
+
+
+def test_the_grace_begins_with_the_first_contribution_in_time() -> None:
+    state = after(opened("a", "b", "c", "d"), (1.0, late("c")), (1.0, late("d")))
+    state = after(state, (50.0, arrived("a")), (79.9, here()))
+    assert state.phase is Phase.OPEN
+    assert after(state, (80.0, here())).phase is Phase.AGGREGATING  # 50 + 30
+
+
+def test_an_asynchronous_round_closes_with_the_last_arrival_it_waits_for() -> None:
+    rules = replace(RULES, is_asynchronous=True, grace_seconds=0.0)
+    state = after(opened("a", "b", "c", rules=rules), (1.0, late("b", 3)), (2.0, late("c")))
+    assert (state.phase, state.closed_at) == (Phase.AGGREGATING, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "most", "staleness"), [(5, 0, 0), (5, 2, 0), (4, 1, 1), (4, 2, 1), (3, 2, 2)]
+)
+def test_an_answer_is_as_late_as_there_are_rounds_between(
+    answers: int, most: int, staleness: int
+) -> None:
+    state = replace(opened("a", "b"), number=5)
+    assert staleness_of(state, "a", answers=answers, most=most) == staleness
+
+
+@pytest.mark.parametrize(("answers", "most"), [(4, 0), (3, 1), (6, 3)])
+def test_an_answer_that_is_too_late_or_of_no_round_yet_is_refused(answers: int, most: int) -> None:
+    state = replace(opened("a", "b"), number=5)
+    with pytest.raises(RejectedError, match=rf"^round {answers} is over, round 5 is open: wait"):
+        staleness_of(state, "a", answers=answers, most=most)
+
+
+def test_while_a_round_is_aggregated_the_next_one_is_promised_to_who_may_be_late() -> None:
+    closed = after(opened("a", "b", "c"), (1.0, arrived("b")), (2.0, arrived("c")), (40.0, here()))
+    with pytest.raises(UnavailableError, match="its answer to round 1 is for the next one"):
+        staleness_of(closed, "a", answers=1, most=1)
+    with pytest.raises(RejectedError, match=r"^round 1 is not open \(aggregating\)"):
+        staleness_of(closed, "a", answers=1, most=0)
+    third = replace(closed, number=3)
+    with pytest.raises(RejectedError, match=r"^round 1 is over, round 3 is aggregating"):
+        staleness_of(third, "a", answers=1, most=2)
+
+
+def test_who_is_in_this_round_already_waits_for_the_next_if_that_can_take_it() -> None:
+    state = replace(after(opened("a", "b"), (1.0, late("a"))), number=5)
+    with pytest.raises(UnavailableError, match="round 5 takes no more of a"):
+        staleness_of(state, "a", answers=5, most=1)
+    with pytest.raises(RejectedError, match="a already contributed to round 5"):
+        staleness_of(state, "a", answers=5, most=0)
+
+
+def test_after_the_last_round_nothing_late_is_taken() -> None:
+    last = after(aggregating(3, total=3), (3.0, LATE_PUBLICATION))
+    with pytest.raises(RejectedError, match="round 3 is over, round 4 is finished"):
+        staleness_of(last, "a", answers=3, most=5)
+    with pytest.raises(RejectedError, match="round 4 takes nothing late: it is finished"):
+        tick(last, late("a"), now=4.0)
+
+
+# Members that are not waited for
+
+
+def idle(*ready: str, inactive: tuple[str, ...], enrolled: int = 2) -> Tick:
+    return replace(here(*ready, enrolled=enrolled), inactive=inactive)
+
+
+def test_inactive_members_get_the_plan_and_are_not_waited_for() -> None:
+    state = after(FIRST, (0.0, idle("a", "b", "c", inactive=("c",))))
+    assert (state.phase, state.cohort, state.inactive) == (Phase.OPEN, ("a", "b", "c"), ("c",))
+    state = after(state, (1.0, arrived("a")), (2.0, arrived("b")))
+    assert (state.phase, state.closed_at) == (Phase.AGGREGATING, 2.0)
+
+
+def test_an_inactive_members_contribution_counts() -> None:
+    state = after(FIRST, (0.0, idle("a", "b", "c", inactive=("c",))))
+    state = after(state, (1.0, arrived("c")), (2.0, arrived("a")), (3.0, arrived("b")))
+    assert set(state.arrived) == {"a", "b", "c"}
+
+
+def test_an_inactive_member_does_not_stand_for_one_that_is_waited_for() -> None:
+    state = after(FIRST, (0.0, idle("a", "c", inactive=("c",))))
+    assert state.phase is Phase.WAITING, "b is active and may still come"
+    assert after(state, (10.0, idle("a", "c", inactive=("c",)))).phase is Phase.OPEN
+
+
+# A quorum in tokens
+
+
+def test_a_quorum_of_tokens_is_needed_beside_that_of_contributions() -> None:
+    rules = replace(RULES, quorum_tokens=1000, grace_seconds=0.0)
+    light = Arrived(member_id="a", digest="a" * 64, tokens=300)
+    state = after(opened("a", "b", "c", rules=rules), (1.0, light))
+    state = after(state, (2.0, Arrived(member_id="b", digest="b" * 64, tokens=300)), (9.0, here()))
+    assert (state.phase, state.tokens) == (Phase.OPEN, 600)
+    state = after(state, (10.0, Arrived(member_id="c", digest="c" * 64, tokens=400)))
+    assert (state.phase, state.tokens) == (Phase.AGGREGATING, 1000)
+
+
+def test_a_round_short_of_tokens_is_planned_again_at_its_deadline() -> None:
+    rules = replace(RULES, quorum_tokens=1000)
+    state = after(
+        opened("a", "b", rules=rules), (1.0, arrived("a")), (2.0, arrived("b")),
+        (100.0, here("a", "b", rules=rules)),
+    )  # fmt: skip
+    assert (state.phase, state.attempt, set(state.arrived)) == (Phase.OPEN, 2, {"a", "b"})
+
+
 # Publishing and finishing
 
 
@@ -314,7 +457,9 @@ def test_publishing_what_was_not_aggregated_is_a_bug() -> None:
     [
         (here("a", "b", rules=replace(RULES, grace_seconds=0.1)), "tick"),
         (here(enrolled=0), "tick"),
+        (idle("a", "b", inactive=("b",)), "tick"),
         (arrived("fr-bnf", "0" * 64), "arrived"),
+        (Arrived(member_id="a", digest="0" * 64, tokens=7, staleness=2), "arrived"),
         (declined("fr-bnf", 'its "policy"\nforbids é'), "declined"),
         (LATE_PUBLICATION, "published"),
     ],
@@ -353,8 +498,12 @@ class Walk:
                 event = LATE_PUBLICATION
             elif kind < 6:
                 event = here(*here_now, enrolled=4, rules=rules)
-            elif kind < 9:
+            elif kind < 8:
                 event = arrived(member, str(rng.integers(0, 2)) * 64)
+            elif kind < 9:
+                event = Arrived(
+                    member_id=member, digest="2" * 64, staleness=int(rng.integers(1, 3)), tokens=5
+                )
             else:
                 event = declined(member)
             self.take(event, check)
@@ -376,7 +525,8 @@ class Walk:
 def invariants(walk: Walk, before: RoundState, event: Event) -> None:
     state = walk.state
     assert list(state.cohort) == sorted(set(state.cohort)), "no member twice"
-    assert {*state.arrived, *state.declined} <= set(state.cohort)
+    assert {*state.declined} | ({*state.arrived} - {*state.late}) <= set(state.cohort)
+    assert set(state.late) <= set(state.arrived)
     assert not {*state.arrived} & {*state.declined}
     if state.phase is Phase.AGGREGATING:
         assert state.rules is not None

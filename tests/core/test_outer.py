@@ -19,7 +19,7 @@ def test_sgd_with_a_rate_of_one_lands_on_the_local_model() -> None:
     np.testing.assert_array_equal(base, local)
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "delayed-nesterov"])
 def test_the_base_moves_towards_the_local_model(name: OptimizerName) -> None:
     base, local = vector(1.0, 1.0), vector(2.0, -3.0)
     before = np.abs(base - local)
@@ -166,3 +166,73 @@ def test_the_default_rate_of_nesterov_grows_with_the_cohort(members: int, rate: 
     assert default_learning_rate("nesterov", members) == rate
     assert default_learning_rate("sgd", members) == 1.0
     assert default_learning_rate("adam", members) == 1e-3
+
+
+# Delayed Nesterov
+
+
+def oracle(
+    base: Float32Array, arrivals: list[Float32Array], *, rate: float, momentum: float, every: int
+) -> list[np.ndarray]:
+    """T11 as it is written down, in float64: a step an arrival, momentum after `every` of them."""
+    theta, b, a, seen = base.astype(np.float64), np.zeros(base.size), np.zeros(base.size), []
+    for count, g in enumerate(arrivals, 1):
+        theta = theta - rate / every * g
+        a = a + g / every
+        if count % every == 0:
+            b = momentum * b + a
+            theta, a = theta - rate * momentum * b, np.zeros(base.size)
+        seen.append(theta)
+    return seen
+
+
+def delayed(
+    base: Float32Array, aggregates: list[Float32Array], *, every: int
+) -> tuple[list[Float32Array], tuple[Float32Array, ...]]:
+    seen, state = (
+        [],
+        OuterOptimizer(name="delayed-nesterov", learning_rate=0.7).initial_state(base.size),
+    )
+    for count, aggregate in enumerate(aggregates):
+        OuterOptimizer(
+            name="delayed-nesterov",
+            learning_rate=0.7,
+            momentum=0.9,
+            period=every,
+            position=count % every + 1,
+        ).step(base, aggregate.copy(), state)
+        seen.append(base.copy())
+    return seen, state
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_delayed_nesterov_is_what_its_formulas_say(every: int) -> None:
+    rng = np.random.default_rng(every)
+    base = rng.standard_normal(400).astype(np.float32)
+    arrivals = [rng.standard_normal(400).astype(np.float32) for _ in range(13)]
+    expected = oracle(base, arrivals, rate=0.7, momentum=0.9, every=every)
+    seen, _state = delayed(base, arrivals, every=every)
+    for ours, theirs in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_delayed_nesterov_without_delay_is_nesterov_to_the_bit() -> None:
+    rng = np.random.default_rng(5)
+    first = rng.standard_normal(400).astype(np.float32)
+    second, buffer = first.copy(), np.zeros(400, np.float32)
+    aggregates = [rng.standard_normal(400).astype(np.float32) for _ in range(4)]
+    _seen, state = delayed(first, aggregates, every=1)
+    nesterov = OuterOptimizer(name="nesterov", learning_rate=0.7, momentum=0.9)
+    for aggregate in aggregates:
+        nesterov.step(second, aggregate.copy(), [buffer])
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(state[0], buffer)
+    assert not state[1].any()
+
+
+def test_delayed_nesterov_by_hand() -> None:
+    (first, second), (buffer, pending) = delayed(vector(10.0), [vector(4.0), vector(2.0)], every=2)
+    assert first[0] == np.float32(10) - np.float32(0.7) * np.float32(2)  # 4 / 2, no momentum yet
+    # pending 2 + 1 = 3 is the buffer; step 1 + .9 * 3 = 3.7; 8.6 - .7 * 3.7 = 6.01
+    assert second[0] == pytest.approx(6.01, abs=1e-5)
+    assert (buffer[0], pending[0]) == (3.0, 0.0)

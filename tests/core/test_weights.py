@@ -5,8 +5,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tapestry.aggregation.weights import clip_factors, default_cap, token_weights
+from tapestry.aggregation.weights import (
+    clip_factors,
+    default_cap,
+    staleness_discount,
+    token_weights,
+)
 from tapestry.errors import ConfigError
 
 
@@ -126,3 +133,93 @@ def test_no_clipped_norm_is_above_the_limit_and_no_factor_above_one(seed: int) -
         assert 0 < factor <= 1
         assert factor * norms[member] <= limit * (1 + 1e-12)
         assert factor == 1 or norms[member] > limit
+
+
+def test_a_group_has_no_more_than_its_cap_and_shares_it_by_tokens() -> None:
+    # f1 and f2 would have .6 and .2; together they may have .5, as 3 : 1; c and d share the rest
+    weights = token_weights(
+        {"c": 1, "d": 1, "f1": 6, "f2": 2},
+        gamma=1.0,
+        cap=1.0,
+        groups={"f1": "france", "f2": "france"},
+        group_cap=0.5,
+    )
+    assert weights == pytest.approx({"c": 0.25, "d": 0.25, "f1": 0.375, "f2": 0.125})
+    assert list(weights) == ["c", "d", "f1", "f2"]
+
+
+def test_inside_a_group_the_cap_of_a_member_holds_too() -> None:
+    weights = token_weights(
+        {"c": 1, "d": 1, "f1": 6, "f2": 2},
+        gamma=1.0,
+        cap=0.3,
+        groups={"f1": "france", "f2": "france"},
+        group_cap=0.5,
+    )
+    assert weights == pytest.approx({"c": 0.25, "d": 0.25, "f1": 0.3, "f2": 0.2})
+
+
+def test_what_the_caps_of_all_groups_leave_goes_to_nobody() -> None:
+    weights = token_weights(
+        {"f1": 1, "f2": 1}, gamma=1.0, cap=1.0, groups={"f1": "x", "f2": "x"}, group_cap=0.4
+    )
+    assert weights == pytest.approx({"f1": 0.2, "f2": 0.2})
+
+
+def test_a_member_alone_is_not_in_the_group_that_has_its_name() -> None:
+    weights = token_weights({"a": 1, "b": 1}, gamma=1.0, cap=1.0, groups={"b": "a"}, group_cap=0.25)
+    assert weights == pytest.approx({"a": 0.75, "b": 0.25})
+
+
+@given(
+    tokens=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 10**9), min_size=1),
+    groups=st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(["x", "y"])),
+    gamma=st.sampled_from([0.0, 0.5, 1.0]),
+    group_cap=st.sampled_from([0.1, 0.25, 0.5, 1.0]),
+)
+def test_no_cap_is_ever_broken(
+    tokens: dict[str, int], groups: dict[str, str], gamma: float, group_cap: float
+) -> None:
+    cap = default_cap(len(tokens))
+    weights = token_weights(tokens, gamma=gamma, cap=cap, groups=groups, group_cap=group_cap)
+    assert set(weights) == set(tokens)
+    assert sum(weights.values()) <= 1 + 1e-9
+    assert all(0 < weight <= cap + 1e-12 for weight in weights.values())
+    for group in ("x", "y"):
+        together = sum(w for member, w in weights.items() if groups.get(member) == group)
+        assert together <= group_cap + 1e-12
+
+
+# Lateness
+
+
+def test_a_late_contribution_is_discounted_by_the_rounds_it_is_late() -> None:
+    assert [staleness_discount(s, discount=0.25) for s in (0, 1, 2, 4)] == pytest.approx(
+        [1, 0.8, 2 / 3, 0.5]
+    )
+    assert staleness_discount(9, discount=0.0) == 1
+
+
+def test_what_a_late_one_loses_goes_to_those_below_their_cap() -> None:
+    weights = token_weights(dict.fromkeys("abcd", 1), gamma=0.5, cap=0.5, discounts={"d": 0.8})
+    assert weights == pytest.approx({"a": 1 / 3.8, "b": 1 / 3.8, "c": 1 / 3.8, "d": 0.8 / 3.8})
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_what_a_late_one_loses_goes_to_nobody_where_all_are_at_their_cap() -> None:
+    weights = token_weights(dict.fromkeys("abcd", 1), gamma=0.5, cap=0.25, discounts={"d": 0.8})
+    assert weights == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.2})
+
+
+def test_who_is_late_alone_is_not_amplified() -> None:
+    assert token_weights({"a": 7}, gamma=0.5, cap=1.0, discounts={"a": 0.8}) == {"a": 0.8}
+    all_late = token_weights({"a": 1, "b": 1}, gamma=1, cap=0.5, discounts={"a": 0.5, "b": 0.8})
+    assert all_late == pytest.approx({"a": 0.25, "b": 0.4})
+
+
+def test_a_late_giant_stays_below_its_discounted_cap() -> None:
+    weights = token_weights(
+        {"a": 10**9, "b": 1, "c": 1, "d": 1}, gamma=1, cap=0.4, discounts={"a": 0.5}
+    )
+    assert weights["a"] == pytest.approx(0.2)  # 0.4 * 0.5
+    assert weights["b"] == weights["c"] == weights["d"] == pytest.approx(0.8 / 3)

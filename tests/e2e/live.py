@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
 from tapestry_demo.federation import Processes, tapestry_command
 from tapestry_demo.workers import Workers
+from tests.coordinator.small import changed_policy
 
 _WORDS = {
     "fra": "le la une bibliothèque garde chaque livre dans sa langue et personne ne le sait",
@@ -92,6 +93,10 @@ class Live:
         policy = self.home.load_policy()
         table = policy.aggregation.model_copy(update=changes)
         save_policy(self.home.policy, policy.model_copy(update={"aggregation": table}))
+
+    def decide(self, **tables: Mapping[str, Any]) -> None:
+        """Change tables of a founded federation's policy."""
+        save_policy(self.home.policy, changed_policy(self.home.load_policy(), **tables))
 
     def serve(self) -> None:
         """Start the coordinator and wait until it listens."""

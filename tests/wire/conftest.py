@@ -1,6 +1,7 @@
 """A coordinator that listens, and ends with the test."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
     serving = Coordinator(found_small(tmp_path / "fed", rounds=ROUNDS))
     yield serving
     serving.stop()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Whatever is entered ends before the coordinator does."""
+    with ExitStack() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Made of the same parts as `CoordinatorServer`, which serves from the main thread
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -138,6 +138,7 @@ class Coordinator:
         self.desk.wake()
         for stopped in [server.stop(grace_seconds) for server in self._servers]:
             stopped.wait()
+        self.store.close()
         self.registry.close()
 
     def restarted(self) -> "Coordinator":
@@ -322,3 +323,15 @@ class Watch:
 
     def end(self) -> None:
         self._call.cancel()
+
+
+def gathered(
+    coordinator: Coordinator, stack: ExitStack, *names: str
+) -> tuple[RoundPlan, dict[str, Line]]:
+    """Let members join and connect; return the plan that opens, and their lines."""
+    members = [coordinator.join(name) for name in names or ("a", "b")]
+    lines = {member.member_id: stack.enter_context(member.connected()) for member in members}
+    watches = [line.watch() for line in lines.values()]
+    for watch in watches:
+        stack.callback(watch.end)
+    return watches[0].until_plan(), lines

@@ -38,7 +38,15 @@ from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import MOST_TOKENS, forget_stores, found_small
 from tests.wire.conftest import ROUNDS
-from tests.wire.serving import CALL_SECONDS, ENROL_TYPE, WORKERS, Coordinator, Line, Member
+from tests.wire.serving import (
+    CALL_SECONDS,
+    ENROL_TYPE,
+    WORKERS,
+    Coordinator,
+    Line,
+    Member,
+    gathered,
+)
 
 # A store keeps the files of unfinished uploads open and cannot be closed.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -61,24 +69,6 @@ def refused(
     assert type(refusal.value) is family, refusal.value
     assert "Traceback" not in str(refusal.value)
     assert "Exception calling application" not in str(refusal.value)
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
-def gathered(
-    coordinator: Coordinator, stack: ExitStack, *names: str
-) -> tuple[RoundPlan, dict[str, Line]]:
-    """Let members join and connect; return the plan that opens, and their lines."""
-    members = [coordinator.join(name) for name in names or ("a", "b")]
-    lines = {member.member_id: stack.enter_context(member.connected()) for member in members}
-    watches = [line.watch() for line in lines.values()]
-    for watch in watches:
-        stack.callback(watch.end)
-    return watches[0].until_plan(), lines
 
 
 # Enrolment
