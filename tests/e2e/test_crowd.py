@@ -4,7 +4,7 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from tapestry.errors import UnavailableError
-from tapestry.identity.membership import IdentityFolder
 from tapestry.v1 import transfer_pb2
 from tapestry.wire.limits import MEBIBYTE, MOST_CONNECTIONS
+from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import make_invitation
@@ -117,19 +117,17 @@ def strangers_at(besieged: Besieged, first_words: bytes, stack: ExitStack) -> No
             besieged.require_well()
 
 
-def joined_when_there_is_room(besieged: Besieged) -> IdentityFolder:
-    """Join; the handshakes that nobody goes on with make room one after the other."""
-    now = time.time()  # noqa: TID251 - the command's own clock
-    invitation = make_invitation(besieged.home, "late", now=now)
-    folder, deadline = besieged.home.folder.parent / "late", time.monotonic() + NEWCOMER_SECONDS
+def when_there_is_room(act: Callable[[], object]) -> None:
+    """Try until it works: handshakes that nobody goes on with make room one after the other."""
+    deadline = time.monotonic() + NEWCOMER_SECONDS
     while True:
         try:
-            join(invitation, folder, now=now)
+            act()
         except UnavailableError:
             assert time.monotonic() < deadline
             time.sleep(0.5)
         else:
-            return NodeHome(folder).identity
+            return
 
 
 def test_ten_thousand_connections(besieged: Besieged, many_files: None) -> None:  # noqa: ARG001
@@ -137,8 +135,17 @@ def test_ten_thousand_connections(besieged: Besieged, many_files: None) -> None:
         strangers_at(besieged, half_a_hello(), stack)
         assert besieged.process.num_fds() < 2 * MOST_CONNECTIONS + 200
         besieged.require_well()
-        late = joined_when_there_is_room(besieged)
-        Caller(late, f"127.0.0.1:{besieged.ports[0]}", stack).plan()
+        now = time.time()  # noqa: TID251 - the command's own clock
+        invitation = make_invitation(besieged.home, "late", now=now)
+        folder = besieged.home.folder.parent / "late"
+        when_there_is_room(lambda: join(invitation, folder, now=now))
+        late = Caller(NodeHome(folder).identity, f"127.0.0.1:{besieged.ports[0]}", stack)
+
+        def describe() -> None:
+            with errors_from_status("the coordinator"):
+                late.transfer.Describe(transfer_pb2.DescribeRequest(), timeout=ANSWERS_SECONDS)
+
+        when_there_is_room(describe)
     assert "connections and files are open" in besieged.log.read_text()
 
 
