@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 from types import FrameType
 
 import grpc
@@ -17,15 +16,15 @@ from tapestry.checkpoints.folder import CARD_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
-from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
-from tapestry.wire.channels import server_credentials
+from tapestry.wire.channels import renewed_server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.certifying import OwnCertificate
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
@@ -144,13 +143,12 @@ class CoordinatorServer:
     def _start_servers(self) -> list[grpc.Server]:
         key = load_tls_key(self.home.tls_key)
         network = self.settings.network
-        hosts = {_host(network.address), _host(network.enrolment_address)}
-        certificate = issue_server_certificate(
+        own = OwnCertificate(
             self._authority,
             key.public_key(),
             federation=self.desk.genesis.origin.federation,
-            hosts=sorted(hosts),
-            now=datetime.fromtimestamp(self._clock(), UTC),
+            hosts=list({_host(network.address), _host(network.enrolment_address)}),
+            clock=self._clock,
         )
         members = self._server(_WORKERS)
         enrolment = EnrolmentService(self.desk, self._authority)
@@ -170,8 +168,8 @@ class CoordinatorServer:
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
         pem = private_pem(key)
         root = self._authority.certificate_pem
-        _bind(members, network.listen, certificate, pem, root)
-        _bind(door, network.enrolment_listen, certificate, pem, None)
+        _bind(members, network.listen, own, pem, root)
+        _bind(door, network.enrolment_listen, own, pem, None)
         for server in (members, door):
             server.start()
         return [members, door]
@@ -257,9 +255,9 @@ def _host(address: str) -> str:
 
 
 def _bind(
-    server: grpc.Server, listen: str, certificate: bytes, key: bytes, root: bytes | None
+    server: grpc.Server, listen: str, own: OwnCertificate, key: bytes, root: bytes | None
 ) -> None:
-    credentials = server_credentials(certificate_pem=certificate, key_pem=key, root_pem=root)
+    credentials = renewed_server_credentials(own.pem, key_pem=key, root_pem=root)
     try:
         port = server.add_secure_port(listen, credentials)
     except RuntimeError:
