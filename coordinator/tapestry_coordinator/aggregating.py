@@ -184,7 +184,7 @@ class Aggregator:
                 inner=plan.inner,
                 codec=plan.codec,
                 quorum=plan.quorum,
-                rule=_rule_record(self.policy.aggregation),
+                rule=rule_record(self.policy.aggregation),
                 gamma=0.0 if one_vote else self.policy.aggregation.gamma,
                 influence_cap=1.0 if one_vote else self._cap(len(weighted)),
                 clip=self.policy.aggregation.clip,
@@ -515,7 +515,8 @@ def _reason(part: WeightedContribution | None) -> str:
     )
 
 
-def _rule_record(policy: AggregationPolicy) -> RuleRecord:
+def rule_record(policy: AggregationPolicy) -> RuleRecord:
+    """Return the rule and its parameters as a manifest records them."""
     rule = policy.aggregation_rule()
     return RuleRecord(
         name=rule.name,

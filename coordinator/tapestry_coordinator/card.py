@@ -13,14 +13,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import (
     CARD_FILE,
+    POLICY_JSON,
     STATEMENTS,
     file_entry,
     read_envelope,
 )
-from tapestry.checkpoints.manifest import Card, CardEntry, FileEntry, Lineage, Manifest
+from tapestry.checkpoints.manifest import (
+    Card,
+    CardEntry,
+    DissentEntry,
+    FileEntry,
+    Lineage,
+    Manifest,
+)
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
+from tapestry_coordinator.no_harm import Dissent, dissents
 from tapestry_coordinator.registry import StoredEvaluation
 
 README_FILE = "README.md"
@@ -54,6 +64,7 @@ def write_card(
     manifest = Manifest.parsed(lineage[-1].payload, what="manifest")
     known = [e for e in evaluations if e.round <= manifest.round]
     own = [e for e in known if e.round == manifest.round]
+    dissent = _dissent(folder, manifest, known)
     contents = {RESULTS_FILE: _results_json(known).encode()}
     if own:
         contents[PLOT_FILE] = plot_history(known)
@@ -61,7 +72,7 @@ def write_card(
         contents[f"{STATEMENTS}/{image.name}"] = image.read_bytes()
     added = notes / NOTES_FILE
     text = added.read_text(encoding="utf-8") if added.is_file() else ""
-    readme = _readme(genesis, manifest, own, notes=text, has_plot=bool(own))
+    readme = _readme(genesis, manifest, own, dissent, notes=text, has_plot=bool(own))
     contents[README_FILE] = readme.encode()
     card = Card(
         manifest=payload_digest(lineage[-1]),
@@ -76,6 +87,9 @@ def write_card(
             )
             for e in own
         ),
+        dissent=tuple(
+            DissentEntry(member_id=d.member_id, before=d.before, after=d.after) for d in dissent
+        ),
     )
     _place(folder, {CARD_FILE: to_json(card.signed(key)), **contents})
     if card.replaced:
@@ -84,6 +98,18 @@ def write_card(
                 (folder / entry.name).unlink(missing_ok=True)
         settled = card.model_copy(update={"replaced": ()})
         _place(folder, {CARD_FILE: to_json(settled.signed(key))})
+
+
+def _dissent(
+    folder: Path, manifest: Manifest, evaluations: Sequence[StoredEvaluation]
+) -> list[Dissent]:
+    """Return who found the checkpoint worse than its parent, by the policy that made it."""
+    path = folder / POLICY_JSON
+    if not path.is_file():
+        return []
+    policy = FederationPolicy.model_validate_json(path.read_bytes())
+    limit = policy.no_harm.max_worse
+    return dissents(evaluations, round_number=manifest.round, max_worse=limit)
 
 
 def _entry(name: str, content: bytes) -> FileEntry:
@@ -174,6 +200,7 @@ def _readme(
     genesis: Lineage,
     manifest: Manifest,
     own: Sequence[StoredEvaluation],
+    dissent: Sequence[Dissent],
     *,
     notes: str,
     has_plot: bool,
@@ -210,6 +237,7 @@ def _readme(
         "",
     ]
     lines += _measured(own, has_plot=has_plot)
+    lines += _worse(manifest, dissent)
     if notes:
         lines += [notes.strip(), ""]
     lines += _participants(manifest)
@@ -263,6 +291,17 @@ def _measured(own: Sequence[StoredEvaluation], *, has_plot: bool) -> list[str]:
         lines += ["Not measured yet.", ""]
     if has_plot:
         lines += [f"![Held-out bits per byte by round]({PLOT_FILE})", ""]
+    return lines
+
+
+def _worse(manifest: Manifest, dissent: Sequence[Dissent]) -> list[str]:
+    lines = []
+    if manifest.made is not None and manifest.made.reverted is not None:
+        words = _cell(manifest.made.reverted.reason)
+        lines += ["## Reverted", "", f"The consensus is as it was before this round: {words}.", ""]
+    if dissent:
+        lines += ["## Dissent", "", "Worse than the checkpoint before, beyond the policy's limit:"]
+        lines += ["", *(f"- {d.member_id}: {_cell(d.words)}" for d in dissent), ""]
     return lines
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
-from tapestry.checkpoints.policy import FederationPolicy, PacePolicy
+from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy, PacePolicy
 from tapestry.checkpoints.statements import (
     Contribution,
     InnerSettings,
@@ -30,7 +30,9 @@ from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of, steps_for
+from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
     ACTIVE,
     CONTRIBUTOR,
@@ -45,9 +47,12 @@ from tapestry_coordinator.rounds import (
     Declined,
     Effect,
     Event,
+    Measured,
     Phase,
+    Proposed,
     Published,
     RoundState,
+    Ruled,
     Tick,
     folded,
     staleness_of,
@@ -57,6 +62,13 @@ from tapestry_coordinator.settings import CoordinatorSettings
 
 _log = logging.getLogger(__name__)
 
+_BETWEEN = {
+    Phase.AGGREGATING: "being aggregated",
+    Phase.MEASURING: "members measure the new consensus before it is published",
+    Phase.HELD: "held: a member found it worse for its text, and the operator decides",
+    Phase.RELEASING: "being published",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Announcement:
@@ -65,6 +77,7 @@ class Announcement:
     version: int
     plan: Envelope | None
     manifest: Envelope
+    candidate: Envelope | None
     is_finished: bool
     notice: str
 
@@ -123,14 +136,22 @@ class Desk:
             self._files[self._pool[0]] = {home.pool}
         self._measured: dict[int, float] = {self._newest: 0.0}
         """Rounds whose card is older than their evaluations, and since when."""
-        for number in range(self._newest + 1):
+        for number in range(self._newest + 2):
             self.index_files(number)
+        self._candidate = self._recovered_candidate()
 
     def _recovered(self, number: int) -> RoundState:
         state = folded(number, self.registry.round_events(number))
         if state.phase is not Phase.WAITING:
             _log.info("round %d goes on: %s", number, state.phase)
         return state
+
+    def _recovered_candidate(self) -> Envelope | None:
+        """Return the manifest of what members are measuring."""
+        if self.state.phase is not Phase.MEASURING:
+            return None
+        path = self.home.candidate(self.state.number) / MANIFEST_FILE
+        return read_envelope(path, what="candidate's manifest")
 
     # What members see
 
@@ -175,6 +196,7 @@ class Desk:
                 version=self._version,
                 plan=plan,
                 manifest=self._manifest,
+                candidate=self._candidate if state.phase is Phase.MEASURING else None,
                 is_finished=state.phase is Phase.FINISHED,
                 notice=self._notice(state, member_id),
             )
@@ -183,7 +205,7 @@ class Desk:
         """Wait until the round is to be aggregated; tell whether it is."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self.state.phase is Phase.AGGREGATING, timeout_seconds
+                lambda: self.state.phase in (Phase.AGGREGATING, Phase.RELEASING), timeout_seconds
             )
 
     def wake(self) -> None:
@@ -202,8 +224,8 @@ class Desk:
             return f"the federation's operator has paused it before round {state.number}{reason}"
         if state.phase is Phase.WAITING:
             return f"waiting for members: {here} here, {quorum} needed to open round {state.number}"
-        if state.phase is Phase.AGGREGATING:
-            return f"round {state.number} is being aggregated"
+        if state.phase in _BETWEEN:
+            return f"round {state.number}: {_BETWEEN[state.phase]}"
         if member_id not in state.cohort and member_id in self._contributors:
             return f"round {state.number} opened before this node came; it joins the next one"
         notice = f"round {state.number}: {len(state.arrived)} of {len(state.cohort)} contributed"
@@ -219,6 +241,7 @@ class Desk:
             ]
             self._contributors = frozenset(m.member_id for m in enrolled)
             self._note_pause(pause_in_force(self.registry))
+            self._take_ruling()
             self._give_up(set(self.state.cohort) - self._contributors)
             ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
             idle = {m.member_id for m in enrolled if self._is_idle(m)}
@@ -356,6 +379,46 @@ class Desk:
             "round %d: %s is in%s (%d of %d)", stored.used_round, member_id, late, count, cohort
         )
         return receipt
+
+    def propose(self, envelope: Envelope, gate: NoHarmPolicy) -> None:
+        """Let members measure a checkpoint that lies in its candidate's folder."""
+        with self._changed:
+            self._candidate = envelope
+            self.index_files(self.state.number)
+            until = self.clock() + gate.evaluation_seconds
+            holds = gate.action == "hold"
+            digest = payload_digest(envelope)
+            self._apply(Proposed(manifest=digest, holds=holds, until=until))
+
+    def _measured_candidate(self, evaluation: StoredEvaluation) -> None:
+        """Take what a member says of the candidate as its voice."""
+        with self._changed:
+            if self.state.phase is not Phase.MEASURING or evaluation.round != self.state.number:
+                return
+            plan, _digest = plan_of(self.registry, self.state)
+            found = dissents(
+                self.registry.evaluations(),
+                round_number=evaluation.round,
+                max_worse=self.registry.policy(plan.policy).no_harm.max_worse,
+            )
+            words = {dissent.member_id: dissent.words for dissent in found}
+            mine = words.get(evaluation.member_id, "")
+            self._apply(Measured(member_id=evaluation.member_id, dissent=mine))
+
+    def _take_ruling(self) -> None:
+        """Do what the operator has decided about a candidate."""
+        if self.state.phase in (Phase.MEASURING, Phase.HELD):
+            ruling = self.registry.ruling(self.state.number)
+            if ruling is not None:
+                self._apply(Ruled(is_released=ruling.is_released, reason=ruling.reason))
+
+    def round_of(self, manifest_digest: str) -> int | None:
+        """Return the round whose checkpoint, or candidate, has that manifest."""
+        with self._changed:
+            state = self.state
+            if state.phase is Phase.MEASURING and state.candidate == manifest_digest:
+                return state.number
+        return self.registry.round_of(manifest_digest)
 
     def publish(self, envelope: Envelope) -> None:
         """Make a checkpoint that lies in its folder the newest consensus."""
@@ -509,7 +572,10 @@ class Desk:
 
     def index_files(self, number: int) -> None:
         """Make the files of a published checkpoint available by their digests."""
-        folder = self.home.checkpoint(number)
+        folder, candidate = self.home.checkpoint(number), self.home.candidate(number)
+        folders = {folder, candidate}
+        if not folder.is_dir():
+            folder = candidate
         envelope = self.registry.manifest(number) if number <= self._newest else None
         if not folder.is_dir():
             return
@@ -521,7 +587,7 @@ class Desk:
         entries = (*card.files, *manifest.files, *step)
         with self._changed:
             for paths in self._files.values():
-                paths -= {path for path in paths if folder in path.parents}
+                paths -= {path for path in paths if not folders.isdisjoint(path.parents)}
             for entry in entries:
                 self._files.setdefault(entry.digest, set()).add(folder / entry.name)
 
@@ -542,6 +608,7 @@ class Desk:
         """Store what a member measured."""
         now = self.clock()
         self.registry.add_evaluation(evaluation, now=now)
+        self._measured_candidate(evaluation)
         with self._changed:
             self._measured[evaluation.round] = now
         _log.info(

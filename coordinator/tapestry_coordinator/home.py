@@ -10,6 +10,7 @@ pool.txt             the open pool of text, if the federation has one
 contributions/       as received, by round
 outer/               the outer optimizer's state, by round
 published/           checkpoints: round-000000 is genesis
+candidates/          the newest round's, while members measure it
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
 notes/               what the operator adds to model cards, by round
@@ -76,6 +77,10 @@ class CoordinatorHome:
     def checkpoint(self, round_number: int) -> Path:
         """The published checkpoint of a round."""
         return self.published / folder_name(round_number)
+
+    def candidate(self, round_number: int) -> Path:
+        """The checkpoint of a round while members measure it."""
+        return self.folder / "candidates" / folder_name(round_number)
 
     def notes(self, round_number: int) -> Path:
         """What the operator adds to a checkpoint's model card."""

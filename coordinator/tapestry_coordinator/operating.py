@@ -14,6 +14,7 @@ from tapestry_coordinator.actions import PAUSE, RESUME, newest_pause, record
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import new_invitation
 from tapestry_coordinator.registry import CONTRIBUTOR, REVOKED, ROLES, Registry
+from tapestry_coordinator.status import status_table
 
 _MAX_REASON = 500
 
@@ -105,6 +106,25 @@ class Operator:
             "contributors_left": len(active),
             "quorum": self._home.load_settings().rounds.quorum,
         }
+
+    def rule(self, number: int, *, is_released: bool, reason: str) -> dict[str, Any]:
+        """Decide about a candidate that a member found worse for its text.
+
+        Raises:
+            ConfigError: There is none, or that was decided before.
+        """
+        table = status_table(self._home, self._registry)
+        if table["round"] != number or table["phase"] not in {"measuring", "held"}:
+            raise ConfigError(
+                f"round {number} has no candidate to decide about: round {table['round']} is "
+                f"{table['phase']}"
+            )
+        if not is_released and not reason.strip():
+            raise ConfigError("--reason: say why; it is published with the checkpoint")
+        self._registry.rule(number, is_released=is_released, reason=reason, now=self._clock())
+        what = "release" if is_released else "revert"
+        self._record(what, f"round {number}: {_one_line(reason)}")
+        return {"round": number, "is_released": is_released}
 
     def _record(self, what: str, detail: str) -> None:
         with self._registry.begin() as connection:

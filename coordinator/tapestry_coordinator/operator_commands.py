@@ -15,6 +15,7 @@ from tapestry_coordinator.home import find_home
 
 if TYPE_CHECKING:
     from tapestry.wire.admin import Operates
+    from tapestry_coordinator.operating import Operator
 
 Dir = Annotated[
     Path | None,
@@ -38,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     commands: tuple[Callable[..., None], ...] = (
         *(status, members, rounds, invite, invitations, revoke, pause, resume, log),
-        *(exclusions, backup, restore),
+        *(exclusions, release, revert, backup, restore),
     )
     for command in commands:
         app.command()(command)
@@ -225,6 +226,39 @@ def revoke(member: Member, *, folder: Dir = None, node: From = None, as_json: Js
         typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
 
 
+def release(
+    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "",
+    folder: Dir = None,
+) -> None:
+    """Publish a candidate although a member found it worse for its text.
+
+    Example: tapestry coordinator release 42 --reason "agreed with fr-bnf by phone" --dir fed
+    """
+    _rule(folder, number, is_released=True, reason=reason)
+
+
+def revert(
+    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Stands in the manifest, for everybody to read.")],
+    folder: Dir = None,
+) -> None:
+    """Leave the consensus as it was: the candidate is dropped, and the reason published.
+
+    Example: tapestry coordinator revert 42 --reason "is-lbs lost .3 bits per byte" --dir fed
+    """
+    _rule(folder, number, is_released=False, reason=reason)
+
+
+def _rule(folder: Path | None, number: int, *, is_released: bool, reason: str) -> None:
+    with _here(folder) as operator:
+        operator.rule(number, is_released=is_released, reason=reason)
+    what = "published" if is_released else "dropped"
+    typer.echo(f"round {number}: the candidate is to be {what}")
+
+
 def backup(
     file: Annotated[Path, typer.Argument(help="The new file, such as fed.tar.")],
     *,
@@ -324,6 +358,12 @@ def _operator(folder: Path | None, node: Path | None) -> "Iterator[Operates]":
         with _from_afar(node) as client:
             yield client
         return
+    with _here(folder) as operator:
+        yield operator
+
+
+@contextmanager
+def _here(folder: Path | None) -> "Iterator[Operator]":
     from tapestry_coordinator.database import database_url  # noqa: PLC0415
     from tapestry_coordinator.operating import Operator  # noqa: PLC0415
     from tapestry_coordinator.registry import Registry  # noqa: PLC0415

@@ -27,14 +27,18 @@ from tapestry.checkpoints.manifest import (
     Absence,
     FileEntry,
     Manifest,
+    OuterRecord,
     Participation,
+    RevertRecord,
+    RoundRecord,
 )
 from tapestry.checkpoints.policy import FederationPolicy
-from tapestry.checkpoints.statements import RoundPlan, payload_digest
+from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
-from tapestry_coordinator.aggregating import Aggregator, Written
+from tapestry.storage.atomic import replacing, sync_path
+from tapestry_coordinator.aggregating import Aggregator, Written, kept_vectors, rule_record
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
@@ -42,6 +46,8 @@ from tapestry_coordinator.rounds import RoundState
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
+
+_COPY_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +64,10 @@ class ClosedRound:
     lineage: Sequence[Envelope]
     """From genesis to the base checkpoint."""
     evaluations: Sequence[StoredEvaluation]
+    candidate: str = ""
+    """Manifest digest of what members have measured, if the policy asks them first."""
+    reverted: str = ""
+    """Why that is not published; empty if it is."""
     earlier: Mapping[str, int] = field(default_factory=dict)
     """How many contributions each member had made before."""
 
@@ -86,6 +96,8 @@ class ClosedRound:
             declined=state.declined,
             lineage=registry.lineage(state.number - 1),
             evaluations=registry.evaluations(),
+            candidate=state.candidate,
+            reverted=state.reverted,
             earlier=registry.contributions_before(state.number),
         )
 
@@ -124,10 +136,40 @@ class Publisher:
             UnavailableError: A recorded contribution or the outer state is damaged on this disk.
         """
         number = closed.plan.round
-        target = self.home.checkpoint(number)
+        target, candidate = self.home.checkpoint(number), self.home.candidate(number)
+        if closed.reverted:
+            return self._publish_reverted(closed)
+        if candidate.is_dir() and not target.is_dir():
+            candidate.rename(target)
+            sync_path(target.parent)
+        return self._make(closed, target, durable=False)
+
+    def propose(self, closed: ClosedRound) -> Envelope:
+        """Return the manifest of a checkpoint that members measure before it is published.
+
+        It and the outer state are on the disk when this returns.
+
+        Raises:
+            OSError: The disk is full; nothing is left of the attempt.
+            ConfigError: The aggregation rule cannot hold with so few contributions.
+            UnavailableError: A recorded contribution or the outer state is damaged on this disk.
+        """
+        number = closed.plan.round
+        target = self.home.candidate(number)
+        target.parent.mkdir(exist_ok=True)
+        envelope = self._make(closed, target, durable=True)
+        state = self.home.outer_state(number)
+        if state.is_file():
+            sync_path(state)
+            sync_path(state.parent)
+        return envelope
+
+    def _make(self, closed: ClosedRound, target: Path, *, durable: bool) -> Envelope:
+        """Aggregate a round into `target`, unless it is there."""
+        number = closed.plan.round
         if target.is_dir():
             return read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
-        with building(target, durable=False) as folder:
+        with building(target, durable=durable) as folder:
             base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
             aggregated = self._aggregator(closed.policy).aggregate(
                 closed.plan,
@@ -156,17 +198,50 @@ class Publisher:
                 ),
                 software=software(),
             )
-            envelope = manifest.signed(self.key)
-            write_statements(folder, [*closed.lineage, envelope])
-            write_card(
-                folder,
-                [*closed.lineage, envelope],
-                closed.evaluations,
-                self.key,
-                notes=self.home.notes(number),
-            )
-        _log.info("published checkpoint %d in %s", number, target)
+            envelope = self._finish(manifest, closed, folder)
+        _log.info("checkpoint %d is in %s", number, target)
         return envelope
+
+    def _finish(self, manifest: Manifest, closed: ClosedRound, folder: Path) -> Envelope:
+        """Sign the manifest, and write what stands beside the model."""
+        envelope = manifest.signed(self.key)
+        lineage = [*closed.lineage, envelope]
+        write_statements(folder, lineage)
+        notes = self.home.notes(manifest.round)
+        write_card(folder, lineage, closed.evaluations, self.key, notes=notes)
+        return envelope
+
+    def _publish_reverted(self, closed: ClosedRound) -> Envelope:
+        """Publish the consensus as it was once more, with the reason, and drop the candidate."""
+        number = closed.plan.round
+        target, source = self.home.checkpoint(number), self.home.checkpoint(number - 1)
+        base = Manifest.parsed(closed.lineage[-1].payload, what="base manifest")
+        self._keep_state(base, number)
+        if target.is_dir():
+            envelope = read_envelope(target / MANIFEST_FILE, what=f"manifest of round {number}")
+        else:
+            with building(target, durable=False) as folder:
+                files = _carry_over(base, source, folder)
+                files.append(_write_policy(closed.policy, folder))
+                (model,) = [entry for entry in base.files if entry.name == MODEL_FILE]
+                shutil.copyfile(source / MODEL_FILE, folder / MODEL_FILE)
+                envelope = self._finish(_reverted(closed, base, [*files, model]), closed, folder)
+        shutil.rmtree(self.home.candidate(number), ignore_errors=True)
+        _log.warning("checkpoint %d is the consensus as it was: %s", number, closed.reverted)
+        return envelope
+
+    def _keep_state(self, base: Manifest, number: int) -> None:
+        """Leave the outer state after a round as it was before."""
+        target = self.home.outer_state(number)
+        if kept_vectors(base) == 0:
+            target.unlink(missing_ok=True)
+            return
+        spares = self.home.spare_states
+        with (
+            replacing(target, spares=spares, durable=False) as file,
+            self.home.outer_state(number - 1).open("rb") as before,
+        ):
+            shutil.copyfileobj(before, file, _COPY_BYTES)
 
     def _aggregator(self, policy: FederationPolicy) -> Aggregator:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)
@@ -188,6 +263,59 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
                 "restore it from a copy or a backup"
             )
     return entries
+
+
+def _reverted(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:
+    """Return the manifest of a round that left the consensus as it was."""
+    plan, before = closed.plan, base.made
+    declared = [
+        (one, Contribution.parsed(one.envelope.payload, what=f"contribution of {one.member_id}"))
+        for one in closed.contributions
+    ]
+    participation = tuple(
+        Participation(
+            member_id=one.member_id,
+            tokens=made.tokens,
+            weight=0.0,
+            clip_factor=1.0,
+            norm=one.norm,
+            root=made.root,
+            contribution=payload_digest(one.envelope),
+            staleness=one.staleness,
+            base_round=one.round - 1 if one.staleness else None,
+            reason="the round left the consensus as it was",
+        )
+        for one, made in declared
+    )
+    unchanged = OuterRecord(optimizer="sgd", learning_rate=0.0, momentum=0.0, state_root=None)
+    policy = closed.policy.aggregation
+    return Manifest(
+        round=plan.round,
+        genesis=plan.genesis,
+        parent=plan.base,
+        created_at=closed.closed_at,
+        layout=plan.layout,
+        elements=base.elements,
+        vector_root=base.vector_root,
+        files=tuple(sorted(files, key=lambda entry: entry.name)),
+        made=RoundRecord(
+            plan=closed.plan_digest,
+            policy=plan.policy,
+            inner=plan.inner,
+            codec=plan.codec,
+            quorum=plan.quorum,
+            rule=rule_record(policy),
+            gamma=policy.gamma,
+            influence_cap=1.0,
+            clip=policy.clip,
+            participation=participation,
+            absent=_absences(closed, participation),
+            outer=unchanged if before is None else before.outer,
+            downlink="float32" if before is None else before.downlink,
+            reverted=RevertRecord(candidate=closed.candidate, reason=closed.reverted),
+        ),
+        software=software(),
+    )
 
 
 def _write_policy(policy: FederationPolicy, folder: Path) -> FileEntry:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     bindparam,
     case,
+    delete,
     func,
     insert,
     select,
@@ -36,6 +37,7 @@ from tapestry_coordinator.tables import (
     members,
     plans,
     policies,
+    rulings,
 )
 
 ACTIVE = "active"
@@ -139,6 +141,14 @@ class Exclusion:
     at: float
     answer: str
     answered_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the operator decided about a candidate."""
+
+    is_released: bool
+    reason: str
 
 
 class Registry:
@@ -538,7 +548,34 @@ class Registry:
                 select(manifests.c.round).where(manifests.c.digest == manifest_digest)
             ).scalar()
 
+    # Rulings
+
+    def rule(self, number: int, *, is_released: bool, reason: str, now: float) -> None:
+        """Record what the operator decides about the candidate of a round.
+
+        Raises:
+            ConfigError: That was decided before.
+        """
+        values = {"round": number, "is_released": int(is_released), "reason": reason, "at": now}
+        try:
+            with transaction(self._engine) as connection:
+                connection.execute(insert(rulings).values(values))
+        except IntegrityError as error:
+            raise ConfigError(f"the operator has decided about round {number} before") from error
+
+    def ruling(self, number: int) -> Ruling | None:
+        """Return what the operator has decided about the candidate of a round, or None."""
+        query = select(rulings).where(rulings.c.round == number)
+        with transaction(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Ruling(bool(row.is_released), row.reason)
+
     # Evaluations
+
+    def forget_evaluations(self, number: int) -> None:
+        """Drop what members said of a candidate that is not published."""
+        with transaction(self._engine) as connection:
+            connection.execute(delete(evaluations).where(evaluations.c.round == number))
 
     def add_evaluation(self, evaluation: StoredEvaluation, *, now: float) -> None:
         """Store or replace a member's evaluation of a checkpoint."""

@@ -28,6 +28,12 @@ def _status(table: dict[str, Any]) -> Text:
         lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
         lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
         lines.append(f"  deadline: {table['deadline']}")
+    if table["candidate"]:
+        lines.append(f"candidate {table['candidate'][:16]}, measured before it is published:")
+        lines += [f"  {m}: {said or 'no worse'}" for m, said in table["measured"].items()]
+        if table["phase"] == "held":
+            number = table["round"]
+            lines.append(f"  decide: tapestry coordinator release {number} | revert {number}")
     lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
     lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
     return Text("\n".join(lines))

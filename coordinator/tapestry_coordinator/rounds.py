@@ -7,6 +7,9 @@ folds the stored events of the current round and stands where it stood.
 ```
 WAITING ──enough members are here──▶ OPEN ──all answered, or quorum and grace, or deadline──▶
 AGGREGATING ──published──▶ WAITING for the next round, or FINISHED
+
+AGGREGATING ──proposed──▶ MEASURING ──nobody dissents──▶ RELEASING ──published──▶ ...
+MEASURING ──somebody dissents──▶ HELD ──the operator rules──▶ RELEASING, or RELEASING at once
 ```
 A round whose deadline passes without a quorum is planned again as soon as a quorum is connected:
 the base stays as it is, and contributions that arrived stay in.
@@ -30,6 +33,12 @@ class Phase(StrEnum):
     WAITING = "waiting"
     OPEN = "open"
     AGGREGATING = "aggregating"
+    MEASURING = "measuring"
+    """Members measure the candidate: the new consensus, before it is published."""
+    HELD = "held"
+    """Somebody dissented, and the operator decides."""
+    RELEASING = "releasing"
+    """The candidate, or the consensus as it was, is being published."""
     FINISHED = "finished"
 
 
@@ -75,6 +84,15 @@ class RoundState:
     declined: dict[str, str] = field(default_factory=dict)
     """Reason by member."""
     closed_at: float = 0.0
+    candidate: str = ""
+    """Manifest digest of what members measure, by the no-harm gate."""
+    holds: bool = False
+    """Whether dissent makes the operator decide; else the consensus stays as it was."""
+    measured_until: float = 0.0
+    dissent: dict[str, str] = field(default_factory=dict)
+    """By member that measured the candidate: what it found, empty if it agrees."""
+    reverted: str = ""
+    """Why the candidate is not published; empty if it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +138,34 @@ class Published:
     manifest: str
 
 
-Event = Tick | Arrived | Declined | Published
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposed:
+    """The round's candidate can be fetched and measured."""
+
+    manifest: str
+    holds: bool
+    until: float
+    """Unix seconds until which members may measure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A member has measured the candidate."""
+
+    member_id: str
+    dissent: str
+    """In words; empty if it agrees."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ruled:
+    """The operator decides about a candidate."""
+
+    is_released: bool
+    reason: str
+
+
+Event = Tick | Arrived | Declined | Published | Proposed | Measured | Ruled
 
 
 class Effect(StrEnum):
@@ -129,6 +174,7 @@ class Effect(StrEnum):
     ANNOUNCE_PLAN = "announce plan"
     AGGREGATE = "aggregate"
     ANNOUNCE_STATE = "announce state"
+    RELEASE = "release"
 
 
 def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, list[Effect]]:
@@ -148,6 +194,8 @@ def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, li
         return _decline(state, event, now)
     if isinstance(event, Published):
         return _publish(state)
+    if isinstance(event, Proposed | Measured | Ruled):
+        return _gate(state, event, now)
     return _pass_time(state, event, now)
 
 
@@ -244,17 +292,71 @@ def staleness_of(state: RoundState, member_id: str, *, answers: int, most: int) 
 
 
 def _publish(state: RoundState) -> tuple[RoundState, list[Effect]]:
-    if state.phase is not Phase.AGGREGATING or state.rules is None:
+    if state.phase not in (Phase.AGGREGATING, Phase.RELEASING) or state.rules is None:
         raise ValueError(f"round {state.number} was not being aggregated")
     is_last = 0 < state.rules.total <= state.number
     after = RoundState(number=state.number + 1, phase=Phase.FINISHED if is_last else Phase.WAITING)
     return after, [Effect.ANNOUNCE_STATE]
 
 
+def _gate(
+    state: RoundState, event: Proposed | Measured | Ruled, now: float
+) -> tuple[RoundState, list[Effect]]:
+    """The no-harm gate, between a candidate and its publication."""
+    if isinstance(event, Proposed):
+        return _propose(state, event)
+    if isinstance(event, Measured):
+        return _measure(state, event, now)
+    return _rule(state, event)
+
+
+def _propose(state: RoundState, event: Proposed) -> tuple[RoundState, list[Effect]]:
+    if state.phase is not Phase.AGGREGATING:
+        raise ValueError(f"round {state.number} was not being aggregated")
+    measuring = replace(
+        state,
+        phase=Phase.MEASURING,
+        candidate=event.manifest,
+        holds=event.holds,
+        measured_until=event.until,
+    )
+    return measuring, [Effect.ANNOUNCE_STATE]
+
+
+def _measure(state: RoundState, event: Measured, now: float) -> tuple[RoundState, list[Effect]]:
+    if state.phase is not Phase.MEASURING:
+        raise RejectedError(
+            f"round {state.number} has no candidate to measure: it is {state.phase}"
+        )
+    state = replace(state, dissent={**state.dissent, event.member_id: event.dissent})
+    return _judge_if_due(state, now)
+
+
+def _judge_if_due(state: RoundState, now: float) -> tuple[RoundState, list[Effect]]:
+    """Decide about a candidate that all contributors have measured, or whose time is over."""
+    if now < state.measured_until and not set(state.arrived) <= set(state.dissent):
+        return state, []
+    dissent = [f"{member}: {words}" for member, words in sorted(state.dissent.items()) if words]
+    if not dissent:
+        return replace(state, phase=Phase.RELEASING), [Effect.RELEASE]
+    if state.holds:
+        return replace(state, phase=Phase.HELD), [Effect.ANNOUNCE_STATE]
+    return replace(state, phase=Phase.RELEASING, reverted="; ".join(dissent)), [Effect.RELEASE]
+
+
+def _rule(state: RoundState, event: Ruled) -> tuple[RoundState, list[Effect]]:
+    if state.phase not in (Phase.MEASURING, Phase.HELD):
+        raise RejectedError(f"round {state.number} has no candidate: it is {state.phase}")
+    reverted = "" if event.is_released else event.reason
+    return replace(state, phase=Phase.RELEASING, reverted=reverted), [Effect.RELEASE]
+
+
 def _pass_time(state: RoundState, event: Tick, now: float) -> tuple[RoundState, list[Effect]]:
     if state.phase is Phase.OPEN:
         return _replan_if_overdue(*_close_if_due(state, now, changed=False), event, now)
-    if state.phase is Phase.AGGREGATING:
+    if state.phase is Phase.MEASURING:
+        return _judge_if_due(state, now)
+    if state.phase in (Phase.AGGREGATING, Phase.HELD, Phase.RELEASING):
         return state, []
     done = 0 < event.rules.total < state.number
     phase = Phase.FINISHED if done else Phase.WAITING
@@ -330,11 +432,14 @@ def _replan_if_overdue(
     return waiting, [Effect.ANNOUNCE_STATE]
 
 
-_KINDS: dict[str, type[Tick | Arrived | Declined | Published]] = {
+_KINDS: dict[str, type[Event]] = {
     "tick": Tick,
     "arrived": Arrived,
     "declined": Declined,
     "published": Published,
+    "proposed": Proposed,
+    "measured": Measured,
+    "ruled": Ruled,
 }
 
 

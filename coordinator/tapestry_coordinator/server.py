@@ -34,6 +34,7 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.rounds import Phase, folded
 from tapestry_coordinator.service import (
     EnrolmentService,
     RoundsService,
@@ -84,6 +85,7 @@ class CoordinatorServer:
         self._publisher = Publisher(home=home, key=self._key, store=self._store)
         self._settling = Settling(home, self._registry, self._publisher)
         self._settling.recover()
+        self._propose_again()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
@@ -93,6 +95,13 @@ class CoordinatorServer:
         self._places = Places()
         self._crowd = Crowd()
         self._stopping = threading.Event()
+
+    def _propose_again(self) -> None:
+        """Make sure that the candidate which members measure is there."""
+        number = (self._registry.newest_round() or 0) + 1
+        state = folded(number, self._registry.round_events(number))
+        if state.phase in (Phase.MEASURING, Phase.HELD):
+            self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
         """Listen and run rounds until SIGINT or SIGTERM.
@@ -197,8 +206,15 @@ class CoordinatorServer:
     def _aggregate(self) -> None:
         self._wait_until_settled()
         state = self.desk.state
+        closed = ClosedRound.recorded(self._registry, state)
+        gate = closed.policy.no_harm
+        if state.phase is Phase.AGGREGATING and gate.action != "publish":
+            self.desk.propose(self._publisher.propose(closed), gate)
+            return
         self._settling.begin(state.number)
-        envelope = self._publisher.publish(ClosedRound.recorded(self._registry, state))
+        envelope = self._publisher.publish(closed)
+        if closed.reverted:
+            self._registry.forget_evaluations(state.number)
         self.desk.publish(envelope)
         record_weightless(self._registry, Manifest.parsed(envelope.payload, what="manifest"))
         self._settle(state.number)

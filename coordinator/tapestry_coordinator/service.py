@@ -264,7 +264,7 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
         with status_from_errors(context):
             member = identify(context, self._desk)
             digest = digest_value(request.manifest_digest, what="manifest_digest")
-            number = self._desk.registry.round_of(digest)
+            number = self._desk.round_of(digest)
             if number is None:
                 raise RejectedError(
                     f"no checkpoint of this federation has the digest {digest[:16]}"
@@ -420,6 +420,7 @@ def _told_message(told: Announcement) -> rounds_pb2.WatchPlansResponse:
     return rounds_pb2.WatchPlansResponse(
         plan=None if told.plan is None else envelope_message(told.plan),
         manifest=envelope_message(told.manifest),
+        candidate=None if told.candidate is None else envelope_message(told.candidate),
         is_finished=told.is_finished,
         notice=told.notice,
     )

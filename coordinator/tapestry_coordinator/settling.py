@@ -88,7 +88,8 @@ class Settling:
         self.finish(number)
 
     def _drop(self, number: int) -> None:
-        shutil.rmtree(self._home.checkpoint(number), ignore_errors=True)
+        for folder in (self._home.checkpoint(number), self._home.candidate(number)):
+            shutil.rmtree(folder, ignore_errors=True)
         self._home.outer_state(number).unlink(missing_ok=True)
 
     def _make_again(self, number: int, envelope: Envelope) -> None:

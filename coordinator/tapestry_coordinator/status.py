@@ -36,6 +36,8 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
         "arrived": sorted(state.arrived),
         "declined": state.declined,
         "deadline": readable_time(state.deadline) if state.deadline else None,
+        "candidate": state.candidate,
+        "measured": state.dissent,
         "newest_checkpoint": newest,
         "checkpoint_folder": str(home.checkpoint(newest)),
         "bits_per_byte": {e.member_id: e.bits_per_byte for e in measured},

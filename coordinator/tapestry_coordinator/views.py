@@ -131,7 +131,7 @@ def _round_row(
     state = folded(number, [(at, e) for at, e in recorded if not isinstance(e, Published)])
     envelope = registry.manifest(number)
     published_at = next((at for at, e in recorded if isinstance(e, Published)), None)
-    is_over = state.phase is Phase.AGGREGATING
+    is_over = state.phase not in (Phase.WAITING, Phase.OPEN)
     begun = state.opened_at or None
     end = state.closed_at if is_over else now
     return {

@@ -85,6 +85,8 @@ class Daemon:
         self._progress_written = 0.0
         self._sound = -1
         """The checkpoint that this process has fetched or verified."""
+        self._candidate = ""
+        """Manifest digest of the candidate that this process has measured."""
         self._trainer: Trainer | None = None
         self._refused: set[tuple[int, int]] = set()
         self._stopping = threading.Event()
@@ -165,6 +167,8 @@ class Daemon:
             self._take_plan(plan, told.manifest, manifest, listener)
         else:
             self._evaluate(manifest, told.manifest)
+            if told.candidate is not None:
+                self._measure_candidate(told.candidate, told.manifest, manifest)
         self._write_progress(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
@@ -213,7 +217,12 @@ class Daemon:
 
     def _checkpoint(self, manifest: Manifest, envelope: Envelope) -> Path:
         """Return the folder of a checkpoint, fetched if it is not here."""
-        target = self._home.checkpoint(manifest.round)
+        target, candidate = self._home.checkpoint(manifest.round), self._home.candidate
+        if candidate.is_dir() and not target.is_dir():
+            if (candidate / MANIFEST_FILE).read_bytes() == to_json(envelope):
+                candidate.rename(target)  # released, and here since it was measured
+            else:
+                shutil.rmtree(candidate)
         if target.is_dir():
             if manifest.round == self._sound or _is_sound(target, manifest, envelope):
                 self._sound = manifest.round
@@ -221,7 +230,7 @@ class Daemon:
             _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
             shutil.rmtree(target)
         self._write_progress(f"fetching checkpoint {manifest.round}")
-        came = self._home.fetch(self._client.fetcher, manifest, envelope)
+        came = self._home.fetch(self._client.fetcher, manifest, envelope, target=target)
         self._sound = manifest.round
         _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
         self._home.prune(
@@ -236,10 +245,43 @@ class Daemon:
         if manifest.round <= self._state.evaluated:
             return
         folder = self._checkpoint(manifest, envelope)
+        if payload_digest(envelope) != self._candidate and not self._measure(
+            manifest, envelope, folder
+        ):
+            return
+        self._state = replace(self._state, evaluated=manifest.round)
+        self._home.save_state(self._state)
+
+    def _measure_candidate(self, envelope: Envelope, newest: Envelope, parent: Manifest) -> None:
+        """Measure what is to be the next consensus, before it is published, once.
+
+        Raises:
+            UntrustedError: It does not follow from the newest checkpoint.
+        """
+        digest = payload_digest(envelope)
+        if digest == self._candidate or not self._settings.policy.report_evaluation:
+            return
+        manifest = Manifest.opened(envelope, public_key=self._coordinator_key, what="candidate")
+        if manifest.parent != payload_digest(newest) or manifest.round != parent.round + 1:
+            raise UntrustedError("the candidate does not follow from the newest checkpoint")
+        folder = self._home.candidate
+        if folder.is_dir() and not _is_sound(folder, manifest, envelope):
+            shutil.rmtree(folder)
+        if not folder.is_dir():
+            self._write_progress(f"fetching candidate {manifest.round}")
+            self._home.fetch(self._client.fetcher, manifest, envelope, target=folder)
+        try:
+            if self._measure(manifest, envelope, folder):
+                self._candidate = digest
+        except RejectedError as error:  # decided meanwhile
+            _log.warning("candidate %d: %s", manifest.round, error)
+
+    def _measure(self, manifest: Manifest, envelope: Envelope, folder: Path) -> bool:
+        """Measure a checkpoint and tell the result; return whether there is text to measure on."""
         if self._trainer is None and manifest.made is not None:
             self._trainer = self._make_trainer(folder, manifest.made.inner.sequence_tokens)
         if self._trainer is None:
-            return
+            return False
         self._write_progress(f"measuring checkpoint {manifest.round}")
         result = self._trainer.evaluate(folder)
         self._progress.bits_per_byte[str(manifest.round)] = result.bits_per_byte
@@ -256,8 +298,7 @@ class Daemon:
                 held_out_bytes=result.text_bytes,
                 language=self._settings.node.language,
             )
-        self._state = replace(self._state, evaluated=manifest.round)
-        self._home.save_state(self._state)
+        return True
 
     # Rounds
 

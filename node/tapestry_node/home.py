@@ -162,8 +162,15 @@ class NodeHome:
         """Write where the node stands, durably."""
         write_atomic(self.folder / "state.json", json.dumps(asdict(state)) + "\n")
 
-    def fetch(self, fetcher: Fetcher, manifest: Manifest, envelope: Envelope) -> int:
-        """Fetch a checkpoint into its folder, by its step if its parent is here.
+    @property
+    def candidate(self) -> Path:
+        """The next checkpoint, while members measure it before it is published."""
+        return self.checkpoints / "candidate"
+
+    def fetch(
+        self, fetcher: Fetcher, manifest: Manifest, envelope: Envelope, *, target: Path
+    ) -> int:
+        """Fetch a checkpoint into a folder, by its step if its parent is here.
 
         Nobody waits for the disk: whoever finds the folder in another process verifies it.
 
@@ -171,6 +178,7 @@ class NodeHome:
             fetcher: Connected to the coordinator.
             manifest: Verified.
             envelope: That it came in.
+            target: New folder.
 
         Returns:
             Bytes that came over the line.
@@ -183,7 +191,7 @@ class NodeHome:
             nonlocal came
             came += size
 
-        with building(self.checkpoint(manifest.round), durable=False) as folder:
+        with building(target, durable=False) as folder:
             parent = self.checkpoint(manifest.round - 1)
             is_stepped = parent in known and fetcher.fetch_model_by_step(
                 manifest,

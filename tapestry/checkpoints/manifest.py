@@ -116,6 +116,15 @@ class RuleRecord(Statement):
         return " ".join([*words, *(["merged by RDA"] if self.merge == "rda" else [])])
 
 
+class RevertRecord(Statement):
+    """Why a round left the consensus as it was."""
+
+    candidate: HexDigest
+    """SHA-256 of the signed payload of the manifest that was not published."""
+    reason: str
+    """What members found, or the operator's words."""
+
+
 class GenesisRecord(Statement):
     """What only the first manifest says."""
 
@@ -151,6 +160,9 @@ class RoundRecord(Statement):
     outer: OuterRecord
     downlink: DownlinkName = "float32"
     """How the published vector came from the exact one, which otherwise stays in the state."""
+    reverted: RevertRecord | None = None
+    """If members found the new consensus harmful: the vector and the outer state are the parent's,
+    and nobody's contribution has a weight."""
 
 
 class Manifest(Statement):
@@ -187,6 +199,15 @@ class CardEntry(Statement):
     held_out_bytes: Positive
 
 
+class DissentEntry(Statement):
+    """A member for whose text the checkpoint is worse than the one before, beyond the policy."""
+
+    member_id: MemberId
+    before: Annotated[FiniteFloat, Field(ge=0)]
+    """Bits per byte of the parent."""
+    after: Annotated[FiniteFloat, Field(ge=0)]
+
+
 class Card(Statement):
     """Documentation of one checkpoint: renewed as measurements come in.
 
@@ -201,6 +222,7 @@ class Card(Statement):
     replaced: tuple[FileEntry, ...] = ()
     """Files of the card before; an empty one stands for a name that was not there."""
     evaluations: tuple[CardEntry, ...] = ()
+    dissent: tuple[DissentEntry, ...] = ()
 
 
 class Lineage:

@@ -25,6 +25,7 @@ OPTIONS = {
     "coordinator": [
         *("init", "serve", "invite", "status", "members", "annotate", "revoke", "pause", "resume"),
         *("rounds", "invitations", "exclusions", "log", "backup", "restore", "policy"),
+        *("release", "revert"),
     ],
     "coordinator init": ["FOLDER", "--name", "--size", "--model", "--pool", "--address"],
     "coordinator serve": ["FOLDER"],
@@ -34,6 +35,8 @@ OPTIONS = {
     "coordinator rounds": ["--last", "--dir", "--as", "--json"],
     "coordinator invitations": ["--last", "--dir", "--as", "--json"],
     "coordinator exclusions": ["MEMBER", "--last", "--dir", "--as", "--json"],
+    "coordinator release": ["NUMBER", "--reason", "--dir"],
+    "coordinator revert": ["NUMBER", "--reason", "--dir"],
     "coordinator policy": ["show", "check", "history"],
     "coordinator log": ["--last", "--dir", "--as", "--json"],
     "coordinator pause": ["--reason", "--dir", "--as", "--json"],
