@@ -221,7 +221,7 @@ def _taken(home: CoordinatorHome, folder: Path) -> Moment:
     _copy_database(home, folder / DATABASE)
     with closing(Registry(f"sqlite:///{folder / DATABASE}")) as registry:
         newest = registry.newest_round() or 0
-        contributed = [c.member_id for c in registry.contributions(newest + 1)]
+        contributed = [(c.round, c.member_id) for c in registry.contributions(newest + 1)]
         envelopes = {n: registry.manifest(n) for n in {0, newest}}
     for suffix in ("-wal", "-shm"):
         Path(f"{folder / DATABASE}{suffix}").unlink(missing_ok=True)
@@ -238,8 +238,8 @@ def _taken(home: CoordinatorHome, folder: Path) -> Moment:
     made = manifests[newest].made
     if made is not None and made.outer.state_root is not None:
         _link_all(home.folder, folder, [state])
-    received = home.contributions / folder_name(newest + 1)
-    for member_id in contributed:
+    for number, member_id in contributed:  # late ones lie with the round that they answer
+        received = home.contributions / folder_name(number)
         names = [received / f"{member_id}.{suffix}" for suffix in ("contribution", "json")]
         _link_all(home.folder, folder, names)
     return Moment(folder=folder, newest=newest, manifests=manifests)

@@ -205,8 +205,8 @@ def _verify_database(home: CoordinatorHome, newest: VerifiedCheckpoint) -> None:
         for stored in registry.contributions(number):
             what = f"contribution of {stored.member_id}"
             contribution = Contribution.parsed(stored.envelope.payload, what=what)
-            found = store.finished(number, stored.member_id)
+            found = store.finished(stored.round, stored.member_id)
             if found is None or found[0].hex() != contribution.root:
                 raise UntrustedError(
-                    f"the backup's {what} in {folder_name(number)} is missing or damaged"
+                    f"the backup's {what} in {folder_name(stored.round)} is missing or damaged"
                 )
