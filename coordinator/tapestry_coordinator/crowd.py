@@ -1,8 +1,11 @@
-"""How many connections and files a coordinator's process has open, and may have."""
+"""Who crowds the ports and is refused, and how many files the process may have open."""
 
 import logging
 import os
 import resource
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tapestry.wire.limits import MOST_CONNECTIONS
@@ -15,6 +18,8 @@ _OWN_FILES = 2048
 """Database, uploads, checkpoints that are fetched: up to twelve calls of a hundred members."""
 _LOOK_SECONDS = 5.0
 _AGAIN_SECONDS = 300.0
+_MOST_REASONS = 1000
+"""Remembered at once: one for each member, and more than a federation has of those."""
 
 
 def allow_files() -> None:
@@ -62,3 +67,24 @@ class Crowd:
                 count,
                 MOST_CONNECTIONS,
             )
+
+
+class Refusals:
+    """Logs who is refused and why: each once in five minutes, however often it calls."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nobody refused."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told: dict[str, float] = {}
+
+    def note(self, reason: str, *, peer: str) -> None:
+        """Log a refusal, unless the same was logged a little while ago."""
+        now = self._clock()
+        with self._lock:
+            if now - self._told.get(reason, float("-inf")) < _AGAIN_SECONDS:
+                return
+            if len(self._told) >= _MOST_REASONS:
+                self._told.clear()
+            self._told[reason] = now
+        _log.warning("refused %s: %s", peer, reason)

@@ -38,6 +38,7 @@ from tapestry.wire.bulk import PutFragment
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
+from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals, require_floor
 from tapestry_coordinator.operating import Operator
@@ -48,16 +49,25 @@ ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
 
 _log = logging.getLogger(__name__)
 _MAX_TEXT = 500
+_refusals = Refusals()
 _LISTED = 100
 _MAX_ID = 2**62
 
 
 def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
-    """Return the member whose certificate opened this connection.
+    """Return the member whose certificate opened this connection; log it if that is none.
 
     Raises:
         UntrustedError: Not a member of this federation, or not any more.
     """
+    try:
+        return _identified(context, desk)
+    except UntrustedError as error:
+        _refusals.note(str(error), peer=context.peer())
+        raise
+
+
+def _identified(context: grpc.ServicerContext, desk: Desk) -> Member:
     pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
     certificate = read_member_certificate(bytes(pem), federation=desk.genesis.origin.federation)
     member = desk.registry.member(certificate.member_id)

@@ -16,7 +16,9 @@ HEAVY = ("torch", "grpc", "transformers", "datasets", "numpy", "typer", "pydanti
 
 OPTIONS = {
     "demo": ["--quick", "--keep", "--data"],
-    "node": ["join", "run", "status", "audit", "finish"],
+    "node": ["join", "run", "status", "audit", "finish", "exclusions", "answer"],
+    "node exclusions": ["--json"],
+    "node answer": [],
     "node join": ["INVITATION", "--dir", "--language"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node status": ["FOLDER", "--json"],
