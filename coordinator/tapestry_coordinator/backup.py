@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import sqlite3
 import tarfile
@@ -36,7 +35,8 @@ from tapestry.checkpoints.manifest import Card, Manifest
 from tapestry.checkpoints.policy import POLICY_FILE
 from tapestry.checkpoints.verify import require_card_files
 from tapestry.errors import ConfigError, UnavailableError, UntrustedError
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, replacing
+from tapestry.storage.atomic import replacing
+from tapestry.storage.locks import alone
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
@@ -48,6 +48,7 @@ FORM = 1
 SINGLE_FILES = (SETTINGS_FILE, POLICY_FILE, "pool.txt")
 FOLDERS = ("ca", "identity", "notes")
 _ATTEMPTS = 10
+_WORKPLACE = ".backup"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,24 +192,30 @@ def _require_as_signed(moment: Moment, files: list[SavedFile]) -> None:
 
 @contextmanager
 def _moment(home: CoordinatorHome) -> Iterator[Moment]:
-    """Yield files that belong together, under names of their own below the coordinator's folder."""
-    folder = home.folder / f".backup-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    try:
-        yield _taken_once(home, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Yield files that belong together, under names of their own below the coordinator's folder.
+
+    What a backup left that was killed is removed first.
+    """
+    workplace = home.folder / _WORKPLACE
+    workplace.mkdir(mode=0o700, exist_ok=True)
+    with alone(workplace, who="a backup"):
+        try:
+            yield _taken_once(home, workplace / "files")
+        finally:
+            shutil.rmtree(workplace / "files", ignore_errors=True)
 
 
 def _taken_once(home: CoordinatorHome, folder: Path) -> Moment:
     """Take a moment; as often as a round goes by in the middle of it, once more."""
-    for _attempt in range(_ATTEMPTS - 1):
+    for attempt in range(1, _ATTEMPTS + 1):
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         try:
             return _taken(home, folder)
         except (FileNotFoundError, UntrustedError):
-            shutil.rmtree(folder)
-    folder.mkdir(mode=0o700)
-    return _taken(home, folder)
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _taken(home: CoordinatorHome, folder: Path) -> Moment:

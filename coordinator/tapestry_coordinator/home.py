@@ -13,6 +13,7 @@ published/           checkpoints: round-000000 is genesis
 candidates/          the newest round's, while members measure it
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
+.backup/             files of a backup while it is being made
 notes/               what the operator adds to model cards, by round
 ```
 """

@@ -17,6 +17,7 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, UnavailableError, UntrustedError
+from tapestry.storage.locks import alone
 from tapestry_coordinator.backup import back_up
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.restoring import restore
@@ -130,7 +131,7 @@ def test_backups_hold_together_however_rounds_go_on_meanwhile(
         rounds.join()
     assert newest == sorted(newest)
     assert newest[-1] > newest[0]
-    assert not list(coordinator.home.folder.glob(".backup-*"))
+    assert not (coordinator.home.folder / ".backup/files").exists()
 
 
 def test_a_backup_that_fails_leaves_nothing(federation: Federation, tmp_path: Path) -> None:
@@ -143,7 +144,25 @@ def test_a_backup_that_fails_leaves_nothing(federation: Federation, tmp_path: Pa
         saved(federation.coordinator, tmp_path)
     assert not (tmp_path / "fed.tar").exists()
     assert not list(tmp_path.glob(".*"))
-    assert not list(home.folder.glob(".backup-*"))
+    assert not (home.folder / ".backup/files").exists()
+
+
+def test_one_backup_at_a_time_and_what_a_killed_one_left_is_removed(
+    federation: Federation, tmp_path: Path
+) -> None:
+    home = federation.coordinator.home
+    left = home.folder / ".backup/files/published"
+    left.mkdir(parents=True)
+    (left / "left.txt").write_text("left")
+    with (
+        alone(home.folder / ".backup", who="a backup"),
+        pytest.raises(ConfigError, match="a backup runs already in another process"),
+    ):
+        saved(federation.coordinator, tmp_path)
+    with tarfile.open(saved(federation.coordinator, tmp_path)) as tar:
+        names = tar.getnames()
+    assert "published/left.txt" not in names
+    assert names[-1] == "backup.json"
 
 
 Change = Callable[[dict[str, bytes]], object]
