@@ -130,25 +130,6 @@ def when_there_is_room(act: Callable[[], object]) -> None:
             return
 
 
-def test_ten_thousand_connections(besieged: Besieged, many_files: None) -> None:  # noqa: ARG001
-    with ExitStack() as stack:
-        strangers_at(besieged, half_a_hello(), stack)
-        assert besieged.process.num_fds() < 2 * MOST_CONNECTIONS + 200
-        besieged.require_well()
-        now = time.time()  # noqa: TID251 - the command's own clock
-        invitation = make_invitation(besieged.home, "late", now=now)
-        folder = besieged.home.folder.parent / "late"
-        when_there_is_room(lambda: join(invitation, folder, now=now))
-        late = Caller(NodeHome(folder).identity, f"127.0.0.1:{besieged.ports[0]}", stack)
-
-        def describe() -> None:
-            with errors_from_status("the coordinator"):
-                late.transfer.Describe(transfer_pb2.DescribeRequest(), timeout=ANSWERS_SECONDS)
-
-        when_there_is_room(describe)
-    assert "connections and files are open" in besieged.log.read_text()
-
-
 def test_garbage(besieged: Besieged) -> None:
     random = Random(1)  # noqa: S311 - the same garbage every time
     requests = [
@@ -167,3 +148,22 @@ def test_garbage(besieged: Besieged) -> None:
                     assert answer[:1] == b"\x15"
     besieged.require_well()
     assert "Traceback" not in besieged.log.read_text()
+
+
+def test_ten_thousand_connections(besieged: Besieged, many_files: None) -> None:  # noqa: ARG001
+    with ExitStack() as stack:
+        strangers_at(besieged, half_a_hello(), stack)
+        assert besieged.process.num_fds() < 2 * MOST_CONNECTIONS + 200
+        besieged.require_well()
+        now = time.time()  # noqa: TID251 - the command's own clock
+        invitation = make_invitation(besieged.home, "late", now=now)
+        folder = besieged.home.folder.parent / "late"
+        when_there_is_room(lambda: join(invitation, folder, now=now))
+        late = Caller(NodeHome(folder).identity, f"127.0.0.1:{besieged.ports[0]}", stack)
+
+        def describe() -> None:
+            with errors_from_status("the coordinator"):
+                late.transfer.Describe(transfer_pb2.DescribeRequest(), timeout=ANSWERS_SECONDS)
+
+        when_there_is_room(describe)
+    assert "connections and files are open" in besieged.log.read_text()
