@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from types import FrameType
 
 import grpc
@@ -16,15 +17,15 @@ from tapestry.checkpoints.folder import CARD_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, TapestryError
+from tapestry.identity.certificates import issue_server_certificate
 from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
-from tapestry.wire.channels import renewed_server_credentials
+from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator.card import write_card
-from tapestry_coordinator.certifying import OwnCertificate
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
@@ -54,6 +55,8 @@ _WORKERS = 1024
 _ENROLMENT_WORKERS = 64
 """More than one caller can take: nobody has shown a certificate there."""
 _STOP_SECONDS = 3.0
+_CERTIFICATE_DAYS = 398
+"""Made anew at every start; a process that runs longer has to be started again."""
 
 
 class CoordinatorServer:
@@ -152,12 +155,13 @@ class CoordinatorServer:
     def _start_servers(self) -> list[grpc.Server]:
         key = load_tls_key(self.home.tls_key)
         network = self.settings.network
-        own = OwnCertificate(
+        own = issue_server_certificate(
             self._authority,
             key.public_key(),
             federation=self.desk.genesis.origin.federation,
-            hosts=list({_host(network.address), _host(network.enrolment_address)}),
-            clock=self._clock,
+            hosts=sorted({_host(network.address), _host(network.enrolment_address)}),
+            now=datetime.fromtimestamp(self._clock(), UTC),
+            lifetime_days=_CERTIFICATE_DAYS,
         )
         members = self._server(_WORKERS)
         enrolment = EnrolmentService(self.desk, self._authority)
@@ -270,10 +274,8 @@ def _host(address: str) -> str:
     return address.rsplit(":", 1)[0].strip("[]")
 
 
-def _bind(
-    server: grpc.Server, listen: str, own: OwnCertificate, key: bytes, root: bytes | None
-) -> None:
-    credentials = renewed_server_credentials(own.pem, key_pem=key, root_pem=root)
+def _bind(server: grpc.Server, listen: str, own: bytes, key: bytes, root: bytes | None) -> None:
+    credentials = server_credentials(certificate_pem=own, key_pem=key, root_pem=root)
     try:
         port = server.add_secure_port(listen, credentials)
     except RuntimeError:

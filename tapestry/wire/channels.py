@@ -5,8 +5,6 @@ certificate, `SERVER_NAME`, and not by the address it dialled: addresses may cha
 through a firewall's translation, the root of trust does not.
 """
 
-from collections.abc import Callable
-
 import grpc
 
 from tapestry.identity.certificates import SERVER_NAME
@@ -49,26 +47,4 @@ def server_credentials(
         [(key_pem, certificate_pem)],
         root_certificates=root_pem,
         require_client_auth=root_pem is not None,
-    )
-
-
-def renewed_server_credentials(
-    certificate_pem: Callable[[], bytes], *, key_pem: bytes, root_pem: bytes | None
-) -> grpc.ServerCredentials:
-    """Return the coordinator's side of TLS, with a certificate that is asked for at each handshake.
-
-    Args:
-        certificate_pem: Returns the present certificate, quickly and from any thread; a process
-            that runs for months outlives its first one.
-        key_pem: Its private key.
-        root_pem: As for `server_credentials`.
-    """
-
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration(
-            [(key_pem, certificate_pem())], root_certificates=root_pem
-        )
-
-    return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=root_pem is not None
     )

@@ -31,14 +31,12 @@ from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc, rounds_pb2, transfer_
 from tapestry.v1.rounds_pb2_grpc import RoundsServiceStub
 from tapestry.wire.channels import (
     open_channel,
-    renewed_server_credentials,
     server_credentials,
 )
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator.card import write_card
-from tapestry_coordinator.certifying import OwnCertificate
 from tapestry_coordinator.registry import StoredEvaluation
 from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.uploads import FragmentStore
@@ -241,40 +239,16 @@ def test_a_coordinator_whose_clock_is_wrong_is_told_from_a_false_one(
         line.describe()
 
 
-def test_a_coordinator_that_runs_for_months_renews_its_own_certificate(
-    coordinator: Coordinator,
-) -> None:
-    started = datetime.now(UTC) - timedelta(days=100)  # of 90
-    now = [started]
-    with serving_alone(coordinator, lambda: now[0]) as address:
-        member = coordinator.join("a")
-        with (
-            member.connected(address=address) as line,
-            refused("is not valid now", UnavailableError),
-        ):
-            line.describe()
-        now[0] = datetime.now(UTC)
-        with (
-            member.connected(address=address) as line,
-            refused("unimplemented"),  # the handshake is over, and nothing is served here
-        ):
-            line.describe()
-
-
 @contextmanager
 def serving_alone(coordinator: Coordinator, clock: Callable[[], datetime]) -> Iterator[str]:
     """A listening port with the coordinator's own certificate by that clock, and no service."""
     key = load_tls_key(coordinator.home.tls_key)
-    own = OwnCertificate(
-        coordinator.authority,
-        key.public_key(),
-        federation="loom",
-        hosts=[],
-        clock=lambda: clock().timestamp(),
+    certificate = issue_server_certificate(
+        coordinator.authority, key.public_key(), federation="loom", hosts=[], now=clock()
     )
     server = grpc.server(ThreadPoolExecutor(1))
-    credentials = renewed_server_credentials(
-        own.pem, key_pem=private_pem(key), root_pem=coordinator.root_pem
+    credentials = server_credentials(
+        certificate_pem=certificate, key_pem=private_pem(key), root_pem=coordinator.root_pem
     )
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
