@@ -3,12 +3,15 @@
 Everything between institutions is the product's own: mutual TLS, the egress ledger, fetching with
 verification, the codec, upload, receipt. Only the inner steps are missing, and torch with them.
 
-    python benchmarks/echo_node.py NODE_FOLDER
+    python benchmarks/echo_node.py NODE_FOLDER ...
+
+Several folders are several members in one process, each with a connection of its own.
 """
 
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Contribution, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
-from tapestry.params.codecs import codec_named
+from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragments_root
 from tapestry.wire.egress import EgressLedger
@@ -31,8 +34,8 @@ _NOISE = np.float32(1e-3)
 class EchoNode:
     """Answers plans until no further round is planned."""
 
-    def __init__(self, home: NodeHome) -> None:
-        """Take up the membership in `home`."""
+    def __init__(self, home: NodeHome, noise: Float32Array) -> None:
+        """Take up the membership in `home`; `noise` is at least two fragments long."""
         self.home = home
         self.membership = home.identity.load()
         self.key = home.identity.signing_key()
@@ -42,8 +45,7 @@ class EchoNode:
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self.client = NodeClient(self.membership, home.identity, ledger)
-        rng = np.random.default_rng(os.getpid())
-        self.noise = rng.standard_normal(2**21, np.float32) * _NOISE
+        self.noise = noise
 
     def run(self) -> None:
         """Answer what is told."""
@@ -121,5 +123,14 @@ class EchoNode:
         return target
 
 
+def main() -> None:
+    """Answer for every folder named, until no further round is planned."""
+    noise = np.random.default_rng(os.getpid()).standard_normal(2**21, np.float32) * _NOISE
+    nodes = [EchoNode(require_node(Path(folder)), noise) for folder in sys.argv[1:]]
+    with ThreadPoolExecutor(len(nodes)) as threads:
+        for ended in [threads.submit(node.run) for node in nodes]:
+            ended.result()
+
+
 if __name__ == "__main__":
-    EchoNode(require_node(Path(sys.argv[1]))).run()
+    main()

@@ -51,7 +51,7 @@ def found_bench(folder: Path) -> CoordinatorHome:
 
 def fill(home: CoordinatorHome, *, rounds: int, members_count: int, now: float) -> None:
     """Write `rounds` rounds of `members_count` members, the last an hour ago."""
-    engine = open_database(database_url(home.folder))
+    engine = open_database(database_url(home))
     try:
         History(home, engine, members_count=members_count, now=now).write(rounds)
     finally:

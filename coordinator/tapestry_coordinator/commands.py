@@ -1,21 +1,20 @@
 """`tapestry coordinator ...`: parse, call, render."""
 
-import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tapestry.cli.running import log_to_stderr
 from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
+from tapestry_coordinator import operator_commands
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome, find_home
+from tapestry_coordinator.operator_commands import Dir
 from tapestry_coordinator.policy_commands import app as policy_app
 from tapestry_coordinator.web import commands as web_commands
 from tapestry_coordinator.web.settings import PageSettings
@@ -28,11 +27,8 @@ app = typer.Typer(
 )
 
 app.add_typer(policy_app, name="policy")
+operator_commands.add_to(app)
 
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
-]
 Database = Annotated[
     str,
     typer.Option(
@@ -172,132 +168,6 @@ app.command()(web_commands.page_password)
 
 
 @app.command()
-def invite(
-    member: Annotated[str, typer.Argument(help="The institution's id, a slug such as fr-bnf.")],
-    folder: Dir = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the invitation to this file (0600) instead.")
-    ] = None,
-) -> None:
-    """Print an invitation: one use, expiring; whoever holds it can join as MEMBER.
-
-    It carries the address, the federation's root certificate and a secret token: send it by a
-    channel you trust, and let the institution compare the fingerprint by another.
-    """
-    from tapestry.identity.certificates import (  # noqa: PLC0415
-        check_member_id,
-        fingerprint,
-        format_fingerprint,
-    )
-    from tapestry.identity.invitations import encode  # noqa: PLC0415
-    from tapestry.storage.atomic import write_atomic  # noqa: PLC0415
-    from tapestry_coordinator.inviting import make_invitation  # noqa: PLC0415
-
-    home = find_home(folder)
-    check_member_id(member)
-    invitation = make_invitation(home, member, now=Now())
-    until = datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = encode(invitation)
-    shown = format_fingerprint(fingerprint(home.load_authority().certificate_pem))
-    if out is None:
-        typer.echo(text)
-    else:
-        write_atomic(out, text + "\n", mode=0o600)
-        typer.echo(f"written to {out}", err=True)
-    typer.echo(f"for {member}, valid once, until {until}", err=True)
-    typer.echo(f"root fingerprint {shown}", err=True)
-
-
-@app.command()
-def status(
-    folder: Dir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Show the round, the newest checkpoint, and what members measured of it."""
-    from tapestry_coordinator.status import status_of  # noqa: PLC0415
-
-    _print(status_of(find_home(folder)), as_json=as_json, render=_render_status)
-
-
-@app.command()
-def members(
-    folder: Dir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """List the members; rounds do not wait for those that are inactive until they contribute."""
-    from tapestry_coordinator.status import activity_of, readable_time  # noqa: PLC0415
-
-    home = find_home(folder)
-    inactive_after = home.load_policy().activity.inactive_after
-    with _registry(home) as registry:
-        rows = [
-            {
-                "member_id": m.member_id,
-                "status": activity_of(m, inactive_after=inactive_after),
-                "last_seen": readable_time(m.last_seen_at),
-                "missed_rounds": m.missed_rounds,
-                "tokens_per_second": round(m.tokens_per_second, 1),
-            }
-            for m in registry.members()
-        ]
-    _print({"members": rows}, as_json=as_json, render=_render_members)
-
-
-@app.command()
-def exclusions(
-    member: Annotated[str | None, typer.Argument(help="Of this member only.")] = None,
-    folder: Dir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """List what was left out, why, and what the members say to it.
-
-    Example: tapestry coordinator exclusions fr-bnf --dir fed
-    """
-    from tapestry_coordinator.status import readable_time  # noqa: PLC0415
-
-    with _registry(find_home(folder)) as registry:
-        rows = [
-            {
-                "id": one.id,
-                "round": one.round,
-                "member_id": one.member_id,
-                "kind": one.kind,
-                "reason": one.reason,
-                "at": readable_time(one.at),
-                "answer": one.answer,
-            }
-            for one in registry.exclusions(member)
-        ]
-    _print({"exclusions": rows}, as_json=as_json, render=_render_exclusions)
-
-
-@app.command()
-def release(
-    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
-    reason: Annotated[str, typer.Option(help="Kept with the decision.")] = "",
-    folder: Dir = None,
-) -> None:
-    """Publish a candidate although a member found it worse for its text.
-
-    Example: tapestry coordinator release 42 --reason "agreed with fr-bnf by phone" --dir fed
-    """
-    _rule(find_home(folder), number, is_released=True, reason=reason)
-
-
-@app.command()
-def revert(
-    number: Annotated[int, typer.Argument(help="The round, as `status` shows it.")],
-    reason: Annotated[str, typer.Option(help="Stands in the manifest, for everybody to read.")],
-    folder: Dir = None,
-) -> None:
-    """Leave the consensus as it was: the candidate is dropped, and the reason published.
-
-    Example: tapestry coordinator revert 42 --reason "is-lbs lost .3 bits per byte" --dir fed
-    """
-    _rule(find_home(folder), number, is_released=False, reason=reason)
-
-
-@app.command()
 def annotate(
     number: Annotated[int, typer.Argument(help="The checkpoint's round.")],
     notes: Annotated[Path, typer.Option(help="Markdown for the model card.")],
@@ -316,112 +186,6 @@ def annotate(
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
-
-
-@app.command()
-def revoke(
-    member: Annotated[str, typer.Argument(help="The member's id.")], folder: Dir = None
-) -> None:
-    """End a membership; in force at the member's next call, on open connections too."""
-    home = find_home(folder)
-    with _registry(home) as registry:
-        registry.revoke(member)
-        left = sum(1 for m in registry.members() if m.status == "active")
-    typer.echo(f"{member} is not a member any more")
-    quorum = home.load_settings().rounds.quorum
-    if left < quorum:
-        typer.echo(f"members left: {left}; the quorum is {quorum}: no round ends until more join")
-
-
-def _rule(home: CoordinatorHome, number: int, *, is_released: bool, reason: str) -> None:
-    from tapestry_coordinator.status import status_of  # noqa: PLC0415
-
-    table = status_of(home)
-    if table["round"] != number or table["phase"] not in {"measuring", "held"}:
-        raise ConfigError(
-            f"round {number} has no candidate to decide about: round {table['round']} is "
-            f"{table['phase']}"
-        )
-    if not is_released and not reason.strip():
-        raise ConfigError("--reason: say why; it is published with the checkpoint")
-    with _registry(home) as registry:
-        registry.rule(number, is_released=is_released, reason=reason, now=Now())
-    typer.echo(
-        f"round {number}: the candidate is to be {'published' if is_released else 'dropped'}"
-    )
-
-
-def _render_status(table: dict[str, Any]) -> str:
-    lines = [
-        f"federation {table['federation']}  identity {table['identity'][:16]}",
-        _round_line(table),
-    ]
-    if table["cohort"]:
-        lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
-        answered = {*table["arrived"], *table["declined"], *table["inactive"]}
-        waiting = sorted(set(table["cohort"]) - answered)
-        lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
-        if table["inactive"]:
-            lines.append(f"  not waited for: {', '.join(table['inactive'])} (inactive)")
-        lines += [f"  {m} is late: {s} rounds" for m, s in table["late"].items()]
-        lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
-        lines.append(f"  deadline: {table['deadline']}")
-    if table["candidate"]:
-        lines.append(f"candidate {table['candidate'][:16]}, measured before it is published:")
-        lines += [f"  {m}: {said or 'no worse'}" for m, said in table["measured"].items()]
-        if table["phase"] == "held":
-            number = table["round"]
-            lines.append(f"  decide: tapestry coordinator release {number} | revert {number}")
-    lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
-    lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
-    return "\n".join(lines)
-
-
-def _round_line(table: dict[str, Any]) -> str:
-    total = table["total"]
-    if table["phase"] == "finished":
-        return f"finished: {total} rounds; raise [rounds] total to go on"
-    of = f" of {total}" if total else ""
-    return f"round {table['round']}{of}: {table['phase']}"
-
-
-def _render_exclusions(table: dict[str, Any]) -> str:
-    lines = []
-    for row in table["exclusions"]:
-        lines.append(f"{row['id']:>4}  round {row['round']}  {row['member_id']}  {row['at']}")
-        lines.append(f"      {row['kind']}: {row['reason']}")
-        if row["answer"]:
-            lines.append(f"      {row['member_id']} answers: {row['answer']}")
-    return "\n".join(lines) or "nothing was left out"
-
-
-def _render_members(table: dict[str, Any]) -> str:
-    rows = [
-        f"{m['member_id']:<24} {m['status']:<8} last seen {m['last_seen']}{_pace(m)}"
-        for m in table["members"]
-    ]
-    return "\n".join(rows) or "no members yet: `tapestry coordinator invite MEMBER`"
-
-
-def _pace(member: dict[str, Any]) -> str:
-    missed, speed = member["missed_rounds"], member["tokens_per_second"]
-    told = f"  {speed:,.0f} tokens/s" if speed else ""
-    return told + (f"  missed {missed} round{'s' if missed > 1 else ''}" if missed else "")
-
-
-def _print(
-    table: dict[str, Any], *, as_json: bool, render: Callable[[dict[str, Any]], str]
-) -> None:
-    typer.echo(json.dumps(table, indent=1) if as_json else render(table))
-
-
-def _registry(home: CoordinatorHome) -> Any:  # noqa: ANN401 - a closing registry
-    from contextlib import closing  # noqa: PLC0415
-
-    from tapestry_coordinator.database import database_url  # noqa: PLC0415
-    from tapestry_coordinator.registry import Registry  # noqa: PLC0415
-
-    return closing(Registry(database_url(home)))
 
 
 def _page_port(enrolment: str) -> int:

@@ -26,6 +26,7 @@ from tapestry.checkpoints.statements import (
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.live import Live
 from tapestry_coordinator.no_harm import dissents
@@ -33,6 +34,8 @@ from tapestry_coordinator.pace import paced, speed_of
 from tapestry_coordinator.planning import Planner, require_fit
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
+    ACTIVE,
+    CONTRIBUTOR,
     Attendance,
     Member,
     PolicyVersion,
@@ -119,6 +122,9 @@ class Desk:
         self._here: Counter[str] = Counter()
         self._connections: Counter[str] = Counter()
         """How many times each member has connected."""
+        self._pause: Action | None = None
+        """By which rounds are paused."""
+        self._contributors: frozenset[str] = frozenset()
         self._returned: set[str] = set()
         """Who connected anew since a round opened: the next one waits for them, whatever they
         have missed."""
@@ -227,17 +233,21 @@ class Desk:
 
     def _notice(self, state: RoundState, member_id: str) -> str:
         quorum = self.settings.rounds.quorum
-        here = sum(1 for count in self._here.values() if count > 0)
+        here = sum(1 for m in self._contributors if self._here[m] > 0)
         if state.phase is Phase.FINISHED:
             return "no further round is planned"
+        if state.phase is Phase.WAITING and self._pause is not None:
+            reason = f": {self._pause.detail}" if self._pause.detail else ""
+            return f"the federation's operator has paused it before round {state.number}{reason}"
         if state.phase is Phase.WAITING:
             return f"waiting for members: {here} here, {quorum} needed to open round {state.number}"
         if state.phase in _BETWEEN:
             return f"round {state.number}: {_BETWEEN[state.phase]}"
-        if member_id not in state.cohort:
+        if member_id not in state.cohort and member_id in self._contributors:
             return f"round {state.number} opened before this node came; it joins the next one"
         asked = {*state.cohort, *state.arrived}
-        return f"round {state.number}: {len(state.arrived)} of {len(asked)} contributed"
+        notice = f"round {state.number}: {len(state.arrived)} of {len(asked)} contributed"
+        return f"{notice}; the operator has paused what comes after it" if self._pause else notice
 
     # What changes the round
 
@@ -245,9 +255,13 @@ class Desk:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
             self._refresh()
-            enrolled = [m for m in self.registry.members() if m.status == "active"]
+            enrolled = [
+                m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
+            ]
+            self._contributors = frozenset(m.member_id for m in enrolled)
+            self._note_pause(pause_in_force(self.registry))
             self._take_ruling()
-            self._give_up(set(self.state.cohort) - {m.member_id for m in enrolled})
+            self._give_up(set(self.state.cohort) - self._contributors)
             event = self._tick(enrolled)
             _after, effects = tick(self.state, event, now=self.clock())
             if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
@@ -264,7 +278,22 @@ class Desk:
             enrolled=active,
             rules=paced(self.settings.rounds.rules(), self.policy.policy.pace, active=active),
             inactive=tuple(member_id for member_id in ready if member_id in idle),
+            is_paused=self._pause is not None,
         )
+
+    @property
+    def pause_reason(self) -> str | None:
+        """Why no further round opens, in the operator's words; None while rounds go on."""
+        with self._changed:
+            return None if self._pause is None else self._pause.detail
+
+    def _note_pause(self, pause: Action | None) -> None:
+        """Tell the members when rounds are paused, or are so no more."""
+        if pause != self._pause:
+            self._pause = pause
+            _log.warning("resumed" if pause is None else f"paused by {pause.who}: {pause.detail}")
+            self._version += 1
+            self._changed.notify_all()
 
     def _is_idle(self, member: Member) -> bool:
         """Whether a member has missed so many rounds that the next one does not wait for it."""

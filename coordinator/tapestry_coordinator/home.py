@@ -16,6 +16,7 @@ page/                the web page's password, secret and results of verification
 unsettled.json       the newest round, until its checkpoint is on the disk
 .spare/              files of old rounds whose space the next ones use again
 .incoming/           checkpoints on their way here from the store of blobs
+.backup/             files of a backup while it is being made
 notes/               what the operator adds to model cards, by round
 ```
 """

@@ -3,11 +3,23 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from tapestry.checkpoints.policy import FederationPolicy
@@ -37,6 +49,11 @@ ACTIVE = "active"
 _MOST_EXCLUSIONS = 20
 """On record of one member in one round."""
 REVOKED = "revoked"
+CONTRIBUTOR = "contributor"
+OBSERVER = "observer"
+OPERATOR = "operator"
+ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR)
+"""What a member may do: train, only watch and measure, or also run the federation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +69,18 @@ class Member:
     status: str
     joined_at: float
     last_seen_at: float
+    role: str = CONTRIBUTOR
     missed_rounds: int = 0
     """Published rounds in a row that it neither contributed to nor declined."""
     tokens_per_second: float = 0.0
     """Of its inner steps, the newest counting most; 0: unknown."""
+
+
+_MEMBER_FIELDS = tuple(field.name for field in fields(Member))
+# Read at every call of a member and at every tick: built once, and without SQLAlchemy's mappings,
+# which would take most of what a coordinator with a hundred idle members does.
+_ALL_MEMBERS = select(*(members.c[name] for name in _MEMBER_FIELDS)).order_by(members.c.member_id)
+_ONE_MEMBER = _ALL_MEMBERS.where(members.c.member_id == bindparam("wanted"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,28 +183,49 @@ class Registry:
         """Give all connections back."""
         self._engine.dispose()
 
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Begin a transaction, for what other modules keep in this database."""
+        with transaction(self._engine) as connection:
+            yield connection
+
     # Membership
 
     def add_invitation(
-        self, token_digest: bytes, *, member_id: str, now: float, expires_at: float
+        self,
+        token_digest: bytes,
+        *,
+        member_id: str,
+        now: float,
+        expires_at: float,
+        role: str = CONTRIBUTOR,
+        replaces: bool = False,
     ) -> None:
         """Remember an invitation by the digest of its token.
 
+        Args:
+            token_digest: SHA-256 of the token.
+            member_id: Who may use it.
+            now: Unix seconds.
+            expires_at: The same.
+            role: What the member may do.
+            replaces: Withdraw the member's open invitations; it may be enrolled already, and then
+                joins anew, with new keys: its old certificate is good until it does.
+
         Raises:
-            ConfigError: The member is enrolled already.
+            ConfigError: The member is enrolled, or has an open invitation, and nothing is replaced.
         """
         with transaction(self._engine) as connection:
-            status = connection.execute(
-                select(members.c.status).where(members.c.member_id == member_id)
-            ).scalar()
-            if status == ACTIVE:
-                raise ConfigError(f"{member_id} is a member already; choose another id")
+            if not replaces:
+                _require_uninvited(connection, member_id, now)
+            withdraw_invitations(connection, member_id, now=now)
             connection.execute(
                 insert(invitations).values(
                     token_digest=token_digest.hex(),
                     member_id=member_id,
                     created_at=now,
                     expires_at=expires_at,
+                    role=role,
                 )
             )
 
@@ -198,8 +244,9 @@ class Registry:
             RejectedError: No such invitation, for another member, expired, or used.
         """
         with transaction(self._engine) as connection:
-            self._use_invitation(connection, token_digest, member_id, now)
+            role = self._use_invitation(connection, token_digest, member_id, now)
             row = {
+                "role": role,
                 "signing_key": signing_key.hex(),
                 "certificate_serial": f"{certificate_serial:x}",
                 "previous_serial": "",
@@ -225,8 +272,9 @@ class Registry:
 
     def _use_invitation(
         self, connection: Connection, token_digest: bytes, member_id: str, now: float
-    ) -> None:
-        _require_invitation(connection, token_digest, member_id, now)
+    ) -> str:
+        """Mark an invitation as used; return the role that it gives."""
+        role = _require_invitation(connection, token_digest, member_id, now)
         used = connection.execute(
             update(invitations)
             .where(invitations.c.token_digest == token_digest.hex())
@@ -235,20 +283,18 @@ class Registry:
         )
         if used.rowcount != 1:
             raise RejectedError("this invitation was used already: ask for a new one")
+        return role
 
     def member(self, member_id: str) -> Member | None:
         """Return a member, or None."""
         with transaction(self._engine) as connection:
-            row = connection.execute(
-                select(members).where(members.c.member_id == member_id)
-            ).one_or_none()
-        return None if row is None else Member(**row._mapping)  # noqa: SLF001 - public in SQLAlchemy
+            row = connection.execute(_ONE_MEMBER, {"wanted": member_id}).one_or_none()
+        return None if row is None else _member(row)
 
     def members(self) -> list[Member]:
         """Return all members, by id."""
         with transaction(self._engine) as connection:
-            rows = connection.execute(select(members).order_by(members.c.member_id)).all()
-        return [Member(**row._mapping) for row in rows]  # noqa: SLF001
+            return [_member(row) for row in connection.execute(_ALL_MEMBERS).all()]
 
     def renew(self, member_id: str, *, certificate_serial: int) -> None:
         """Record a member's new certificate; the one before it stays good until it expires."""
@@ -262,14 +308,25 @@ class Registry:
         """Record that a member was heard of."""
         self._update_member(member_id, last_seen_at=now)
 
-    def revoke(self, member_id: str) -> None:
-        """End a membership; in force at the member's next call.
+    def revoke(self, member_id: str, *, now: float) -> tuple[bool, int]:
+        """End a membership, in force at the next call, and withdraw open invitations to it.
+
+        Returns:
+            Whether there was one, and how many were withdrawn.
 
         Raises:
-            ConfigError: There is no such member.
+            ConfigError: Neither a member nor invited.
         """
-        if self._update_member(member_id, status=REVOKED) == 0:
-            raise ConfigError(f"{member_id} is not a member")
+        is_active = (members.c.member_id == member_id) & (members.c.status == ACTIVE)
+        with transaction(self._engine) as connection:
+            ended = connection.execute(update(members).where(is_active).values(status=REVOKED))
+            withdrawn = withdraw_invitations(connection, member_id, now=now)
+        if ended.rowcount == 0 and withdrawn == 0:
+            raise ConfigError(
+                f"{member_id} is not a member, and has no open invitation: "
+                "`tapestry coordinator members` and `invitations` list them"
+            )
+        return ended.rowcount > 0, withdrawn
 
     def _update_member(self, member_id: str, **values: Any) -> int:  # noqa: ANN401
         with transaction(self._engine) as connection:
@@ -575,6 +632,10 @@ class Registry:
         ]
 
 
+def _member(row: Row[Any]) -> Member:
+    return Member(**dict(zip(_MEMBER_FIELDS, row, strict=True)))
+
+
 def _policy_version(version: int, digest: str, body: str, at: float) -> PolicyVersion:
     policy = FederationPolicy.model_validate_json(body)
     if policy.digest != digest:
@@ -587,7 +648,7 @@ def _policy_version(version: int, digest: str, body: str, at: float) -> PolicyVe
 
 def _require_invitation(
     connection: Connection, token_digest: bytes, member_id: str, now: float
-) -> None:
+) -> str:
     row = connection.execute(
         select(invitations).where(invitations.c.token_digest == token_digest.hex())
     ).one_or_none()
@@ -595,8 +656,45 @@ def _require_invitation(
         raise RejectedError("the coordinator does not know this invitation: ask for a new one")
     if row.used_at is not None:
         raise RejectedError("this invitation was used already: ask for a new one")
+    if row.withdrawn_at is not None:
+        raise RejectedError("this invitation was withdrawn: ask for a new one")
     if now >= row.expires_at:
         raise RejectedError("this invitation has expired: ask for a new one")
+    return str(row.role)
+
+
+def _require_uninvited(connection: Connection, member_id: str, now: float) -> None:
+    status = connection.execute(
+        select(members.c.status).where(members.c.member_id == member_id)
+    ).scalar()
+    if status == ACTIVE:
+        raise ConfigError(
+            f"{member_id} is a member already: choose another id; or, if it has lost its folder "
+            "or its certificate has expired, invite it with --resend"
+        )
+    is_open = (invitations.c.member_id == member_id) & _is_open(now)
+    if connection.execute(select(invitations).where(is_open)).first() is not None:
+        raise ConfigError(
+            f"{member_id} has an open invitation: --resend withdraws it and makes a new one"
+        )
+
+
+def _is_open(now: float) -> ColumnElement[bool]:
+    return (
+        invitations.c.used_at.is_(None)
+        & invitations.c.withdrawn_at.is_(None)
+        & (invitations.c.expires_at > now)
+    )
+
+
+def withdraw_invitations(connection: Connection, member_id: str, *, now: float) -> int:
+    """End the open invitations of a member; return how many there were."""
+    result = connection.execute(
+        update(invitations)
+        .where((invitations.c.member_id == member_id) & _is_open(now))
+        .values(withdrawn_at=now)
+    )
+    return int(result.rowcount)
 
 
 def _insert_manifest(connection: Connection, number: int, digest: str, envelope: Envelope) -> None:
@@ -623,6 +721,7 @@ def _note_attendance(connection: Connection, attendance: Attendance) -> None:
         update(members)
         .where(~has_answered)
         .where(members.c.status == ACTIVE)
+        .where(members.c.role == CONTRIBUTOR)
         .where(members.c.joined_at <= attendance.opened_at)
         .values(missed_rounds=members.c.missed_rounds + 1)
     )

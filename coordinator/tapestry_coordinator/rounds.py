@@ -107,6 +107,8 @@ class Tick:
     """As configured now; taken up when a round opens."""
     inactive: tuple[str, ...] = ()
     """Those of the connected that are not waited for: they have missed too many rounds."""
+    is_paused: bool = False
+    """No round opens; one that is open goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -369,7 +371,7 @@ def _gather(state: RoundState, event: Tick, now: float) -> tuple[RoundState, lis
     Inactive members that are connected make a quorum like others, since they get the plan too; the
     others are not waited for if they are inactive.
     """
-    if len({*event.ready, *state.arrived}) < event.rules.quorum:
+    if event.is_paused or len({*event.ready, *state.arrived}) < event.rules.quorum:
         return replace(state, quorum_ready_at=None), []
     since = now if state.quorum_ready_at is None else state.quorum_ready_at
     active = set(event.ready) - set(event.inactive)
@@ -424,7 +426,7 @@ def _replan_if_overdue(
     """Plan a round again whose deadline passed without a quorum, once a quorum is here."""
     if state.phase is not Phase.OPEN or now < state.deadline:
         return state, effects
-    if len({*event.ready, *state.arrived}) >= event.rules.quorum:
+    if len({*event.ready, *state.arrived}) >= event.rules.quorum and not event.is_paused:
         return _open(state, event, now)
     waiting = replace(state, phase=Phase.WAITING, quorum_ready_at=None)
     return waiting, [Effect.ANNOUNCE_STATE]

@@ -22,6 +22,7 @@ from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
+from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
@@ -29,6 +30,7 @@ from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
+from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
@@ -40,7 +42,12 @@ from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Phase, folded
-from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
+from tapestry_coordinator.service import (
+    EnrolmentService,
+    RoundsService,
+    TransferService,
+    operator_of,
+)
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -54,6 +61,8 @@ _WORKERS = 1024
 _ENROLMENT_WORKERS = 64
 """More than one caller can take: nobody has shown a certificate there."""
 _STOP_SECONDS = 3.0
+_CERTIFICATE_DAYS = 398
+"""Made anew at every start; a process that runs longer has to be started again."""
 
 
 class CoordinatorServer:
@@ -107,6 +116,7 @@ class CoordinatorServer:
             home, self.settings, self._registry, self._key, clock=steady, calendar=clock
         )
         self._places = Places()
+        self._crowd = Crowd()
         self._stopping = threading.Event()
 
     def _make_up(self) -> None:
@@ -130,6 +140,7 @@ class CoordinatorServer:
             ConfigError: A port is in use.
         """
         reuse_large_blocks()
+        allow_files()
         servers = self._start_servers()
         if self._lease is None:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -144,6 +155,7 @@ class CoordinatorServer:
             with LiveFile(self.home.live, self._live_table):
                 while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
                     self._places.end_stalled()
+                    self._crowd.look(time.monotonic())
                     self._pass_time()
         finally:
             self._stopping.set()
@@ -162,6 +174,7 @@ class CoordinatorServer:
             here=self.desk.here(),
             rules=self.settings.rounds.rules(),
             refused=self._places.refused,
+            paused=self.desk.pause_reason,
             now=self._clock(),
         )
 
@@ -194,13 +207,13 @@ class CoordinatorServer:
     def _start_servers(self) -> list[grpc.Server]:
         key = load_tls_key(self.home.tls_key)
         network = self.settings.network
-        hosts = {_host(network.address), _host(network.enrolment_address)}
-        certificate = issue_server_certificate(
+        own = issue_server_certificate(
             self._authority,
             key.public_key(),
             federation=self.desk.genesis.origin.federation,
-            hosts=sorted(hosts),
+            hosts=sorted({_host(network.address), _host(network.enrolment_address)}),
             now=datetime.fromtimestamp(self._clock(), UTC),
+            lifetime_days=_CERTIFICATE_DAYS,
         )
         members = self._server(_WORKERS)
         enrolment = EnrolmentService(self.desk, self._authority)
@@ -211,6 +224,7 @@ class CoordinatorServer:
             self.desk, self._store, self._layout
         )
         add_transfer_service(transfer, transfer, members)
+        add_admin_service(lambda context: operator_of(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -219,8 +233,8 @@ class CoordinatorServer:
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
         pem = private_pem(key)
         root = self._authority.certificate_pem
-        _bind(members, network.listen, certificate, pem, root)
-        _bind(door, network.enrolment_listen, certificate, pem, None)
+        _bind(members, network.listen, own, pem, root)
+        _bind(door, network.enrolment_listen, own, pem, None)
         for server in (members, door):
             server.start()
         return [members, door]
@@ -334,10 +348,8 @@ def _host(address: str) -> str:
     return address.rsplit(":", 1)[0].strip("[]")
 
 
-def _bind(
-    server: grpc.Server, listen: str, certificate: bytes, key: bytes, root: bytes | None
-) -> None:
-    credentials = server_credentials(certificate_pem=certificate, key_pem=key, root_pem=root)
+def _bind(server: grpc.Server, listen: str, own: bytes, key: bytes, root: bytes | None) -> None:
+    credentials = server_credentials(certificate_pem=own, key_pem=key, root_pem=root)
     try:
         port = server.add_secure_port(listen, credentials)
     except RuntimeError:

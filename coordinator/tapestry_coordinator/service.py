@@ -39,25 +39,36 @@ from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals, require_floor
-from tapestry_coordinator.registry import ACTIVE, Member, StoredEvaluation
+from tapestry_coordinator.operating import Operator
+from tapestry_coordinator.registry import ACTIVE, CONTRIBUTOR, OPERATOR, Member, StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 
 ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
 
 _log = logging.getLogger(__name__)
 _MAX_TEXT = 500
+_refusals = Refusals()
 _LISTED = 100
 _MAX_ID = 2**62
 
 
 def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
-    """Return the member whose certificate opened this connection.
+    """Return the member whose certificate opened this connection; log it if that is none.
 
     Raises:
         UntrustedError: Not a member of this federation, or not any more.
     """
+    try:
+        return _identified(context, desk)
+    except UntrustedError as error:
+        _refusals.note(str(error), peer=context.peer())
+        raise
+
+
+def _identified(context: grpc.ServicerContext, desk: Desk) -> Member:
     pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
     certificate = read_member_certificate(bytes(pem), federation=desk.genesis.origin.federation)
     member = desk.registry.member(certificate.member_id)
@@ -79,6 +90,19 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
             "for a new invitation"
         )
     return member
+
+
+def require_contributor(member: Member) -> None:
+    """Refuse what only members that train may do.
+
+    Raises:
+        UntrustedError: The member observes.
+    """
+    if member.role != CONTRIBUTOR:
+        raise UntrustedError(
+            f"{member.member_id} is in this federation as {member.role}, and does not contribute: "
+            "the coordinator's operator can invite it anew as contributor"
+        )
 
 
 class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
@@ -142,6 +166,21 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             now=datetime.fromtimestamp(now, UTC),
             lifetime_days=self._desk.settings.membership.certificate_days,
         )
+
+
+def operator_of(context: grpc.ServicerContext, desk: Desk) -> Operator:
+    """Return what an operator acts through.
+
+    Raises:
+        UntrustedError: The caller is a member without that role, or none.
+    """
+    member = identify(context, desk)
+    if member.role != OPERATOR:
+        raise UntrustedError(
+            f"{member.member_id} is in this federation as {member.role}: only an operator may do "
+            "this"
+        )
+    return Operator(desk.home, desk.registry, who=member.member_id, clock=desk.calendar)
 
 
 class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
@@ -319,7 +358,9 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
     ) -> transfer_pb2.OpenUploadResponse:
         """Say which fragments are missing, or return the receipt."""
         with status_from_errors(context):
-            member_id = identify(context, self._desk).member_id
+            member = identify(context, self._desk)
+            require_contributor(member)
+            member_id = member.member_id
             base = digest_value(request.base_digest, what="base_digest")
             with self._store.turn(member_id):
                 receipt = self._desk.receipt(member_id, round_number=request.round)
@@ -360,6 +401,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         """Take a complete, signed contribution into the round."""
         with status_from_errors(context):
             member = identify(context, self._desk)
+            require_contributor(member)
             envelope = envelope_value(request.contribution)
             contribution = Contribution.opened(
                 envelope,

@@ -7,7 +7,7 @@ from typing import Any
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import ACTIVE, Member, Registry
-from tapestry_coordinator.rounds import Phase, RoundState, tick
+from tapestry_coordinator.rounds import Phase, folded
 
 INACTIVE = "inactive"
 
@@ -15,11 +15,14 @@ INACTIVE = "inactive"
 def status_of(home: CoordinatorHome) -> dict[str, Any]:
     """Return the round, the newest checkpoint, and what members measured of it."""
     with closing(Registry(database_url(home))) as registry:
-        newest = registry.newest_round() or 0
-        state = RoundState(number=newest + 1)
-        for at, event in registry.round_events(state.number):
-            state, _effects = tick(state, event, now=at)
-        measured = [e for e in registry.evaluations() if e.round == newest]
+        return status_table(home, registry)
+
+
+def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
+    """Return the same from a registry that is open."""
+    newest = registry.newest_round() or 0
+    state = folded(newest + 1, registry.round_events(newest + 1))
+    measured = [e for e in registry.evaluations() if e.round == newest]
     genesis, total = home.load_genesis(), home.load_settings().rounds.total
     phase = Phase.FINISHED if 0 < total <= newest else state.phase
     return {

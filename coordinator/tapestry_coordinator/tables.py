@@ -22,6 +22,7 @@ members = Table(
     Column("last_seen_at", Float(53), nullable=False),
     Column("missed_rounds", Integer, nullable=False, server_default="0"),
     Column("tokens_per_second", Float(53), nullable=False, server_default="0"),
+    Column("role", String(16), nullable=False, server_default="contributor"),
 )
 
 policies = Table(
@@ -41,6 +42,19 @@ invitations = Table(
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", Float(53), nullable=False),
     Column("used_at", Float(53), nullable=True),
+    Column("role", String(16), nullable=False, server_default="contributor"),
+    Column("withdrawn_at", Float(53), nullable=True),
+)
+
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("at", Float(53), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("what", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("actions_by_what", "what", "id"),
 )
 
 plans = Table(

@@ -108,14 +108,23 @@ def _verify_card(folder: Path, lineage: Lineage) -> Card:
         if card.manifest != lineage.newest_digest:
             raise UntrustedError(f"{folder / CARD_FILE}: the card of another checkpoint")
         try:
-            for entry in card.files:
-                _verify_file(folder, entry, [e for e in card.replaced if e.name == entry.name])
+            require_card_files(folder, card)
             _refuse_unlisted(folder, lineage.newest, card)
         except UntrustedError:
             if read_envelope(folder / CARD_FILE, what="card") == envelope:
                 raise
         else:
             return card
+
+
+def require_card_files(folder: Path, card: Card) -> None:
+    """Refuse files in `folder` that are neither the card's nor those that it replaces.
+
+    Raises:
+        UntrustedError: With the first such file.
+    """
+    for entry in card.files:
+        _verify_file(folder, entry, [e for e in card.replaced if e.name == entry.name])
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest, card: Card) -> None:

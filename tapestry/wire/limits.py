@@ -22,6 +22,12 @@ STALL_SECONDS = 120.0
 """A call is ended whose other side sends or takes no message for so long: 1 MiB at 70 kbit/s."""
 CALLS_OF_ONE = 12
 """Calls of one member at once: it listens, sends `UPLOADS_IN_FLIGHT` fragments, and has spare."""
+MOST_CONNECTIONS = 1024
+"""At once to one port; one more is closed before a byte of it is read. A member has one.
+
+Without it, ten thousand strangers that say nothing took 210 MB and as many files, which are an
+operating system's scarcer good. A stranger keeps its place for the time of a handshake.
+"""
 WINDOW_BYTES = 8 * MEBIBYTE
 """What one stream may send ahead of its reader: 8 MiB fill 600 Mbit/s at a round trip of 100 ms."""
 
@@ -46,8 +52,13 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 32),
+    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
+    # Every call looks its caller up; but only a handshake asks for a certificate that is still
+    # valid. Calls that are under way have ten minutes, as long as a fragment may take.
+    ("grpc.max_connection_age_ms", 12 * 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
     # A node that fetches says little: one window update for 4 MiB. So the coordinator, which has
     # its heartbeats, asks only where nothing came for long: 4 MiB in 20 minutes are 28 kbit/s.
     ("grpc.keepalive_time_ms", 1_200_000),

@@ -78,20 +78,38 @@ def _error_of(error: grpc.RpcError, address: str) -> TapestryError:
     family = _BY_REASON.get(str(metadata.get(_REASON_KEY)))
     if family is not None:
         return family(details)
-    lowered = details.lower()
-    if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
+    failed = _handshake_error(details.lower(), address)
+    if failed is not None:
+        return failed
+    if code in _TRANSIENT:
+        return UnavailableError(f"{address} does not answer: {_short(details)}")
+    return RejectedError(f"{address} refused the call ({code.name.lower()}): {_short(details)}")
+
+
+def _handshake_error(details: str, address: str) -> TapestryError | None:
+    """Return why TLS failed, by gRPC's words in lower case; None if it did not."""
+    if "certificate is not yet valid" in details or "certificate has expired" in details:
+        return UnavailableError(
+            f"{address} shows a certificate that by this machine's clock is not valid now: compare "
+            "the clocks of both machines, and mend the one that is wrong"
+        )
+    if "certificate_verify_failed" in details or "certificate verify failed" in details:
         return UntrustedError(
             f"{address} is not the coordinator of this federation: its certificate is not issued "
             "by the root in the invitation; compare the fingerprint with whoever invited you"
         )
-    if "alert" in lowered and "ssl" in lowered:
+    if "alert" in details and "ssl" in details:
         return UntrustedError(
             f"{address} does not accept this node's certificate: it may have expired; ask the "
             "coordinator's operator for a new invitation"
         )
-    if code in _TRANSIENT:
-        return UnavailableError(f"{address} does not answer: {_short(details)}")
-    return RejectedError(f"{address} refused the call ({code.name.lower()}): {_short(details)}")
+    if "failed to connect" in details and "socket closed" in details:
+        return UnavailableError(
+            f"{address} hangs up before anything is said: it has too many connections now, or does "
+            "not take this certificate: it may have expired or be of another federation, or one of "
+            "the two clocks may be wrong"
+        )
+    return None
 
 
 def _short(details: str) -> str:

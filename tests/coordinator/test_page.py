@@ -189,7 +189,7 @@ def small(tmp_path: Path) -> Small:
 
 @pytest.fixture
 def registry(small: Small) -> Iterator[Registry]:
-    registry = Registry(database_url(small.home.folder))
+    registry = Registry(database_url(small.home))
     yield registry
     registry.close()
 
@@ -197,7 +197,7 @@ def registry(small: Small) -> Iterator[Registry]:
 @pytest.fixture
 def history(small: Small, registry: Registry) -> Iterator[History]:
     assert registry.newest_round() == 0
-    engine = open_to_read(database_url(small.home.folder))
+    engine = open_to_read(database_url(small.home))
     yield History(engine)
     engine.dispose()
 
@@ -299,7 +299,7 @@ def test_the_mean_of_a_language_is_by_bytes() -> None:
 
 def test_the_page_cannot_write(small: Small, registry: Registry) -> None:
     assert registry.newest_round() == 0
-    engine = open_to_read(database_url(small.home.folder))
+    engine = open_to_read(database_url(small.home))
     row = {
         "member_id": "x", "signing_key": "", "certificate_serial": "", "previous_serial": "",
         "status": "active", "joined_at": 0.0, "last_seen_at": 0.0,

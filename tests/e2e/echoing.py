@@ -48,7 +48,7 @@ def enrolled(small: Small, folder: Path, member_id: str) -> NodeHome:
         member_id=member_id,
         now=datetime.fromtimestamp(now, UTC),
     )
-    with closing(Registry(database_url(home.folder))) as registry:
+    with closing(Registry(database_url(home))) as registry:
         token = member_id.encode().ljust(32)
         registry.add_invitation(token, member_id=member_id, now=now, expires_at=now + 60)
         registry.enrol(

@@ -108,7 +108,7 @@ class Federation:
 
     @property
     def lineage(self) -> list[Envelope]:
-        with closing(Registry(database_url(self.home.folder))) as registry:
+        with closing(Registry(database_url(self.home))) as registry:
             return registry.lineage()
 
 
@@ -143,7 +143,7 @@ def test_a_coordinator_killed_at_every_moment_reaches_the_checkpoints_of_one_tha
         assert member.trained == dict.fromkeys(range(1, ROUNDS + 1), 1), "nothing is trained twice"
     assert list(map(substance, dying.lineage)) == list(map(substance, calm.lineage))
     _require_every_receipt_honoured(dying)
-    with closing(Registry(database_url(dying.home.folder))) as registry:
+    with closing(Registry(database_url(dying.home))) as registry:
         again = recomputed(dying.home, registry, tmp_path / "again")
     assert [e.payload for e in again] == [e.payload for e in dying.lineage], "to the bit"
     newest = verify_checkpoint(dying.home.checkpoint(ROUNDS))

@@ -35,6 +35,7 @@ from tapestry.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from tapestry.wire.admin import add_admin_service
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import open_channel, server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
@@ -44,8 +45,13 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, plan_of
-from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.service import EnrolmentService, RoundsService, TransferService
+from tapestry_coordinator.registry import CONTRIBUTOR, Registry
+from tapestry_coordinator.service import (
+    EnrolmentService,
+    RoundsService,
+    TransferService,
+    operator_of,
+)
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import Small, declare, encode, signing_key
 
@@ -99,6 +105,7 @@ class Coordinator:
         )
         transfer: Any = TransferService(self.desk, self.store, small.layout)
         add_transfer_service(transfer, transfer, members)
+        add_admin_service(lambda context: operator_of(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         door, self.door = self._listen(certificate, private_pem(key), None)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
@@ -141,14 +148,14 @@ class Coordinator:
 
     # Members
 
-    def invite(self, member_id: str) -> Invitation:
-        return make_invitation(self.home, member_id, now=self.clock.now)
+    def invite(self, member_id: str, *, role: str = CONTRIBUTOR) -> Invitation:
+        return make_invitation(self.home, member_id, now=self.clock.now, role=role)
 
-    def join(self, member_id: str) -> "Member":
+    def join(self, member_id: str, *, role: str = CONTRIBUTOR) -> "Member":
         """Enrol a member through the door."""
-        member = Member(self, member_id)
+        member, invitation = Member(self, member_id), self.invite(member_id, role=role)
         with member.knocking() as stub:
-            response = stub.Enrol(member.enrolment(self.invite(member_id)), timeout=CALL_SECONDS)
+            response = stub.Enrol(member.enrolment(invitation), timeout=CALL_SECONDS)
         member.certificate = response.certificate
         return member
 
@@ -169,7 +176,7 @@ class Coordinator:
     def revoke(self, member_id: str) -> None:
         """As the command does it: another process writes to the same database."""
         registry = Registry(database_url(self.home))
-        registry.revoke(member_id)
+        registry.revoke(member_id, now=self.clock.now)
         registry.close()
 
     # Rounds

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -28,7 +29,10 @@ from tapestry.identity.keys import load_tls_key, private_pem, public_bytes
 from tapestry.params.fragments import fragment_digest, fragments_root, unpack_missing
 from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc, rounds_pb2, transfer_pb2
 from tapestry.v1.rounds_pb2_grpc import RoundsServiceStub
-from tapestry.wire.channels import open_channel, server_credentials
+from tapestry.wire.channels import (
+    open_channel,
+    server_credentials,
+)
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
@@ -209,8 +213,47 @@ def test_an_expired_certificate_does_not_get_through(coordinator: Coordinator) -
     # TLS hangs up without a word; the node's daemon looks at its own certificate first.
     coordinator.join("a")
     late = coordinator.issue("a", age_days=60)  # of 7
-    with late.connected() as line, refused("does not answer", UnavailableError):
+    with late.connected() as line, refused(r"hangs up .* the two clocks", UnavailableError):
         line.describe()
+
+
+def test_a_certificate_that_is_not_valid_yet_does_not_get_through(
+    coordinator: Coordinator,
+) -> None:
+    coordinator.join("a")
+    early = coordinator.issue("a", age_days=-2)  # made where the clock is two days ahead
+    with early.connected() as line, refused(r"hangs up .* the two clocks", UnavailableError):
+        line.describe()
+
+
+@pytest.mark.parametrize("days", [-200, 2])
+def test_a_coordinator_whose_clock_is_wrong_is_told_from_a_false_one(
+    coordinator: Coordinator, days: int
+) -> None:
+    started = datetime.now(UTC) + timedelta(days=days)
+    with (
+        serving_alone(coordinator, lambda: started) as address,
+        coordinator.join("a").connected(address=address) as line,
+        refused("by this machine's clock is not valid now: compare the clocks", UnavailableError),
+    ):
+        line.describe()
+
+
+@contextmanager
+def serving_alone(coordinator: Coordinator, clock: Callable[[], datetime]) -> Iterator[str]:
+    """A listening port with the coordinator's own certificate by that clock, and no service."""
+    key = load_tls_key(coordinator.home.tls_key)
+    certificate = issue_server_certificate(
+        coordinator.authority, key.public_key(), federation="loom", hosts=[], now=clock()
+    )
+    server = grpc.server(ThreadPoolExecutor(1))
+    credentials = server_credentials(
+        certificate_pem=certificate, key_pem=private_pem(key), root_pem=coordinator.root_pem
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
 
 
 def test_a_coordinator_of_another_federation_is_not_believed(coordinator: Coordinator) -> None:
