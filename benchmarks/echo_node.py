@@ -118,7 +118,7 @@ class EchoNode:
         manifest = Manifest.opened(envelope, public_key=key, what="manifest")
         target = self.home.checkpoint(manifest.round)
         if not target.is_dir():
-            self.home.fetch(self.client.fetcher, manifest, envelope)
+            self.home.fetch(self.client.fetcher, manifest, envelope, target=target)
             self.home.prune(contributed=0, newest=manifest.round)
         return target
 

@@ -45,6 +45,8 @@ OPTIONS = {
     "coordinator resume": ["--dir", "--as", "--json"],
     "coordinator backup": ["FILE", "--dir", "--json"],
     "coordinator restore": ["FILE", "FOLDER"],
+    "coordinator page": ["FOLDER", "--database", "--json-log"],
+    "coordinator page-password": ["--dir", "--remove"],
     "coordinator annotate": ["NUMBER", "--notes", "--image", "--dir"],
     "coordinator revoke": ["MEMBER", "--dir", "--as", "--json"],
     "checkpoint": ["verify", "show", "list", "pull"],

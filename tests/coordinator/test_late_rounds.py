@@ -123,7 +123,7 @@ def test_a_published_round_is_missed_by_who_was_a_member_and_did_not_answer(
         token = name.encode()
         registry.add_invitation(token, member_id=name, now=0.0, expires_at=99.0)
         registry.enrol(token, member_id=name, signing_key=b"k", certificate_serial=1, now=joined)
-    registry.revoke("gone")
+    registry.revoke("gone", now=30.0)
     for number in (1, 2):
         attendance = Attendance(answered=["a"], opened_at=10.0)
         registry.record_event(number, Published(manifest="0" * 64), now=30.0, attendance=attendance)

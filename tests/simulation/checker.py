@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tapestry.checkpoints.manifest import Manifest, verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import TapestryError, UntrustedError
-from tapestry.identity.envelopes import Envelope
+from tapestry.identity.envelopes import Envelope, from_json
 from tapestry_coordinator.rounds import Phase, RoundState, event_from_json, tick
 from tests.coordinator.recomputing import substance
 from tests.simulation.history import History
@@ -93,8 +93,8 @@ def receipts_honoured(history: History) -> Iterator[Violation]:
 
 def lies_refused(history: History) -> Iterator[Violation]:
     """What must not be taken was not taken."""
-    for number, member_id, digest, *_rest in history.records.contributions:
-        if digest in history.lies:
+    for number, member_id, _digest, envelope, _receipt in history.records.contributions:
+        if from_json(str(envelope).encode(), what="contribution").signature.hex() in history.lies:
             yield Violation("I1", f"a lie of {member_id} was taken into round {number}")
 
 

@@ -61,6 +61,9 @@ class Context:
     def auth_context(self) -> dict[str, list[bytes]]:
         return {"x509_pem_cert": [self._certificate]}
 
+    def peer(self) -> str:
+        return "simulated"
+
     def set_trailing_metadata(self, metadata: Any) -> None:
         self._metadata = metadata
 

@@ -99,7 +99,8 @@ class History:
     acknowledged: list[Acknowledged] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     lies: set[str] = field(default_factory=set)
-    """Digests of contributions that must never be taken."""
+    """Signatures, in hex, of contributions that must never be taken: what one key may not sign,
+    another may."""
     outages: list[Outage] = field(default_factory=list)
     logs: list[tuple[Row, ...]] = field(default_factory=list)
     """The events at every crash and at the end."""

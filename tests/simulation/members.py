@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tapestry.checkpoints.statements import RoundPlan, payload_digest
-from tapestry.errors import RejectedError, TapestryError, UntrustedError
+from tapestry.checkpoints.statements import RoundPlan
+from tapestry.errors import TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import Float32Array
 from tapestry.params.fragments import fragment_digest, fragments_root, unpack_missing
@@ -199,7 +199,7 @@ class Member:
         name = "nobody" if lie == "somebody else" else self.member_id
         envelope = declare(plan, name, root=root, fragments=len(fragments), **values)
         if lie and lie != "twice":
-            self.history.lies.add(payload_digest(envelope))
+            self.history.lies.add(envelope.signature.hex())
         return Spooled(plan, envelope, fragments)
 
     # Handing in
@@ -220,7 +220,7 @@ class Member:
     def not_sent(self, number: int, call: str, error: TapestryError) -> None:
         """Try again later if that can help."""
         life = self.life
-        if isinstance(error, (RejectedError, UntrustedError)):
+        if not isinstance(error, UnavailableError):
             self._sending.discard(number)
             self._refused(call, error)
             return
@@ -323,7 +323,7 @@ class _Sending:
         other = declare(
             plan, member.member_id, root=fragments_root([fragment_digest(b"2")]), fragments=1
         )
-        member.history.lies.add(payload_digest(other))
+        member.history.lies.add(other.signature.hex())
         request = transfer_pb2.CommitRequest(contribution=envelope_message(other))
         certificate = member.certificate
         member.network.call(

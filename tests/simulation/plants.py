@@ -81,7 +81,8 @@ class Remembering(Registry):
         if name in _READS:
             return partial(self._remembered, name, found)
         if name in _WRITES:
-            self._answers[_WRITES[name]].clear()
+            for changed in _WRITES[name]:
+                self._answers[changed].clear()
         return found
 
     def _remembered(self, name: str, read: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -100,12 +101,12 @@ _READS = {
     "newest_policy": "policies",
 }
 _WRITES = {
-    "record_event": "rounds",
-    "enrol": "members",
-    "renew": "members",
-    "revoke": "members",
-    "seen": "members",
-    "adopt_policy": "policies",
+    "record_event": ("rounds", "members"),
+    "enrol": ("members",),
+    "renew": ("members",),
+    "revoke": ("members",),
+    "seen": ("members",),
+    "adopt_policy": ("policies",),
 }
 """What a method reads or changes."""
 
@@ -269,6 +270,9 @@ class ModelStore:
         if key in self._open or key not in self._disk.whole:
             return None
         return fragments_root(list(self._disk.whole[key])), 1.0
+
+    def secure(self, number: int, member_id: str, *, root: str) -> None:
+        """There is no store of blobs."""
 
     def close(self) -> None:
         self._open.clear()

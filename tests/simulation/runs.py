@@ -148,6 +148,6 @@ def _plan_operations(run: Run) -> None:
             run.operations.append((world.between(0.0, until), die))
         if len(run.members) > 2 and member is run.members[-1] and world.chance(0.4):
             at = world.between(0.0, until * 0.6)
-            revoke = partial(run.plant.registry.revoke, member.member_id)
+            revoke = partial(run.plant.registry.revoke, member.member_id, now=at)
             run.operations.append((at, revoke))
             run.operations.append((at + world.between(1.0, until * 0.4), member.come_back))

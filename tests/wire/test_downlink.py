@@ -54,7 +54,8 @@ def fetched(coordinator: Coordinator, fetcher: Fetcher, node: NodeHome, number: 
     theirs = coordinator.home.checkpoint(number)
     envelope = read_envelope(theirs / MANIFEST_FILE, what="manifest")
     manifest = Manifest.parsed(envelope.payload, what="manifest")
-    came = node.fetch(fetcher, manifest, envelope)
+    target = node.checkpoint(manifest.round)
+    came = node.fetch(fetcher, manifest, envelope, target=target)
     ours = node.checkpoint(number)
     for entry in manifest.files:
         assert (ours / entry.name).read_bytes() == (theirs / entry.name).read_bytes(), entry.name
