@@ -165,6 +165,11 @@ class History:
         with self._lock:
             return self._measured.means()
 
+    def gain(self) -> float | None:
+        """Return by how much the newest checkpoint is better, for those who measured both."""
+        with self._lock:
+            return self._measured.gain()
+
     def spoken(self) -> dict[str, str]:
         """What each member called its text last."""
         with self._lock:

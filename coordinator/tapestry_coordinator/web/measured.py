@@ -87,6 +87,19 @@ class Measured:
         """Return bits per byte by round, the mean over all members."""
         return {n: total / number for n, (total, number) in self._means.items() if number}
 
+    def gain(self) -> float | None:
+        """Return by how much the newest checkpoint is better than the one before, in bits per byte.
+
+        The mean over those who measured both; None if nobody did.
+        """
+        newest = max((number for number, _member in self._values), default=0)
+        gains = [
+            self._values[newest - 1, member][1] - value[1]
+            for (number, member), value in self._values.items()
+            if number == newest and (newest - 1, member) in self._values
+        ]
+        return sum(gains) / len(gains) if gains else None
+
     def worse(self) -> dict[int, list[tuple[str, str, float]]]:
         """Return, by round, whose text it does worse on than the one before: language, how much."""
         found: dict[int, list[tuple[str, str, float]]] = defaultdict(list)

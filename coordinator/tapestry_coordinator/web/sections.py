@@ -59,7 +59,11 @@ def tiles(
         ("Connected", f"{connected} of {active}", "members"),
         ("Training speed", speed, "tokens a second, all together"),
         ("Received", received, "in this round"),
-        ("Checkpoint", "\u2013" if newest is None else str(newest.number), _quality(means)),
+        (
+            "Checkpoint",
+            "\u2013" if newest is None else str(newest.number),
+            _quality(means, history.gain()),
+        ),
     ]
 
 
@@ -73,15 +77,12 @@ def _sums(live: Mapping[str, Any] | None) -> tuple[str, str, str]:
     return str(sum(m["connected"] for m in members)), count(speed), in_bytes(received)
 
 
-def _quality(means: Mapping[int, float]) -> str:
+def _quality(means: Mapping[int, float], gain: float | None) -> str:
     """The newest measurement in words."""
     if not means:
         return "not measured yet"
-    rounds = sorted(means)
-    now = means[rounds[-1]]
-    text = f"{now:.3f} bits per byte"
-    if len(rounds) > 1:
-        gain = means[rounds[-2]] - now
+    text = f"{means[max(means)]:.3f} bits per byte"
+    if gain is not None:
         text += f", {abs(gain):.3f} {'better' if gain >= 0 else 'worse'} than before"
     return text
 
