@@ -284,14 +284,14 @@ class FragmentStore:
             OSError: The disk is full.
         """
         key = (round_number, member_id)
+        if self._has(key, root):  # without a turn: nobody's call may keep a round waiting
+            return
+        if self._blobs is None:
+            raise UnavailableError(
+                f"{self._path(key, 'contribution')}: this contribution is recorded and not "
+                "here; restore it from a backup, or copy it from the coordinator that took it"
+            )
         with self.turn(member_id):
-            if self._has(key, root):
-                return
-            if self._blobs is None:
-                raise UnavailableError(
-                    f"{self._path(key, 'contribution')}: this contribution is recorded and not "
-                    "here; restore it from a backup, or copy it from the coordinator that took it"
-                )
             _log.info("round %d: fetching the contribution of %s", *key)
             blob = _blob(round_number, member_id, root)
             self._announcements.pop(key, None)

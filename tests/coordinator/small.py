@@ -42,6 +42,7 @@ from tapestry_coordinator.settings import (
     RoundsSettings,
 )
 from tapestry_coordinator.uploads import FragmentStore
+from tapestry_coordinator.web.settings import PageSettings
 
 FOUNDED_AT = 1_750_000_000.0
 STEPS, SEQUENCES, SEQUENCE_TOKENS = 10, 1, 8
@@ -243,6 +244,7 @@ def settings_for(_inner: InnerTable) -> CoordinatorSettings:
     """Settings whose every inner step sees eight tokens."""
     return CoordinatorSettings(
         network=NetworkSettings(address="localhost:7443", enrolment_address="localhost:7444"),
+        page=PageSettings(enabled=False),
         inner=InnerTable(
             steps=STEPS,
             sequences=SEQUENCES,
