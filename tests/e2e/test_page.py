@@ -249,7 +249,7 @@ def test_programs_are_told_numbers_and_health(watched: Watched) -> None:
     assert families["tapestry_up"].samples[0].value == 1
     assert families["tapestry_members_connected"].samples[0].value == 0
     phases = {s.labels["phase"]: s.value for s in families["tapestry_phase"].samples}
-    assert phases == {"waiting": 1, "open": 0, "aggregating": 0, "finished": 0}
+    assert phases == {phase.value: int(phase is Phase.WAITING) for phase in Phase}
     assert {"tapestry_round", "tapestry_refused_calls", "tapestry_received_bytes"} <= set(families)
 
 
