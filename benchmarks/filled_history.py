@@ -135,6 +135,7 @@ class History:
                 "envelope": text,
                 "receipt": text,
                 "norm": 1.0,
+                "used_round": number,
             }
             yield row, digest
 
