@@ -140,10 +140,7 @@ class Aggregator:
         path = self.home.checkpoint(plan.round - 1) / MODEL_FILE
         vector = open_vector_file(path)
         count = vector.layout.fragments
-        declared = [
-            Contribution.parsed(one.envelope.payload, what=f"contribution of {one.member_id}")
-            for one in stored
-        ]
+        declared = [one.declared for one in stored]
         rule = self.policy.aggregation.aggregation_rule()
         counted = [
             pair

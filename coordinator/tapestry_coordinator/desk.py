@@ -434,7 +434,7 @@ class Desk:
                 return
             plan, _digest = plan_of(self.registry, self.state)
             found = dissents(
-                self.registry.evaluations(),
+                self.registry.evaluations(since=evaluation.round - 1),
                 round_number=evaluation.round,
                 max_worse=self.registry.policy(plan.policy).no_harm.max_worse,
             )

@@ -127,10 +127,7 @@ class Planner:
 
     def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
         """Add up the statistics that every contribution of a round has, and of one length."""
-        parts = [
-            Contribution.parsed(stored.envelope.payload, what="contribution").statistics
-            for stored in self._registry.contributions(number)
-        ]
+        parts = [stored.declared.statistics for stored in self._registry.contributions(number)]
         sums: dict[str, tuple[float, ...]] = {}
         for name in sorted(parts[0]) if parts else ():
             columns = [part.get(name, ()) for part in parts]

@@ -10,6 +10,7 @@ import typer
 
 from tapestry.errors import ConfigError
 from tapestry_coordinator.home import CoordinatorHome, find_home
+from tapestry_coordinator.operator_commands import Dir, Json
 
 if TYPE_CHECKING:
     from tapestry_coordinator.registry import PolicyVersion, Registry
@@ -18,11 +19,6 @@ app = typer.Typer(
     help="Show, check and change what the federation has agreed upon.", no_args_is_help=True
 )
 
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The coordinator's folder; default: below your data directory."),
-]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Now = time.time  # noqa: TID251 - the edge that owns the clock
 
 

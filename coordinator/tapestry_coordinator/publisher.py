@@ -33,7 +33,7 @@ from tapestry.checkpoints.manifest import (
     RoundRecord,
 )
 from tapestry.checkpoints.policy import FederationPolicy
-from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
+from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
@@ -209,8 +209,7 @@ class Publisher:
     def _bring(self, contributions: Sequence[StoredContribution]) -> None:
         """Have the contributions here that another coordinator may have taken."""
         for stored in contributions:
-            declared = Contribution.parsed(stored.envelope.payload, what="contribution")
-            self.store.bring(stored.round, stored.member_id, root=declared.root)
+            self.store.bring(stored.round, stored.member_id, root=stored.declared.root)
 
     def _finish(self, manifest: Manifest, closed: ClosedRound, folder: Path) -> Envelope:
         """Sign the manifest, and write what stands beside the model."""
@@ -274,10 +273,7 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
 def _reverted(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:
     """Return the manifest of a round that left the consensus as it was."""
     plan, before = closed.plan, base.made
-    declared = [
-        (one, Contribution.parsed(one.envelope.payload, what=f"contribution of {one.member_id}"))
-        for one in closed.contributions
-    ]
+    declared = [(one, one.declared) for one in closed.contributions]
     participation = tuple(
         Participation(
             member_id=one.member_id,

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry_coordinator import failpoints, rounds
@@ -95,6 +96,12 @@ class StoredContribution:
     norm: float
     staleness: int = 0
     """By how many rounds it was late."""
+
+    @property
+    def declared(self) -> Contribution:
+        """What its member signed."""
+        what = f"contribution of {self.member_id}"
+        return Contribution.parsed(self.envelope.payload, what=what)
 
     @property
     def used_round(self) -> int:
@@ -614,11 +621,13 @@ class Registry:
                     )
                 )
 
-    def evaluations(self) -> list[StoredEvaluation]:
-        """Return all evaluations by round and member."""
+    def evaluations(self, *, since: int = 0) -> list[StoredEvaluation]:
+        """Return the evaluations of checkpoint `since` and later ones, by round and member."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
-                select(evaluations).order_by(evaluations.c.round, evaluations.c.member_id)
+                select(evaluations)
+                .where(evaluations.c.round >= since)
+                .order_by(evaluations.c.round, evaluations.c.member_id)
             ).all()
         return [
             StoredEvaluation(

@@ -22,7 +22,7 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
     """Return the same from a registry that is open."""
     newest = registry.newest_round() or 0
     state = folded(newest + 1, registry.round_events(newest + 1))
-    measured = [e for e in registry.evaluations() if e.round == newest]
+    measured = registry.evaluations(since=newest)
     genesis, total = home.load_genesis(), home.load_settings().rounds.total
     phase = Phase.FINISHED if 0 < total <= newest else state.phase
     return {

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import select
 
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.statements import Contribution
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.params.codecs import codec_named
 from tapestry.params.layout import ParameterLayout
@@ -163,7 +162,7 @@ def _received_bytes(registry: Registry, layout: ParameterLayout, number: int) ->
     sizes: dict[str, int] = {}
     total = 0
     for stored in registry.contributions(number):
-        name = Contribution.parsed(stored.envelope.payload, what="contribution").codec
+        name = stored.declared.codec
         if name not in sizes:
             bounds = [layout.bounds(index) for index in range(layout.fragments)]
             encoded = codec_named(name).encoded_bytes
