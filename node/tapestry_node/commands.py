@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_node import audit_commands
 
 if TYPE_CHECKING:
     from tapestry_node.client import NodeClient
@@ -42,6 +42,7 @@ Data = Annotated[
     ),
 ]
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
+audit_commands.register(app)
 
 
 @app.command()
@@ -240,51 +241,6 @@ def _user() -> str:
 
 
 @app.command()
-def audit(
-    folder: Folder = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="A head that an earlier audit printed: proves that nothing is cut off."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Prove that the record of what left is whole, and add it up by call.
-
-    Note the head that it prints: given to a later audit, it shows that the ledger only grew.
-    """
-    from tapestry.wire.egress import ledger_head, read_ledger  # noqa: PLC0415
-    from tapestry_node.home import require_node  # noqa: PLC0415
-
-    home = require_node(folder or default_home("node"))
-    if head is not None and len(head) != 64:
-        raise ConfigError(f"--head {head}: a head has 64 digits, as an audit prints it")
-    if not home.egress.is_file():
-        raise ConfigError(f"{home.egress}: nothing has left this node yet")
-    requests: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for departure in read_ledger(home.egress, head=head):
-        call = departure.call.rsplit(".", 1)[-1]
-        requests[call] += 1
-        sizes[call] += departure.bytes
-    table = {
-        "ledger": str(home.egress),
-        "chain": "whole",
-        "head": ledger_head(home.egress),
-        "requests": sum(requests.values()),
-        "bytes": sum(sizes.values()),
-        "by_call": {c: {"requests": requests[c], "bytes": sizes[c]} for c in sorted(requests)},
-    }
-    if as_json:
-        typer.echo(json.dumps(table, indent=1))
-        return
-    typer.echo(f"the chain of {home.egress} is whole: {table['requests']:,} requests, "
-               f"{table['bytes']:,} bytes of messages")  # fmt: skip
-    typer.echo(f"head {table['head']}")
-    for call in sorted(requests):
-        typer.echo(f"  {call:<36} {requests[call]:>8,} requests {sizes[call]:>16,} bytes")
-
-
-@app.command()
 def finish(
     out: Annotated[Path, typer.Argument(help="New folder for the finished model.")],
     folder: Dir = None,
@@ -313,13 +269,18 @@ def finish(
 def _client(folder: Path | None) -> "Iterator[NodeClient]":
     """Connect as this node; the daemon may run meanwhile."""
     from tapestry.wire.egress import EgressLedger  # noqa: PLC0415
+    from tapestry.wire.kernel import counted  # noqa: PLC0415
     from tapestry_node.client import NodeClient  # noqa: PLC0415 - imports grpc
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
     membership = home.identity.load()
     ledger = EgressLedger(home.egress, to=membership.address, clock=_clock)
-    with closing(ledger), closing(NodeClient(membership, home.identity, ledger)) as client:
+    with (
+        closing(ledger),
+        closing(NodeClient(membership, home.identity, ledger)) as client,
+        counted(ledger, clock=_clock),
+    ):
         yield client
 
 

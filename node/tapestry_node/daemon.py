@@ -17,15 +17,17 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
-from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.identity.envelopes import Envelope
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import write_atomic
 from tapestry.wire.egress import BLOCKED, EgressLedger
+from tapestry.wire.kernel import KernelCount
 from tapestry_node.approving import decision_on
+from tapestry_node.canaries import planted_text
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.consensus import Consensus, Standing
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
+from tapestry_node.keeping import keep_contribution, keep_policy, keep_receipt
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.messages import Step
 from tapestry_node.progress import ProgressFile
@@ -55,7 +57,7 @@ class Daemon:
             until_finished: Return once the federation plans no further round.
         """
         self._home = home
-        self._data = list(data)
+        self._data = [*data, *planted_text(home)]
         self._until_finished = until_finished
         self._settings = home.load_settings()
         self._membership = home.identity.load()
@@ -67,6 +69,11 @@ class Daemon:
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self._ledger.allowed_by = self._settings.policy.digest()
+        keep_policy(home, self._settings.policy)
+        self._kernel = KernelCount(
+            self._ledger,
+            clock=time.time,  # noqa: TID251 - the edge that owns the clock
+        )
         self._standing = Standing(home)
         self._progress = ProgressFile(home.progress, self._data)
         self._consensus = Consensus(
@@ -101,6 +108,7 @@ class Daemon:
             ConfigError: The data or a setting cannot be used.
         """
         self._start_trainer()
+        self._kernel.start()
         listener = Listener(self._connected)
         version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
@@ -128,6 +136,7 @@ class Daemon:
                 self._trainer.stop()
             self._write_progress("stopped")
             _log.info("stopped")
+            self._kernel.stop()
             self._client.close()
             self._ledger.close()
 
@@ -450,17 +459,17 @@ class Daemon:
                 "it had sent one before it lost its state"
             )
         sent = spooled.size_bytes
-        write_atomic(
-            self._home.folder / "receipts" / f"{spooled.folder.name}.json",
-            to_json(receipt_envelope),
-        )
+        keep_receipt(self._home, spooled, receipt_envelope)
         state = self._standing.state
         self._standing.change(
             contributed=max(number, state.contributed),
             answered=max(number, receipt.used_round, state.answered),
         )
         self._ledger.allowed_by = self._settings.policy.digest()
+        self._kernel.note()
         accept_residual(spooled.folder, self._home.residual)
+        if self._settings.node.keep_last_contribution:
+            keep_contribution(self._home, spooled)
         spooled.remove(self._home.spare_spools)
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
         _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)

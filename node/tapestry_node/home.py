@@ -8,8 +8,12 @@ pool/          the federation's open pool of text, if it has one
 corpus/        the institution's text, tokenized (0700); never leaves
 trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback
 spool/         a finished contribution until its receipt is here
-receipts/      the coordinator's signed acknowledgements
+receipts/      the coordinator's signed acknowledgements, and the contributions they are for
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
+egress-kernel.jsonl   what the kernel says was sent (tapestry.wire.kernel)
+policies/      every version of the policy under which something left, by its digest
+canaries/      random text planted on request, to measure memorisation (0700)
+kept/          the last contribution, if `keep_last_contribution` says so
 state.json     where this node stands
 progress.json  what it does right now, for status and the demonstration
 .spare/        files of finished rounds whose space the next ones use again
@@ -35,6 +39,7 @@ from tapestry.storage.atomic import write_atomic
 from tapestry.storage.spares import Spares
 from tapestry.wire.egress import EGRESS_FILE
 from tapestry.wire.fetching import Fetcher
+from tapestry.wire.kernel import KERNEL_FILE
 from tapestry_node.policy import SETTINGS_FILE, NodeSettings
 from tapestry_node.residual import SPOOLED_RESIDUAL
 
@@ -81,6 +86,31 @@ class NodeHome:
     def egress(self) -> Path:
         """The record of everything that left."""
         return self.folder / EGRESS_FILE
+
+    @property
+    def kernel(self) -> Path:
+        """What the kernel says was sent."""
+        return self.folder / KERNEL_FILE
+
+    @property
+    def receipts(self) -> Path:
+        """The coordinator's acknowledgements."""
+        return self.folder / "receipts"
+
+    @property
+    def policies(self) -> Path:
+        """Every version of the policy."""
+        return self.folder / "policies"
+
+    @property
+    def canaries(self) -> Path:
+        """Text that was planted."""
+        return self.folder / "canaries"
+
+    @property
+    def kept(self) -> Path:
+        """The last contribution, if it is kept."""
+        return self.folder / "kept"
 
     @property
     def checkpoints(self) -> Path:

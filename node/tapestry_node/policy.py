@@ -26,6 +26,9 @@ class NodeTable(Settings):
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 chooses by the size of the model."""
+    keep_last_contribution: bool = False
+    """Whether the last contribution stays here after it was sent, as large as the model in its
+    codec, so that `tapestry node audit --leakage` looks at the very bytes that left."""
     held_out_fraction: Annotated[FiniteFloat, Field(gt=0, lt=0.5)] = 0.05
     """Share of the documents that is never trained on, to measure with."""
     held_out_bytes: Annotated[int, Field(ge=1024)] = 262_144

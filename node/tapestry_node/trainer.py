@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tapestry.checkpoints.statements import RoundPlan
+from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.errors import RejectedError
 from tapestry.objectives.objective import Evaluation, Objective, objective_named
@@ -23,8 +23,9 @@ from tapestry.objectives.training import (
 )
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
-from tapestry.params.modules import fragment_of, load_extras, to_model
+from tapestry.params.modules import fragment_of, from_model, load_extras, to_model
 from tapestry_node.home import NodeHome
+from tapestry_node.leakage import decoded, examine
 from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
 from tapestry_node.residual import fragment_encoder
@@ -128,6 +129,52 @@ class Trainer:
             rows=rows,
         )
         return optimizer, base, losses
+
+    def examine(
+        self,
+        base: Path,
+        consensus: Path | None,
+        fragments: Path | None,
+        *,
+        codec: str,
+        inner: InnerSettings,
+        canaries: dict[str, list[str]] | None,
+    ) -> dict[str, Any]:
+        """Measure what a contribution gives away.
+
+        Args:
+            base: Checkpoint that it was trained from.
+            consensus: That came of it, if it is there.
+            fragments: Its encoded vector; None: it is made again, with fresh moments.
+            codec: Of the fragments.
+            inner: What was trained.
+            canaries: As in `leakage.examine`.
+        """
+        start = np.array(self.load(base).vector, np.float32)
+        if fragments is None:
+            batches = self.objective.batches(
+                self.corpus,
+                None,
+                sequences=inner.sequences,
+                sequence_tokens=inner.sequence_tokens,
+                shared_fraction=0.0,
+                seed=0,
+            )
+            optimizer = InnerOptimizer(self.module, inner)
+            train(self.objective, self.module, optimizer, batches, first_batch=0)
+            delta = start - from_model(self.module, self.layout)
+        else:
+            delta = decoded(fragments, codec, self.layout)
+        after = None if consensus is None else open_vector_file(consensus / MODEL_FILE).vector
+        return examine(
+            self,
+            base=start,
+            delta=delta,
+            inner=inner,
+            canaries=canaries,
+            checkpoint=base,
+            consensus=None if after is None else np.array(after, np.float32),
+        )
 
     def batches(self, plan: RoundPlan) -> Any:  # noqa: ANN401
         """Return the batches of a plan: own text, and its share of the open pool.

@@ -153,6 +153,10 @@ class TrainerProcess:
         statistics = {name: tuple(values) for name, values in done.pop("statistics").items()}
         return Made(statistics=statistics, **done)
 
+    def examine(self, **asked: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Measure what a contribution gives away; `training.py` says of what."""
+        return self._call("examine", **asked)
+
     def stop(self) -> None:
         """End the process."""
         self._line.close()

@@ -94,6 +94,7 @@ class _Session:
             "measure": self._measure,
             "train": self._train,
             "write": self._write,
+            "examine": self._examine,
         }
         return calls[kind](**asked)
 
@@ -167,6 +168,30 @@ class _Session:
             "loss_last": made.loss_last,
             "statistics": {name: list(values) for name, values in made.statistics.items()},
         }
+
+    def _examine(
+        self,
+        *,
+        base: str,
+        consensus: str | None,
+        fragments: str | None,
+        codec: str,
+        inner: str,
+        canaries: dict[str, list[str]] | None,
+    ) -> dict[str, Any]:
+        """Measure what a contribution gives away; without `fragments` it is made again first."""
+        from tapestry.checkpoints.statements import InnerSettings  # noqa: PLC0415
+
+        return dict(
+            self._trainer.examine(
+                Path(base),
+                None if consensus is None else Path(consensus),
+                None if fragments is None else Path(fragments),
+                codec=codec,
+                inner=InnerSettings.model_validate_json(inner),
+                canaries=canaries,
+            )
+        )
 
 
 class _ToGuard(logging.Handler):

@@ -174,6 +174,7 @@ def pull(
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
     from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
+    from tapestry.wire.kernel import counted  # noqa: PLC0415
     from tapestry.wire.members import open_member_channel  # noqa: PLC0415
 
     if out.exists():
@@ -190,7 +191,11 @@ def pull(
         progress.advance(task, size)
 
     try:
-        with closing(ledger), open_member_channel(membership, identity, ledger) as channel:
+        with (
+            closing(ledger),
+            open_member_channel(membership, identity, ledger) as channel,
+            counted(ledger, clock=_clock),
+        ):
             verified = Fetcher(channel, membership.address).pull(
                 out.resolve(),
                 round_number=round_number,

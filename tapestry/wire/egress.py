@@ -60,7 +60,7 @@ class EgressLedger:
 
     def __init__(self, path: Path, *, to: str, clock: Callable[[], float]) -> None:
         """Go on where the file ends; a line that a crash cut short is removed."""
-        self._path = path
+        self.path = path
         self._to = to
         self._clock = clock
         self._lock = threading.Lock()
@@ -71,6 +71,8 @@ class EgressLedger:
             pass
         self.bytes_sent = 0
         """Message bytes since this process began."""
+        self.requests_sent = 0
+        """Lines of the same."""
         self.allowed_by = ""
         """Goes into every line from now on."""
 
@@ -83,7 +85,7 @@ class EgressLedger:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             try:
                 if os.fstat(self._descriptor).st_size != self._end.size_bytes:
-                    self._end = _mend(self._path, self._descriptor)
+                    self._end = _mend(self.path, self._descriptor)
                 yield
             finally:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -127,6 +129,12 @@ class EgressLedger:
             if call.rsplit("/", 1)[-1] in _DURABLE_CALLS:
                 os.fsync(self._descriptor)
             self.bytes_sent += len(message)
+            self.requests_sent += 1
+
+    def end(self) -> tuple[int, str]:
+        """Return how many lines there are, and the head."""
+        with self._alone():
+            return self._end.lines, self._end.digest
 
     def _append(self, line: bytes) -> None:
         """Write a line, whole or not at all."""
@@ -211,10 +219,15 @@ def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
                 departure = Departure(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise UntrustedError(f"{path}:{index + 1}: not a ledger line: {error}") from error
-            if departure.previous != previous or departure.index != index:
+            if departure.index != index:
                 raise UntrustedError(
-                    f"{path}:{index + 1}: the chain is broken: this line or one before it was "
-                    "changed or taken out"
+                    f"{path}:{index + 1}: the chain is broken: number {departure.index} stands "
+                    f"where {index} belongs: a line before it was taken out, added or moved"
+                )
+            if departure.previous != previous:
+                raise UntrustedError(
+                    f"{path}:{index + 1}: the chain is broken: line {index} is not what it was "
+                    "when this line was written after it; one of the two was changed"
                 )
             previous = hashlib.sha256(line).hexdigest()
             if previous == head:

@@ -1,9 +1,11 @@
 """Our values as messages, and back."""
 
+import hashlib
+
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.fragments import DIGEST_BYTES
-from tapestry.v1 import envelope_pb2
+from tapestry.v1 import envelope_pb2, transfer_pb2
 
 
 def envelope_message(envelope: Envelope) -> envelope_pb2.SignedEnvelope:
@@ -35,3 +37,9 @@ def digest_value(data: bytes, *, what: str) -> str:
     if len(data) != DIGEST_BYTES:
         raise RejectedError(f"{what}: a digest has {DIGEST_BYTES} bytes, got {len(data)}")
     return data.hex()
+
+
+def commit_digest(envelope: Envelope) -> str:
+    """Return the hex SHA-256 that the egress ledger has for committing a signed contribution."""
+    request = transfer_pb2.CommitRequest(contribution=envelope_message(envelope))
+    return hashlib.sha256(request.SerializeToString()).hexdigest()

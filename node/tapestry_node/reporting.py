@@ -1,0 +1,243 @@
+"""A report of what left, signed by the node, that somebody else can verify without the node.
+
+```
+report.html           for people: totals, plots, findings
+report.json           the same for programs
+egress.jsonl          the ledger, as it was
+egress-kernel.jsonl   what the kernel says was sent
+policies/ receipts/   the rules under which it left; the coordinator's acknowledgements
+root.crt  member.crt  the federation's root and this member's certificate
+federation.json       names and public keys
+statement.json        digests of all of these, signed with the node's signing key (DSSE)
+```
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import building, file_entry, read_envelope
+from tapestry.checkpoints.manifest import FileEntry
+from tapestry.checkpoints.statements import HexDigest, MemberId, NotNegative, Statement
+from tapestry.errors import ConfigError, UntrustedError
+from tapestry.identity.certificates import read_member_certificate
+from tapestry.identity.envelopes import to_json
+from tapestry.identity.keys import public_bytes
+from tapestry.identity.membership import Membership
+from tapestry.wire.egress import EGRESS_FILE
+from tapestry.wire.kernel import KERNEL_FILE
+from tapestry_node.auditing import Evidence, audit
+from tapestry_node.home import NodeHome
+from tapestry_node.rendering import page
+
+STATEMENT_FILE = "statement.json"
+_REPORT_FILE, _PAGE_FILE, _FEDERATION_FILE = "report.json", "report.html", "federation.json"
+_ROOT_FILE, _CERTIFICATE_FILE = "root.crt", "member.crt"
+_POLICIES, _RECEIPTS = "policies", "receipts"
+
+
+class ReportStatement(Statement):
+    """What a node signs about a report."""
+
+    payload_type = "application/vnd.tapestry.audit.v1+json"
+
+    genesis: HexDigest
+    member_id: MemberId
+    created_at: NotNegative
+    """Unix seconds."""
+    head: HexDigest
+    """Of the ledger."""
+    files: tuple[FileEntry, ...]
+
+
+def evidence_of(home: NodeHome, membership: Membership, *, member_key: bytes) -> Evidence:
+    """Return what an audit of a node's folder looks at."""
+    return Evidence(
+        ledger=home.egress,
+        kernel=home.kernel,
+        policies=home.policies,
+        receipts=home.receipts,
+        coordinator_key=bytes.fromhex(membership.coordinator_key),
+        member_key=member_key,
+    )
+
+
+def export(
+    home: NodeHome, target: Path, key: Ed25519PrivateKey, *, head: str | None, now: float
+) -> dict[str, Any]:
+    """Write a signed report into a new folder; return what the audit found.
+
+    Raises:
+        ConfigError: The folder exists.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; name a new folder")
+    membership = home.identity.load()
+    with building(target) as folder:
+        _copy(home, folder)
+        table = {
+            "federation": membership.federation,
+            "genesis": membership.genesis,
+            "member_id": membership.member_id,
+            "coordinator_key": membership.coordinator_key,
+            "member_key": public_bytes(key).hex(),
+        }
+        (folder / _FEDERATION_FILE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        found = audit(_evidence_in(folder, table), head=head)
+        report = {**table, "created_at": now, **found, "ledger": EGRESS_FILE}
+        (folder / _REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / _PAGE_FILE).write_text(page(report, folder / EGRESS_FILE), encoding="utf-8")
+        statement = ReportStatement(
+            genesis=membership.genesis,
+            member_id=membership.member_id,
+            created_at=now,
+            head=found["head"],
+            files=tuple(file_entry(folder, name) for name in _names(folder)),
+        )
+        (folder / STATEMENT_FILE).write_bytes(to_json(statement.signed(key)))
+    return found
+
+
+def _copy(home: NodeHome, folder: Path) -> None:
+    """Copy what is proof; nothing that is secret, and nothing of the text."""
+    for source, name in ((home.kernel, KERNEL_FILE), (home.egress, EGRESS_FILE)):
+        data = source.read_bytes() if source.is_file() else b""
+        (folder / name).write_bytes(data[: data.rfind(b"\n") + 1])  # the node may be writing
+    for source, name in ((home.policies, _POLICIES), (home.receipts, _RECEIPTS)):
+        (folder / name).mkdir()
+        for path in sorted(source.glob("*")):
+            if path.suffix in {".json", ".toml"} and path.is_file():
+                shutil.copyfile(path, folder / name / path.name)
+    (folder / _ROOT_FILE).write_bytes(home.identity.root_pem())
+    (folder / _CERTIFICATE_FILE).write_bytes(home.identity.certificate_pem())
+
+
+def _evidence_in(folder: Path, table: dict[str, Any]) -> Evidence:
+    return Evidence(
+        ledger=folder / EGRESS_FILE,
+        kernel=folder / KERNEL_FILE,
+        policies=folder / _POLICIES,
+        receipts=folder / _RECEIPTS,
+        coordinator_key=bytes.fromhex(table["coordinator_key"]),
+        member_key=bytes.fromhex(table["member_key"]),
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != STATEMENT_FILE
+    )
+
+
+def verify_report(folder: Path, *, genesis: str | None = None) -> dict[str, Any]:
+    """Verify a report without the node; return what it shows.
+
+    Args:
+        folder: As exported.
+        genesis: Begins the digest of the federation's genesis, if the reader knows it.
+
+    Raises:
+        UntrustedError: Something was changed, left out, or does not follow from the files.
+    """
+    table = _read_table(folder)
+    key = bytes.fromhex(table["member_key"])
+    envelope = read_envelope(folder / STATEMENT_FILE, what="statement of the report")
+    statement = ReportStatement.opened(envelope, public_key=key, what="statement of the report")
+    _require_files(folder, statement)
+    if (statement.genesis, statement.member_id) != (table["genesis"], table["member_id"]):
+        raise UntrustedError(f"{_FEDERATION_FILE}: is not of the member that signed the report")
+    if genesis is not None and not statement.genesis.startswith(genesis):
+        raise UntrustedError(
+            f"the report is of the federation {statement.genesis[:16]}, expected {genesis[:16]}"
+        )
+    certificate = _require_certificate(folder, table)
+    report = json.loads((folder / _REPORT_FILE).read_text(encoding="utf-8"))
+    found = audit(_evidence_in(folder, table))
+    for name, value in {**found, "ledger": EGRESS_FILE}.items():
+        if json.loads(json.dumps(value)) != report.get(name) and name != "problems":
+            raise UntrustedError(
+                f"{_REPORT_FILE}: {name!r} is not what the files beside it give; the report was "
+                "made by other software, or does not say what they say"
+            )
+    acknowledged = [r for r in found["receipts"] if len(r["shown"]) >= 3 and not r["problem"]]
+    return {
+        **table,
+        "created_at": statement.created_at,
+        "certificate_until": certificate,
+        "head": found["head"],
+        "requests": found["requests"],
+        "bytes": found["bytes"],
+        "rounds_acknowledged": [r["round"] for r in acknowledged],
+        "kernel": found["kernel"]["says"],
+        "problems": [*found["problems"], *_missing_from(report, found)],
+        "not_shown": _not_shown(found, acknowledged),
+    }
+
+
+def _missing_from(report: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return problems that the node saw and the copies do not show, such as a head it knew."""
+    return [one for one in report.get("problems", []) if one not in found["problems"]]
+
+
+def _not_shown(found: dict[str, Any], acknowledged: list[dict[str, Any]]) -> list[str]:
+    words = [
+        f"round {row['round']}: {what}" for row in found["receipts"] for what in row["not_shown"]
+    ]
+    if not acknowledged:
+        words.append(
+            "that the coordinator knows the key that signed this report: no receipt of it is here"
+        )
+    words.append(
+        "that the coordinator's key is that of the federation you think of: compare genesis and "
+        "root with somebody you trust"
+    )
+    return words
+
+
+def _read_table(folder: Path) -> dict[str, Any]:
+    path = folder / _FEDERATION_FILE
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("member_key", "coordinator_key", "genesis"):
+            bytes.fromhex(table[name])
+        _ = table["member_id"] + table["federation"]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder}: no report here; expected a folder that `tapestry node audit --export` made"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UntrustedError(f"{path}: cannot be read: {error}") from error
+    return dict(table)
+
+
+def _require_files(folder: Path, statement: ReportStatement) -> None:
+    """Refuse a folder that has not exactly the files that were signed."""
+    listed = {entry.name: entry for entry in statement.files}
+    there = set(_names(folder))
+    for name in sorted(there ^ set(listed)):
+        what = "nobody signed it" if name in there else "it is missing"
+        raise UntrustedError(f"{folder / name}: {what}")
+    for name, entry in listed.items():
+        if file_entry(folder, name) != entry:
+            raise UntrustedError(f"{folder / name}: was changed after the node signed the report")
+
+
+def _require_certificate(folder: Path, table: dict[str, Any]) -> str:
+    """Refuse a certificate that the root did not issue for this member; return its end."""
+    pem = (folder / _CERTIFICATE_FILE).read_bytes()
+    named = read_member_certificate(pem, federation=table["federation"])
+    root = x509.load_pem_x509_certificate((folder / _ROOT_FILE).read_bytes())
+    try:
+        x509.load_pem_x509_certificate(pem).verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise UntrustedError(f"{_CERTIFICATE_FILE}: not issued by the root beside it") from error
+    if named.member_id != table["member_id"]:
+        raise UntrustedError(f"{_CERTIFICATE_FILE}: names {named.member_id}")
+    return named.not_after.strftime("%Y-%m-%d %H:%M UTC")
