@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(live: Live) -> None:
+    live.forks = None
     live.found(rounds=2)
     live.serve()
     for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):

@@ -40,6 +40,7 @@ def trap(live: Live, tmp_path: Path) -> Path:
     folder = tmp_path / "trap"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_TRAP, encoding="utf-8")
+    live.forks = None
     live.environment = {"PYTHONPATH": str(folder), "TRAP_LOG": str(tmp_path / "trap.log")}
     return tmp_path / "trap.log"
 
