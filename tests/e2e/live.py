@@ -178,7 +178,7 @@ class Live:
         table: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return table
 
-    def wait(self, condition: Callable[[], bool], *, seconds: float = 90.0) -> None:
+    def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
         """Wait until `condition` holds."""
         deadline = time.monotonic() + seconds
         while not condition():
