@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 _TRAP = """
 import os, socket
-_log = os.environ["TRAP_LOG"]
+_log = os.environ["TAPESTRY_TRAINER_TRAP_LOG"]
 _connect, _resolve = socket.socket.connect, socket.getaddrinfo
 
 def _record(what):
@@ -43,7 +43,10 @@ def trap(live: Live, tmp_path: Path) -> Path:
     (folder / "sitecustomize.py").write_text(_TRAP, encoding="utf-8")
     live.forks = None
     found_first = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    live.environment = {"PYTHONPATH": found_first, "TRAP_LOG": str(tmp_path / "trap.log")}
+    live.environment = {
+        "PYTHONPATH": found_first,
+        "TAPESTRY_TRAINER_TRAP_LOG": str(tmp_path / "trap.log"),
+    }
     return tmp_path / "trap.log"
 
 
