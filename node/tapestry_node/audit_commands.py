@@ -68,7 +68,8 @@ def audit(
         return
     from tapestry.identity.keys import public_bytes  # noqa: PLC0415
     from tapestry_node.auditing import audit as look  # noqa: PLC0415
-    from tapestry_node.reporting import evidence_of, export as write  # noqa: PLC0415
+    from tapestry_node.reporting import evidence_of  # noqa: PLC0415
+    from tapestry_node.reporting import export as write  # noqa: PLC0415
 
     if head is not None and len(head) != 64:
         raise ConfigError(f"--head {head}: a head has 64 digits, as an audit prints it")

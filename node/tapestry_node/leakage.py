@@ -133,8 +133,10 @@ def told_apart(delta_VD: Floats, base_VD: Floats, vocabulary: Bools) -> dict[str
     moved = _beyond_decay(delta_VD, base_VD)
     apart = np.linalg.norm(delta_VD - np.median(delta_VD, axis=0), axis=1)
     floor = _EXACT * max(float(np.linalg.norm(base_VD, axis=1).max()), 1e-30)
-    if (moved <= floor).any():
-        way, score, bound = "rows that did not move at all", moved, floor
+    is_exact = bool((moved <= floor).any())
+    if is_exact:
+        score = np.where(moved <= floor, 0.0, moved)
+        way, bound = "rows that did not move at all", floor
     else:
         way, score = max(
             (("how far a row moved", moved), ("how unlike the others a row moved", apart)),
@@ -143,7 +145,7 @@ def told_apart(delta_VD: Floats, base_VD: Floats, vocabulary: Bools) -> dict[str
         bound = _split(score)
     picked = score > bound
     quality = ranked(score, vocabulary)
-    if quality < 0.5:  # the rows of absent tokens stand out
+    if quality < 0.5 and not is_exact:  # the rows of absent tokens stand out
         picked, quality = ~picked, 1 - quality
     hits = int((picked & vocabulary).sum())
     return {

@@ -9,15 +9,19 @@ _UNSEEN_BITS = 1.44
 def words(figures: dict[str, Any]) -> list[str]:
     """Return paragraphs for a person."""
     said = [
-        f"the contribution to round {figures['round']} ({figures['steps']} steps, "
-        f"{figures['codec']}): {figures['source']}",
+        (
+            f"the contribution to round {figures['round']} ({figures['steps']} steps, "
+            f"{figures['codec']}): {figures['source']}"
+        ),
         *_rows(figures["embedding_rows"]),
         *_canaries(figures["canaries"]),
         *_verbatim(figures["verbatim"]),
         *_inversion(figures["inversion"]),
-        "These are lower bounds: attacks that are better than these exist or will. Small figures "
-        "do not prove that nothing can be learned from a vector, above all not whether a given "
-        "text was in the corpus.",
+        (
+            "These are lower bounds: better attacks exist or will. Small figures do not prove that "
+            "nothing can be learned from a vector, above all not whether a given text was in the "
+            "corpus."
+        ),
     ]
     if figures["not_kept_from"]:
         said.append(f"the measuring process was not shut off: {figures['not_kept_from']}")
@@ -29,12 +33,14 @@ def _rows(row: dict[str, Any] | None) -> list[str]:
         return ["embedding rows: none are sent; they say nothing about the vocabulary"]
     tied = "tied to the output: every row moves" if row["is_tied"] else "not tied to the output"
     return [
-        f"embedding rows ({tied}): from {row['way']}, somebody who has the vector picks "
-        f"{row['picked']:,} of {row['rows']:,} tokens as yours, {row['precision']:.0%} of them "
-        f"rightly ({row['chance']:.0%} by chance), and finds {row['recall']:.0%} of your "
-        f"{row['vocabulary']:,}; a token of yours ranks above another in {row['ranking']:.0%} of "
-        "pairs (50 % tells nothing). It is about which words occur, not who said what with them; "
-        "a rare name that is a token of its own shows"
+        (
+            f"embedding rows ({tied}): from {row['way']}, somebody who has the vector picks "
+            f"{row['picked']:,} of {row['rows']:,} tokens as yours, {row['precision']:.0%} of them "
+            f"rightly ({row['chance']:.0%} by chance), and finds {row['recall']:.0%} of your "
+            f"{row['vocabulary']:,}; a token of yours ranks above another in {row['ranking']:.0%} "
+            "of pairs (50 % tells nothing). It is about which words occur, not who said what with "
+            "them; a rare name that is a token of its own shows"
+        )
     ]
 
 
@@ -70,11 +76,13 @@ def _verbatim(found: dict[str, dict[str, Any]]) -> list[str]:
     half = base["prefix_tokens"]
     short = "" if half >= 50 else f" (your documents are short: {half} tokens, not 50)"
     return [
-        f"verbatim: given {half} tokens of your text, the model continues the next {half} exactly "
-        f"in {own['whole']:.1%} of {own['samples']} samples, before it {base['whole']:.1%}; "
-        f"single tokens {own['tokens']:.1%}, before {base['tokens']:.1%}{short}. What the base "
-        "says as well was known before; zero does not mean that nothing can be drawn out with "
-        "other words"
+        (
+            f"verbatim: given {half} tokens of your text, the model continues the next {half} "
+            f"exactly in {own['whole']:.1%} of {own['samples']} samples, before it "
+            f"{base['whole']:.1%}; single tokens {own['tokens']:.1%}, before "
+            f"{base['tokens']:.1%}{short}. What the base says as well was known before; zero does "
+            "not mean that nothing can be drawn out with other words"
+        )
     ]
 
 
@@ -83,10 +91,13 @@ def _inversion(found: dict[str, Any]) -> list[str]:
         return ["inversion: no embedding is sent, so tokens were not looked for"]
     steps = ", ".join(f"{share:.0%} after {h}" for h, share in found["by_steps"].items())
     return [
-        f"inversion: of the {found['distinct_tokens']} distinct tokens in a batch of "
-        f"{found['sequences']} x {found['sequence_tokens']}, one plain gradient shows "
-        f"{found['one_gradient']:.0%} ({found['chance']:.0%} by chance); steps of your optimizer "
-        f"on further text: {steps}; your round has {found['steps_of_the_round']}. This recovers "
-        "a bag of tokens, not their order; stronger attacks recover order from single gradients, "
-        "and none is known to from many steps on much text, which is no proof"
+        (
+            f"inversion: of the {found['distinct_tokens']} distinct tokens in a batch of "
+            f"{found['sequences']} x {found['sequence_tokens']}, one plain gradient shows "
+            f"{found['one_gradient']:.0%} ({found['chance']:.0%} by chance); steps of your "
+            f"optimizer on further text: {steps}; your round has {found['steps_of_the_round']}. "
+            "This recovers a bag of tokens, not their order; stronger attacks recover order from "
+            "single gradients, and none is known to from many steps on much text, which is no "
+            "proof"
+        )
     ]

@@ -2,6 +2,7 @@
 
 import html
 import io
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from tapestry.errors import UntrustedError
 from tapestry.wire.egress import read_ledger
 
 _MOST_POINTS = 2000
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#1c1c1c;background:#fff}
@@ -191,4 +193,4 @@ def _drawn(draw: Any) -> str:  # noqa: ANN401
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return _METADATA.sub("", text[text.index("<svg") :])

@@ -100,7 +100,7 @@ def export(
             files=tuple(file_entry(folder, name) for name in _names(folder)),
         )
         (folder / STATEMENT_FILE).write_bytes(to_json(statement.signed(key)))
-    return found
+    return {**found, "ledger": str(target / EGRESS_FILE)}
 
 
 def _copy(home: NodeHome, folder: Path) -> None:

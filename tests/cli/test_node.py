@@ -137,18 +137,23 @@ def test_an_audit_adds_up_what_left_by_call(run: Run, home: NodeHome) -> None:
     sent(home)
     code, said, errors = run("audit", home.folder)
     assert (code, errors) == (0, "")
-    total, head, rounds, transfer = said.splitlines()
+    total, head, rounds, transfer, kernel = said.splitlines()
     assert head == f"head {ledger_head(home.egress)}"
     assert total == f"the chain of {home.egress} is whole: 3 requests, 1,507 bytes of messages"
     assert rounds.split() == ["RoundsService/Report", "1", "requests", "7", "bytes"]
     assert transfer.split() == ["TransferService/PutFragment", "2", "requests", "1,500", "bytes"]
+    assert kernel.startswith("beside it: not available here")
 
 
 def test_an_audit_for_a_program(run: Run, home: NodeHome) -> None:
     sent(home)
     code, said, errors = run("audit", home.folder, "--json")
     assert (code, errors) == (0, "")
-    assert json.loads(said) == {
+    found = json.loads(said)
+    assert found["problems"] == []
+    assert found["by_round"] == {"0": found["by_call"]}
+    shown = ("ledger", "chain", "head", "requests", "bytes", "by_call")
+    assert {name: found[name] for name in shown} == {
         "ledger": str(home.egress),
         "chain": "whole",
         "head": ledger_head(home.egress),
@@ -168,9 +173,15 @@ def test_an_audit_of_a_changed_record_fails_and_names_the_line(
     sent(home)
     home.egress.write_bytes(home.egress.read_bytes().replace(b'"bytes":1000', b'"bytes":1'))
     code, said, errors = run("audit", home.folder, *as_json)
-    assert (code, said) == (1, "")
-    (line,) = errors.splitlines()
-    assert f"{home.egress}:2: the chain is broken" in line
+    assert code == 1
+    if as_json:
+        found = json.loads(said)
+        assert (found["chain"], found["broken_line"]) == ("broken", 2)
+        (line,) = found["problems"]
+    else:
+        assert said.startswith("the chain is BROKEN")
+        (line,) = errors.splitlines()
+    assert f"{home.egress}:2: the chain is broken: line 1 is not what it was" in line
 
 
 def test_nothing_has_left_a_node_that_has_not_run(run: Run, home: NodeHome) -> None:
