@@ -71,9 +71,8 @@ def examine(
         consensus: The newest checkpoint, if it is one after the base.
     """
     module, layout, corpus = trainer.module, trainer.layout, trainer.corpus
-    vectors = {"base": base, "contribution": base - delta}
-    if consensus is not None:
-        vectors["consensus"] = consensus
+    after = {} if consensus is None else {"consensus": consensus}
+    vectors = {"base": base, "contribution": base - delta, **after}
     vocabulary = vocabulary_of(corpus.train, module.get_input_embeddings().num_embeddings)
     samples = stretches(corpus.train, end=corpus.end_of_text_id, count=_SAMPLES)
     figures: dict[str, Any] = {
@@ -162,10 +161,15 @@ def told_apart(delta_VD: Floats, base_VD: Floats, vocabulary: Bools) -> dict[str
 
 
 def _beyond_decay(delta_VD: Floats, base_VD: Floats) -> Floats:
-    squares = np.maximum((base_VD * base_VD).sum(1), 1e-30)
-    decay = (delta_VD * base_VD).sum(1) / squares
-    beyond: Floats = np.linalg.norm(delta_VD - decay[:, None] * base_VD, axis=1)
+    decay = _decay(delta_VD, base_VD)[:, None]
+    beyond: Floats = np.linalg.norm(delta_VD - decay * base_VD, axis=1)
     return beyond
+
+
+def _decay(delta_VD: Floats, base_VD: Floats) -> Floats:
+    """Return by which multiple of itself each row moved; a row of padding is zero."""
+    shares: Floats = (delta_VD * base_VD).sum(1) / np.maximum((base_VD * base_VD).sum(1), 1e-30)
+    return shares
 
 
 def ranked(score: Floats, is_positive: Bools) -> float:
@@ -361,8 +365,7 @@ def recovered(
 ) -> float | None:
     """Return which share of the first batch's distinct tokens the update's rows show.
 
-    Whoever has the update picks as many rows as there were tokens: those that moved least like
-    the others.
+    As many rows are picked as there were tokens: those that moved least like the others.
 
     Args:
         trainer: Its model is changed.
@@ -379,24 +382,18 @@ def recovered(
     module.train()
     module.zero_grad(set_to_none=True)
     device = next(module.parameters()).device
-    optimizer = (
-        None
-        if inner is None
-        else InnerOptimizer(module, inner.model_copy(update={"warmup_steps": 0}))
-    )
+    optimizer = inner and InnerOptimizer(module, inner.model_copy(update={"warmup_steps": 0}))
     for batch in batches:
-        loss = trainer.objective.loss(module, torch.from_numpy(batch).to(device))
-        loss.backward()
+        trainer.objective.loss(module, torch.from_numpy(batch).to(device)).backward()
         if optimizer is not None:
             optimizer.step()
     if optimizer is None:
-        grad = module.get_input_embeddings().weight.grad
-        rows_VD = grad.detach().float().cpu().numpy()
+        rows_VD = module.get_input_embeddings().weight.grad.detach().float().cpu().numpy()
         module.zero_grad(set_to_none=True)
     else:
         rows_VD = (base - from_model(module, layout))[bounds].reshape(shape)
         base_VD = base[bounds].reshape(shape)
-        rows_VD = rows_VD - np.median((rows_VD * base_VD).sum(1) / (base_VD**2).sum(1)) * base_VD
+        rows_VD = rows_VD - np.median(_decay(rows_VD, base_VD)) * base_VD
     apart = np.linalg.norm(rows_VD - np.median(rows_VD, axis=0), axis=1)
     wanted = np.unique(batches[0])
     picked = np.argsort(-apart)[: len(wanted)]

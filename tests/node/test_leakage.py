@@ -1,5 +1,6 @@
 """Leakage: what is planted is found, what is not there is not, and many steps blur it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,14 @@ def trainer_of(module: Any, tokens: np.ndarray) -> Any:
     return SimpleNamespace(
         module=module, layout=layout_of(module), objective=CausalLM(), corpus=corpus
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -159,7 +168,7 @@ def test_text_that_a_model_learned_by_heart_is_continued_verbatim() -> None:
     module = model(is_tied=True)
     assert leakage.verbatim(module, samples)["whole"] == 0.0
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-    for _ in range(120):
+    for _ in range(80):
         CausalLM().loss(module, torch.from_numpy(samples)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -178,7 +187,9 @@ def test_a_stretch_never_crosses_two_documents() -> None:
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_one_gradient_shows_the_tokens_of_its_batch_and_many_steps_fewer(*, is_tied: bool) -> None:
+def test_one_gradient_shows_the_tokens_of_its_batch_and_many_steps_show_fewer(
+    *, is_tied: bool
+) -> None:
     tokens = np.random.default_rng(6).integers(1, 512, 4000).astype(np.uint16)
     trainer = trainer_of(model(is_tied=is_tied), tokens)
     base = from_model(trainer.module, trainer.layout)
@@ -194,10 +205,21 @@ def test_one_gradient_shows_the_tokens_of_its_batch_and_many_steps_fewer(*, is_t
 def test_a_contribution_that_was_not_kept_is_made_again_and_measured(
     federation: Federation, home: NodeHome, tmp_path: Path
 ) -> None:
-    words = ["the", "shuttle", "carries", "the", "weft", "through", "the", "shed", "and", "back", "again"]
+    words = [
+        "the",
+        "shuttle",
+        "carries",
+        "the",
+        "weft",
+        "through",
+        "the",
+        "shed",
+        "and",
+        "back",
+        "again",
+    ]
     texts = [" ".join(words[(n * k) % len(words)] for k in range(1, 60)) for n in range(1, 40)]
     (tmp_path / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    threads = torch.get_num_threads()
     trainer = Trainer(
         home,
         NodeTable(held_out_fraction=0.1, device="cpu", threads=1),
@@ -214,7 +236,6 @@ def test_a_contribution_that_was_not_kept_is_made_again_and_measured(
         inner=INNER.model_copy(update={"steps": 2}),
         canaries=None,
     )
-    torch.set_num_threads(threads)
     assert set(found["verbatim"]) == {"base", "contribution", "consensus"}
     assert found["canaries"] is None
     assert found["embedding_rows"]["is_tied"]
