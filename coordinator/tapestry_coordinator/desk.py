@@ -48,6 +48,7 @@ from tapestry_coordinator.rounds import (
     Declined,
     Effect,
     Event,
+    Left,
     Measured,
     Phase,
     Proposed,
@@ -164,8 +165,10 @@ class Desk:
         return state
 
     def _recovered_candidate(self) -> Envelope | None:
-        """Return the manifest of what members are measuring."""
+        """Return the manifest of what members are measuring; None once the operator has ruled."""
         if self.state.phase is not Phase.MEASURING:
+            return None
+        if self.registry.ruling(self.state.number) is not None:
             return None
         path = self.home.candidate(self.state.number) / MANIFEST_FILE
         return read_envelope(path, what="candidate's manifest")
@@ -255,13 +258,9 @@ class Desk:
         """Let time go by: open, close or plan again what is due."""
         with self._changed:
             self._refresh()
-            enrolled = [
-                m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
-            ]
-            self._contributors = frozenset(m.member_id for m in enrolled)
             self._note_pause(pause_in_force(self.registry))
             self._take_ruling()
-            self._give_up(set(self.state.cohort) - self._contributors)
+            enrolled = self._look_who_left()
             event = self._tick(enrolled)
             _after, effects = tick(self.state, event, now=self.clock())
             if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
@@ -301,12 +300,40 @@ class Desk:
         has_missed = 0 < after <= member.missed_rounds
         return has_missed and member.member_id not in self._returned
 
-    def _give_up(self, gone: set[str]) -> None:
-        """Stop waiting for members of an open round that are none any more."""
-        if self.state.phase is Phase.OPEN:
-            for member_id in sorted(gone - {*self.state.arrived, *self.state.declined}):
-                _log.info("round %d: %s is not a member any more", self.state.number, member_id)
-                self._apply(Declined(member_id=member_id, reason="not a member any more"))
+    def note_who_left(self) -> None:
+        """Let the round go on without members that were revoked since anybody looked.
+
+        To be called before somebody who was revoked becomes a member again.
+        """
+        with self._changed:
+            self._refresh()
+            self._look_who_left()
+
+    def _look_who_left(self) -> list[Member]:
+        """Go on without those who are members no more; return those who contribute.
+
+        What a revoked member handed in counts no more, unless its round has closed.
+        """
+        members = self.registry.members()
+        enrolled = [m for m in members if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)]
+        self._contributors = frozenset(m.member_id for m in enrolled)
+        active = {m.member_id for m in members if m.status == ACTIVE}
+        if self.state.phase in (Phase.WAITING, Phase.OPEN, Phase.MEASURING):
+            asked = {*self.state.cohort, *self.state.arrived}
+            for member_id in sorted(asked - self._contributors - set(self.state.left)):
+                self._let_go(member_id, is_member=member_id in active)
+        return enrolled
+
+    def _let_go(self, member_id: str, *, is_member: bool) -> None:
+        """Go on without somebody who contributes no more; who only changed its role has done so."""
+        number = self.state.number
+        if member_id not in self.state.arrived:
+            self._apply(Left(member_id=member_id, reason="not a member any more"))
+        elif not is_member:
+            stored = self.registry.contributions(number)
+            tokens = sum(s.declared.tokens for s in stored if s.member_id == member_id)
+            reason = "not a member any more when the round closed"
+            self._apply(Left(member_id=member_id, reason=reason, tokens=tokens))
 
     def decline(self, member_id: str, *, round_number: int, reason: str) -> None:
         """Record that a member will not answer the open plan.
@@ -321,6 +348,7 @@ class Desk:
                     f"round {round_number} is over, round {self.state.number} is "
                     f"{self.state.phase}: wait for the next plan"
                 )
+            self._look_who_left()
             self._apply(Declined(member_id=member_id, reason=reason))
         _log.warning("round %d: %s declined: %s", round_number, member_id, reason)
 
@@ -373,6 +401,8 @@ class Desk:
         """
         digest = payload_digest(envelope)
         with self._changed:
+            self._refresh()
+            self._look_who_left()
             plan, staleness = self._answered(contribution.round, member_id)
             require_fit(contribution, plan.of(member_id))
             now = self.clock()
