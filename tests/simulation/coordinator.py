@@ -19,7 +19,7 @@ from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.rounds import Phase, folded
 from tapestry_coordinator.service import RoundsService, TransferService, identify
 from tests.simulation.calls import Context, Stream
-from tests.simulation.history import History, Outage, Records
+from tests.simulation.history import History, Outage
 from tests.simulation.plants import Plant
 from tests.simulation.terms import Terms
 from tests.simulation.world import Faults, World
@@ -144,7 +144,7 @@ class Coordinator:
         self._down_since = process.clock()
         if self._terms.fails_over:
             self.plant.fail_over()
-        self.history.logs.append(Records.read(self.plant.database).events)
+        self.history.logs.append(self.plant.registry.event_rows())
         for stream in process.streams:
             self.world.after(self.world.between(0.0, 5.0), stream.broken)
         self.world.after(self._repair(), self.start)

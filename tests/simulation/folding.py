@@ -1,8 +1,9 @@
 """A history's event log, folded step by step, and what else the checker reads again and again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.policy import FederationPolicy
@@ -40,8 +41,20 @@ class Step:
     """Whether it changed something, and no later round had begun."""
 
 
-def steps(history: History) -> Iterator[Step]:
+def steps(history: History) -> Sequence[Step]:
     """Fold the log."""
+    key = (history.records.events, tuple(history.moments))
+    if not _folded or _folded[0] != key:
+        _folded[:] = [key, list(_steps(history))]
+    folded: Sequence[Step] = _folded[1]
+    return folded
+
+
+_folded: list[Any] = []
+"""The log that was folded last, for all checks of a history."""
+
+
+def _steps(history: History) -> Iterator[Step]:
     states: dict[int, RoundState] = {}
     newest = 0
     for index, (_id, number, at, kind, body) in enumerate(history.records.events):

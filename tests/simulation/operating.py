@@ -9,6 +9,7 @@ from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.rounds import Phase
 from tests.simulation.coordinator import Coordinator
 from tests.simulation.members import Member
+from tests.simulation.modelled_registry import ModelledOperator, ModelledRegistry
 from tests.simulation.terms import RULING_SECONDS
 
 _HOUR = 3600.0
@@ -26,8 +27,10 @@ class Operating:
     def __post_init__(self) -> None:
         self.world, self.plant = self.coordinator.world, self.coordinator.plant
         self.history = self.coordinator.history
-        self._operator = Operator(
-            self.plant.small.home, self.plant.registry, who="operator", clock=self.world.calendar
+        registry = self.plant.registry
+        kind = ModelledOperator if isinstance(registry, ModelledRegistry) else Operator
+        self._operator = kind(
+            self.plant.small.home, registry, who="operator", clock=self.world.calendar
         )
 
     # Pauses

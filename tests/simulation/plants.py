@@ -8,7 +8,6 @@ over a vector of two elements.
 import atexit
 import hashlib
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -46,7 +45,8 @@ from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.recomputing import recomputed
 from tests.coordinator.small import Small, found_small, signing_key
 from tests.simulation.disks import ModelDisk, ModelStore
-from tests.simulation.remembering import Remembering, empty_database
+from tests.simulation.modelled_registry import ModelledRegistry
+from tests.simulation.remembering import Remembering, empty_registry
 from tests.simulation.terms import Terms
 from tests.simulation.world import START
 
@@ -82,13 +82,15 @@ class Home(CoordinatorHome):
         return self._read[name]
 
 
+AnyRegistry = Remembering | ModelledRegistry
+
+
 class Plant(Protocol):
     """Where a coordinator's process stands."""
 
     small: Small
     founders: FederationPolicy
-    registry: Remembering
-    database: sqlite3.Connection
+    registry: AnyRegistry
 
     def store(self) -> Any:
         """A store as a new process opens it."""
@@ -132,15 +134,8 @@ def certificate(folder: Path, member_id: str, generation: int) -> tuple[bytes, i
 def enrol(plant: Plant, member_id: str, generation: int, *, now: float) -> bytes:
     """Invite and enrol a member; return its certificate."""
     pem, serial = certificate(origin(), member_id, generation)
-    token = hashlib.sha256(f"{member_id} {generation}".encode()).digest()
-    plant.registry.add_invitation(token, member_id=member_id, now=now, expires_at=now + 60)
-    plant.registry.enrol(
-        token,
-        member_id=member_id,
-        signing_key=public_bytes(signing_key(member_id)),
-        certificate_serial=serial,
-        now=now,
-    )
+    key = public_bytes(signing_key(member_id))
+    plant.registry.admit(member_id, signing_key=key, serial=serial, now=now)
     return pem
 
 
@@ -162,15 +157,21 @@ def origin() -> Path:
 
 
 class ModelPlant:
-    """A database in memory and a modelled disk."""
+    """A modelled disk, and a registry that is modelled too or the real one."""
 
-    def __init__(self, terms: Terms, accepts: Callable[[], bool]) -> None:
+    def __init__(
+        self, terms: Terms, accepts: Callable[[], bool], *, has_database: bool = False
+    ) -> None:
         home = Home(origin())
         policy = terms.policy(home.founders_policy())
         home.save_policy(policy)
         self.small = _small(home)
         self.founders = home.founders_policy()
-        self.registry, self.database = empty_database(_temporary(), _genesis(), policy)
+        self.registry: AnyRegistry = (
+            empty_registry(_temporary(), _genesis(), policy, now=START)
+            if has_database
+            else ModelledRegistry(_genesis(), policy, now=START)
+        )
         self._forget_candidates()
         self.disk = ModelDisk()
         self._accepts = accepts
@@ -330,7 +331,8 @@ class RealPlant:
         self.founders = self.small.policy
         policy = terms.policy(self.founders)
         self.small.home.save_policy(policy)
-        self.registry, self.database = empty_database(_temporary(), self.small.lineage[0], policy)
+        (genesis,) = self.small.lineage
+        self.registry = empty_registry(_temporary(), genesis, policy, now=START)
 
     def store(self) -> FragmentStore:
         return FragmentStore(self.small.home.contributions, self.small.layout)

@@ -4,6 +4,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import pause_in_force
-from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.registry import Member, Registry
+from tapestry_coordinator.rounds import Event
 from tapestry_coordinator.tables import metadata
-from tests.simulation.world import START
+from tests.simulation.history import Records, Row
 
 _READS = {
-    "member": "members",
     "members": "members",
-    "plan": "rounds",
-    "contribution": "rounds",
-    "contributions": "rounds",
-    "contributions_before": "rounds",
-    "round_events": "rounds",
+    "plan": "plans",
+    "contribution": "contributions",
+    "contributions": "contributions",
+    "contributions_before": "contributions",
+    "round_events": "events",
     "newest_round": "checkpoints",
     "lineage": "checkpoints",
     "manifest": "checkpoints",
@@ -34,7 +35,6 @@ _READS = {
     "evaluations": "evaluations",
 }
 _WRITES = {
-    "record_event": ("rounds", "members", "checkpoints"),
     "add_genesis": ("checkpoints",),
     "enrol": ("members",),
     "renew": ("members",),
@@ -48,18 +48,61 @@ _WRITES = {
 """What a method reads or changes."""
 
 
+_BESIDE = {
+    "plan": "plans",
+    "contribution": "contributions",
+    "speed": "members",
+    "manifest": "checkpoints",
+    "attendance": "members",
+}
+"""What is recorded beside an event, and what it changes."""
+
+
 class Remembering(Registry):
     """The registry, whose answers are remembered until the next write: most are asked for often."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._answers: dict[str, dict[tuple[object, ...], Any]] = defaultdict(dict)
+        self._invitations = 0
         event.listen(self._engine, "connect", _never_wait)
         self._engine.dispose()
+        self.database = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
 
     def forget(self) -> None:
         """Read the database again, as a new process does, or after another one has written."""
         self._answers.clear()
+
+    def member(self, member_id: str) -> Member | None:
+        return next((m for m in self.members() if m.member_id == member_id), None)
+
+    def record_event(self, number: int, event_: Event, *, now: float, **rest: Any) -> None:
+        try:
+            super().record_event(number, event_, now=now, **rest)
+        finally:
+            changed = {"events", *(_BESIDE[name] for name, value in rest.items() if value)}
+            for kind in changed:
+                self._answers.pop(kind, None)
+
+    def admit(self, member_id: str, *, signing_key: bytes, serial: int, now: float) -> None:
+        """Invite and enrol a member."""
+        self._invitations += 1
+        token = sha256(f"{member_id} {self._invitations}".encode()).digest()
+        self.add_invitation(token, member_id=member_id, now=now, expires_at=now + 60)
+        self.enrol(
+            token,
+            member_id=member_id,
+            signing_key=signing_key,
+            certificate_serial=serial,
+            now=now,
+        )
+
+    def event_rows(self) -> tuple[Row, ...]:
+        return Records.read(self.database).events
+
+    def records(self) -> Records:
+        """Return the tables, read past the product."""
+        return Records.read(self.database)
 
     def pause(self) -> Any:
         """What `pause_in_force` returns."""
@@ -105,22 +148,21 @@ for _name, _kinds in _WRITES.items():
 
 
 @cache
-def database(folder: Path) -> tuple[Remembering, sqlite3.Connection]:
+def _registry(folder: Path) -> Remembering:
     """One database for all histories of this process: migrating one costs as much as a history."""
-    path = folder / "coordinator.db"
-    return Remembering(f"sqlite:///{path}"), sqlite3.connect(path, isolation_level=None)
+    return Remembering(f"sqlite:///{folder / 'coordinator.db'}")
 
 
-def empty_database(
-    folder: Path, genesis: Envelope, policy: FederationPolicy
-) -> tuple[Remembering, sqlite3.Connection]:
+def empty_registry(
+    folder: Path, genesis: Envelope, policy: FederationPolicy, *, now: float
+) -> Remembering:
     """Return the database with nothing in it but a founded federation."""
-    registry, connection = database(folder)
-    connection.execute("BEGIN")
+    registry = _registry(folder)
+    registry.database.execute("BEGIN")
     for table in reversed(metadata.sorted_tables):
-        connection.execute(f"DELETE FROM {table.name}")  # noqa: S608 - our own names
-    connection.execute("COMMIT")
+        registry.database.execute(f"DELETE FROM {table.name}")  # noqa: S608 - our own names
+    registry.database.execute("COMMIT")
     registry.forget()
     registry.add_genesis(payload_digest(genesis), genesis)
-    registry.adopt_policy(policy, now=START)
-    return registry, connection
+    registry.adopt_policy(policy, now=now)
+    return registry

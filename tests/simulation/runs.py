@@ -12,11 +12,10 @@ from tapestry.identity.certificates import MemberCertificate, read_member_certif
 from tapestry_coordinator import desk, service
 from tapestry_coordinator.failpoints import observed
 from tests.simulation.coordinator import Coordinator
-from tests.simulation.history import History, Records
+from tests.simulation.history import History
 from tests.simulation.members import KINDS, Member
 from tests.simulation.operating import Operating
 from tests.simulation.plants import ModelPlant, Plant, RealPlant
-from tests.simulation.remembering import Remembering
 from tests.simulation.terms import ROUNDS, Tables, Terms, drawn
 from tests.simulation.world import START, Faults, Network, World
 
@@ -70,7 +69,7 @@ class Run:
 
     def _finished(self) -> History:
         history = self.history
-        history.records = Records.read(self.plant.database)
+        history.records = self.plant.registry.records()
         history.logs.append(history.records.events)
         history.recomputed = self.plant.recomputed()
         if self.coordinator.process is not None:
@@ -90,12 +89,18 @@ def _cheaply() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "read_member_certificate", read)
-        patch.setattr(desk, "pause_in_force", Remembering.pause)
+        patch.setattr(desk, "pause_in_force", lambda registry: registry.pause())
         yield
 
 
-def troubled(seed: int, folder: Path | None = None) -> Run:
-    """A federation in which much goes wrong; with a folder, over the product's own files."""
+def troubled(seed: int, folder: Path | None = None, *, has_database: bool = False) -> Run:
+    """A federation in which much goes wrong.
+
+    Args:
+        seed: Of everything.
+        folder: For the product's own files and database; None models them.
+        has_database: Whether the database is the product's in any case.
+    """
     world = World(seed)
     faults = Faults(
         drop=world.random.choice((0.0, 0.02, 0.15)),
@@ -107,7 +112,9 @@ def troubled(seed: int, folder: Path | None = None) -> Run:
         disk=world.random.choice((0.0, 0.0, 0.1)),
     )
     repair_seconds = world.random.choice((0.0, 20.0, 200.0))
-    run = _run(world, faults, folder, drawn(world), repair_seconds=repair_seconds)
+    terms = drawn(world)
+    plant = _plant(world, faults, folder, terms, has_database=has_database)
+    run = _run(world, faults, plant, terms, repair_seconds=repair_seconds)
     run.is_troubled = True
     count = world.random.randint(2, len(_NAMES))
     kinds = ["honest", "honest", *world.random.choices(KINDS, k=count - 2)]
@@ -129,21 +136,23 @@ def undisturbed(
         update={"quorum": 3, "gather_seconds": 1e6, "grace_seconds": 1e6, "deadline_seconds": 1e6}
     )
     terms = Terms(rounds=patient, tables=tables or {}, is_measured=tables is not None)
-    run = _run(world, faults, folder, terms, repair_seconds=20.0)
+    plant = _plant(world, faults, folder, terms)
+    run = _run(world, faults, plant, terms, repair_seconds=20.0)
     run.troubles_seconds = 1e5
     for name in _NAMES[:3]:
         _join(run, name, "honest", 20.0)
     return run
 
 
-def _run(
-    world: World, faults: Faults, folder: Path | None, terms: Terms, *, repair_seconds: float
-) -> Run:
-    plant: Plant = (
-        ModelPlant(terms, lambda: not world.chance(faults.disk))
-        if folder is None
-        else RealPlant(terms, folder)
-    )
+def _plant(
+    world: World, faults: Faults, folder: Path | None, terms: Terms, *, has_database: bool = False
+) -> Plant:
+    if folder is not None:
+        return RealPlant(terms, folder)
+    return ModelPlant(terms, lambda: not world.chance(faults.disk), has_database=has_database)
+
+
+def _run(world: World, faults: Faults, plant: Plant, terms: Terms, *, repair_seconds: float) -> Run:
     genesis = plant.small.home.load_genesis()
     history = History(world.seed, genesis.coordinator_key, target=terms.rounds.total)
     history.slack_seconds = terms.slack_seconds
