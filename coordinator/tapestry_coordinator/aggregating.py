@@ -50,6 +50,7 @@ from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.pace import buffer_of
 from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -197,7 +198,8 @@ class Aggregator:
         policy = self.policy.aggregation
         if policy.optimizer != "delayed-nesterov":
             return policy.outer_optimizer(members)
-        period = max(1, -(-len(plan.cohort) // plan.quorum)) if plan.is_asynchronous else 1
+        used = max(plan.quorum, buffer_of(self.policy.pace, len(plan.cohort)))
+        period = max(1, -(-len(plan.cohort) // used)) if plan.is_asynchronous else 1
         before = None if base.made is None else base.made.outer
         position = 1
         if before is not None and before.optimizer == policy.optimizer:

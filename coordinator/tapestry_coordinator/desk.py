@@ -433,7 +433,7 @@ class Desk:
             speed = speed_of(
                 contribution.tokens,
                 seconds=contribution.metrics.get("seconds", 0.0),
-                at_most_seconds=now - (plan.deadline - self.settings.rounds.deadline_seconds),
+                at_most_seconds=now - self._begun_at(contribution.round),
             )
             self._apply(arrived, contribution=stored, speed=speed)
             count, cohort = len(self.state.arrived), len(self.state.cohort)
@@ -442,6 +442,14 @@ class Desk:
             "round %d: %s is in%s (%d of %d)", stored.used_round, member_id, late, count, cohort
         )
         return receipt
+
+    def _begun_at(self, number: int) -> float:
+        """Return when a round was planned first: since then members may have trained for it."""
+        first = self.registry.plan(number, 1)
+        if first is None:
+            return self.clock()
+        deadline = RoundPlan.parsed(first.payload, what=f"plan of round {number}").deadline
+        return deadline - self.settings.rounds.deadline_seconds
 
     def propose(self, envelope: Envelope, gate: NoHarmPolicy) -> None:
         """Let members measure a checkpoint that lies in its candidate's folder, unless they do."""

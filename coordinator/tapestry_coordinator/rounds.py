@@ -59,6 +59,8 @@ class RoundRules:
     """Fewest tokens of the contributions together, beside their number."""
     is_asynchronous: bool = False
     """Whether late contributions alone may close a round before its deadline."""
+    buffer: int = 0
+    """Of an asynchronous round: arrivals that close it before its deadline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -486,8 +488,11 @@ def has_quorum(state: RoundState, rules: RoundRules) -> bool:
 
 def _ends_with_grace(state: RoundState, rules: RoundRules) -> bool:
     """Whether a round waits for its grace only: late contributions alone wait for its deadline."""
-    is_under_way = rules.is_asynchronous or len(state.arrived) > len(state.late)
-    return is_under_way and has_quorum(state, rules)
+    if not has_quorum(state, rules):
+        return False
+    if rules.is_asynchronous:
+        return len(state.arrived) >= rules.buffer
+    return len(state.arrived) > len(state.late)
 
 
 def _replan_if_overdue(

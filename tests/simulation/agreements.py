@@ -13,6 +13,7 @@ from itertools import pairwise
 from tapestry.checkpoints.manifest import Manifest, RoundRecord
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
+from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.rounds import Arrived, Phase, Proposed, Published, Ruled
 from tests.simulation.folding import Step, Violation, manifests, plan_in, policy_in, steps
 from tests.simulation.history import History
@@ -120,10 +121,15 @@ def gate_is_kept(history: History) -> Iterator[Violation]:
         if made.reverted is not None:
             if made.reverted.candidate != state.candidate or not may_revert:
                 yield Violation("A", f"round {number} was reverted against what was decided")
-            yield from _unchanged(manifest, made, published[number - 1][0])
+            yield from _unchanged(manifest, made, published.get(number - 1))
 
 
-def _unchanged(manifest: Manifest, made: RoundRecord, parent: Manifest) -> Iterator[Violation]:
+def _unchanged(
+    manifest: Manifest, made: RoundRecord, before: tuple[Manifest, Envelope] | None
+) -> Iterator[Violation]:
+    if before is None:
+        return  # the chain is broken, which another check says
+    parent, _envelope = before
     if manifest.vector_root != parent.vector_root:
         yield Violation("A", f"round {manifest.round} was reverted, and its vector is another")
     if parent.made is not None and made.outer != parent.made.outer:

@@ -260,10 +260,11 @@ def modelled(closed: ClosedRound) -> Manifest:
     vector = hashlib.sha256(f"{base.vector_root}{roots}".encode()).hexdigest()
     present = {stored.member_id for stored in closed.contributions}
     late = closed.policy.lateness.discount
+    tokens = {stored.member_id: contribution.tokens for stored, contribution in used}
     weights = token_weights(
-        {stored.member_id: contribution.tokens for stored, contribution in used},
+        tokens,
         gamma=0.5,
-        cap=default_cap(len(used)),
+        cap=default_cap(len(tokens)),
         discounts={s.member_id: staleness_discount(s.staleness, discount=late) for s, _ in used},
     )
     return Manifest(
@@ -282,7 +283,7 @@ def modelled(closed: ClosedRound) -> Manifest:
             codec=closed.plan.codec,
             quorum=closed.plan.quorum,
             gamma=0.5,
-            influence_cap=default_cap(len(used)),
+            influence_cap=default_cap(len(tokens)),
             clip=0.0,
             participation=tuple(
                 Participation(
