@@ -257,7 +257,9 @@ class Publisher:
                 files.append(_write_policy(closed.policy, folder))
                 (model,) = [entry for entry in base.files if entry.name == MODEL_FILE]
                 shutil.copyfile(source / MODEL_FILE, folder / MODEL_FILE)
-                envelope = self._finish(reverted_manifest(closed, base, [*files, model]), closed, folder)
+                envelope = self._finish(
+                    reverted_manifest(closed, base, [*files, model]), closed, folder
+                )
         shutil.rmtree(self.home.candidate(number), ignore_errors=True)
         _log.warning("checkpoint %d is the consensus as it was: %s", number, closed.reverted)
         return envelope
@@ -293,9 +295,7 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     return entries
 
 
-def reverted_manifest(
-    closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]
-) -> Manifest:
+def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:
     """Return the manifest of a round that left the consensus as it was."""
     plan, before = closed.plan, base.made
     declared = [(one, one.declared) for one in closed.contributions]

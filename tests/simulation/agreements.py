@@ -156,7 +156,7 @@ def policy_of_its_time(history: History) -> Iterator[Violation]:
     for step in steps(history):
         if step.after.attempt != 1 or step.before.attempt != 0 or not plans[step.number]:
             continue
-        _at, newest = max((one for one in history.adopted if one[0] <= step.moment))
+        _at, newest = max(one for one in history.adopted if one[0] <= step.moment)
         found = {plan.policy for plan in plans[step.number]}
         if found != {newest}:
             yield Violation("A", f"round {step.number} is not under the newest policy")

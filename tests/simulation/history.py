@@ -125,7 +125,8 @@ class History:
     logs: list[tuple[Row, ...]] = field(default_factory=list)
     """The events at every crash and at the end."""
     healed_at: float = 0.0
-    """By the coordinator's clock: since when nothing went wrong any more, and a quorum of honest members was there."""
+    """By the coordinator's clock: since when nothing went wrong any more, and a quorum of honest
+    members was there."""
     ended_at: float = 0.0
     """The same."""
     slack_seconds: float = 0.0

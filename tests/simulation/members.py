@@ -1,6 +1,5 @@
 """Simulated institutions: slow, forgetful, silent, unwilling, and lying ones among the honest."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -66,6 +65,7 @@ class Member:
         self.life = 0
         """Counts its restarts: what a past life had begun has no effect."""
         self.sending: set[int] = set()
+        self._lies: dict[int, str] = {}
         self._training: RoundPlan | None = None
         self._newest: Announcement | None = None
         self._contributed = 0
@@ -73,6 +73,8 @@ class Member:
         self._answered = 0
         """The newest round that has used one."""
         self._measured: set[str] = set()
+        self._said: set[str] = set()
+        """What it has measured, and what of it the coordinator has taken."""
         self._opened = 0
 
     @property
@@ -159,9 +161,8 @@ class Member:
         for number in sorted(set(self.spool) - self.receipts):
             if self.kind != "liar" and self.spool[number].plan.max_staleness + number > newest:
                 self._send(number)
-        for envelope in (told.candidate, told.manifest):
-            if envelope is not None and self.measures:
-                self._measure(payload_digest(envelope), number_of(envelope.payload))
+        if self.measures:
+            self._measure_newest()
         self._answer()
 
     def _answer(self) -> None:
@@ -183,6 +184,17 @@ class Member:
         answered = 0 if plan.is_asynchronous else self._answered
         return plan.round <= max(answered, self._contributed)
 
+    def _measure_newest(self) -> None:
+        """Measure the newest checkpoint, and after that the candidate that is to follow it."""
+        told = self._newest
+        if told is None:
+            return
+        base = payload_digest(told.manifest)
+        if base not in self._said:
+            self._measure(base, number_of(told.manifest.payload))
+        elif told.candidate is not None:
+            self._measure(payload_digest(told.candidate), number_of(told.candidate.payload))
+
     def _measure(self, digest: str, number: int) -> None:
         """Say how good a checkpoint is for this member's text: the same in all runs."""
         if digest in self._measured:
@@ -197,16 +209,20 @@ class Member:
         )
         life = self.life
 
+        def answered(_answer: object) -> None:
+            self._said.add(digest)
+            self._measure_newest()
+
         def failed(error: TapestryError) -> None:
+            self.refused("evaluate", error)
             if life == self.life and isinstance(error, UnavailableError):
-                self._measured.discard(digest)  # said again at the next word of the coordinator
-            else:
-                self.refused("evaluate", error)
+                self._measured.discard(digest)
+                self.world.after(self.world.between(1.0, 8.0), self._measure_newest)
 
         def submit() -> None:
             certificate = self.certificate
             self.network.call(
-                lambda: self.coordinator.evaluate(certificate, request), lambda _answer: None, failed
+                lambda: self.coordinator.evaluate(certificate, request), answered, failed
             )
 
         self.world.after(self.world.between(0.5, 10.0), submit)
@@ -248,7 +264,9 @@ class Member:
         fragments = encode(delta, layout, plan.codec)
         changes: dict[str, Any] = {}
         root = fragments_root(list(map(fragment_digest, fragments)))
-        lie = self.world.random.choice(LIES) if self.kind == "liar" else ""
+        lie = ""
+        if self.kind == "liar":  # one a round: what it sent truthfully before would be there
+            lie = self._lies.setdefault(plan.round, self.world.random.choice(LIES))
         if lie == "root":
             root = fragments_root([fragment_digest(b"something else")])
         elif lie == "bytes":

@@ -47,7 +47,7 @@ class Run:
             if self.is_troubled:
                 later = self.terms.later_policy(self.plant.founders)
                 self.operating.plan(self.members, later, until=self.troubles_seconds)
-            self.operating.look()
+                self.operating.look()
             world.run(until=self._is_over, limit=START + self.troubles_seconds)
             self._heal()
             limit = world.now + (history.target + 1) * history.slack_seconds
@@ -135,7 +135,12 @@ def undisturbed(
     patient = ROUNDS.model_copy(
         update={"quorum": 3, "gather_seconds": 1e6, "grace_seconds": 1e6, "deadline_seconds": 1e6}
     )
-    terms = Terms(rounds=patient, tables=tables or {}, is_measured=tables is not None)
+    terms = Terms(
+        rounds=patient,
+        tables=tables or {},
+        is_measured=tables is not None,
+        fails_over=tables is not None,
+    )
     plant = _plant(world, faults, folder, terms)
     run = _run(world, faults, plant, terms, repair_seconds=20.0)
     run.troubles_seconds = 1e5
@@ -160,9 +165,7 @@ def _run(world: World, faults: Faults, plant: Plant, terms: Terms, *, repair_sec
     coordinator = Coordinator(world, faults, plant, terms, history, repair_seconds=repair_seconds)
     troubles_seconds = world.between(60.0, 400.0)
     operating = Operating(coordinator)
-    return Run(
-        world, faults, plant, coordinator, operating, [], history, terms, troubles_seconds
-    )
+    return Run(world, faults, plant, coordinator, operating, [], history, terms, troubles_seconds)
 
 
 def _join(run: Run, name: str, kind: str, pace_seconds: float) -> None:
