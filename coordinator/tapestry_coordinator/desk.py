@@ -7,7 +7,7 @@ registry before it shows.
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +125,10 @@ class Desk:
         """How many times each member has connected."""
         self._pause: Action | None = None
         """By which rounds are paused."""
+        self._enrolled: list[Member] = []
+        """Active contributors, as the database last had them."""
+        self._is_enrolled_known = False
+        """Whether nothing of ours was recorded since `_enrolled` was read."""
         self._contributors: frozenset[str] = frozenset()
         self._returned: set[str] = set()
         """Who connected anew since a round opened: the next one waits for them, whatever they
@@ -254,21 +258,37 @@ class Desk:
 
     # What changes the round
 
-    def pass_time(self) -> None:
-        """Let time go by: open, close or plan again what is due."""
+    def pass_time(self, *, look: bool = True) -> None:
+        """Let time go by: open, close or plan again what is due.
+
+        Args:
+            look: Read what other processes may have written: members, pauses, rulings. With
+                hundreds of members that is most of what an idle coordinator does.
+        """
         with self._changed:
             self._refresh()
-            self._note_pause(pause_in_force(self.registry))
-            self._take_ruling()
-            enrolled = self._look_who_left()
-            event = self._tick(enrolled)
+            has_looked = look or not self._is_enrolled_known
+            if has_looked:
+                self._look()
+            event = self._tick()
             _after, effects = tick(self.state, event, now=self.clock())
+            if effects and not has_looked:  # what opens or closes goes by what is written now
+                self._look()
+                event = self._tick()
+                _after, effects = tick(self.state, event, now=self.clock())
             if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
-                event = self._tick(enrolled)  # it may go at another pace
+                event = self._tick()  # it may go at another pace
             self._apply(event)
 
-    def _tick(self, enrolled: Sequence[Member]) -> Tick:
+    def _look(self) -> None:
+        """Take up what operators have done since."""
+        self._note_pause(pause_in_force(self.registry))
+        self._take_ruling()
+        self._look_who_left()
+
+    def _tick(self) -> Tick:
         """Return how things stand, under the policy in force."""
+        enrolled = self._enrolled
         ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
         idle = {m.member_id for m in enrolled if self._is_idle(m)}
         active = len(enrolled) - len(idle)
@@ -309,20 +329,20 @@ class Desk:
             self._refresh()
             self._look_who_left()
 
-    def _look_who_left(self) -> list[Member]:
-        """Go on without those who are members no more; return those who contribute.
+    def _look_who_left(self) -> None:
+        """Read who contributes, and go on without those who are members no more.
 
         What a revoked member handed in counts no more, unless its round has closed.
         """
         members = self.registry.members()
-        enrolled = [m for m in members if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)]
-        self._contributors = frozenset(m.member_id for m in enrolled)
+        self._enrolled = [m for m in members if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)]
+        self._is_enrolled_known = True
+        self._contributors = frozenset(m.member_id for m in self._enrolled)
         active = {m.member_id for m in members if m.status == ACTIVE}
         if self.state.phase in (Phase.WAITING, Phase.OPEN, Phase.MEASURING):
             asked = {*self.state.cohort, *self.state.arrived}
             for member_id in sorted(asked - self._contributors - set(self.state.left)):
                 self._let_go(member_id, is_member=member_id in active)
-        return enrolled
 
     def _let_go(self, member_id: str, *, is_member: bool) -> None:
         """Go on without somebody who contributes no more; who only changed its role has done so."""
@@ -545,7 +565,7 @@ class Desk:
             manifest=manifest,
             attendance=attendance,
         )
-        self._is_certain = True
+        self._is_certain, self._is_enrolled_known = True, False
         if plan is not None:
             failpoints.reach("plan-recorded")
         self.state = after

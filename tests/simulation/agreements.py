@@ -151,7 +151,7 @@ def nothing_opens_while_paused(history: History) -> Iterator[Violation]:
 
 
 def policy_of_its_time(history: History) -> Iterator[Violation]:
-    """A round's first plan has the policy that was the newest then, and the others have the same."""
+    """A round's first plan has the policy that was the newest then, and so have the others."""
     plans = _plans(history)
     for step in steps(history):
         if step.after.attempt != 1 or step.before.attempt != 0 or not plans[step.number]:

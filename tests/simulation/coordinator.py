@@ -96,6 +96,7 @@ class Coordinator:
         self._streams = 0
         self._down_since = world.now
         self._is_aggregating = False
+        self._ticks = 0
         self.crashes: dict[str, int] = {}
         """How many by moment."""
         self.process: Process | None = None
@@ -175,8 +176,10 @@ class Coordinator:
         if process is not self.process:
             return
         seconds = _TICK_SECONDS
+        self._ticks += 1
+        is_due = self._ticks % 2 == 0
         try:
-            self.do(lambda p: p.desk.pass_time())
+            self.do(lambda p: p.desk.pass_time(look=is_due))
         except TapestryError as error:
             seconds = _RETRY_SECONDS
             self._note_outage(str(error), seconds)
