@@ -52,7 +52,7 @@ def test_a_candidate_that_comes_out_differently_is_neither_measured_nor_publishe
     monkeypatch.setattr(publisher_module, "software", lambda: {"tapestry": "another"})
     closed = ClosedRound.recorded(coordinator.registry, coordinator.desk.state)
     for make in (coordinator.small.publisher.propose, coordinator.small.publisher.publish):
-        with pytest.raises(UnavailableError, match="comes out differently.*coordinator revert 1"):
+        with pytest.raises(UnavailableError, match=r"comes out differently.*coordinator revert 1"):
             make(closed)
     assert not coordinator.home.candidate(1).exists()
     assert not coordinator.home.checkpoint(1).exists()
