@@ -20,7 +20,7 @@ from tapestry.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
-from tapestry.wire.bulk import BulkStub, PutFragment
+from tapestry.wire.bulk import BulkStub, Pieces, PutFragment
 from tapestry.wire.egress import EgressLedger
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, UPLOADS_IN_FLIGHT
@@ -197,7 +197,7 @@ class NodeClient:
             if opened.HasField("receipt"):
                 return envelope_value(opened.receipt)
             missing = unpack_missing(opened.missing, len(digests))
-            self._put_all(number, missing, digests, read_fragment, on_bytes)
+            self._put_all(number, missing, digests, read_fragment, on_bytes, window=opened.window)
             committed = self._transfer.Commit(
                 transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
                 timeout=COMMIT_SECONDS,
@@ -211,30 +211,37 @@ class NodeClient:
         digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
         on_bytes: Callable[[int], None] | None,
+        *,
+        window: int,
     ) -> None:
-        """Send fragments, several in flight."""
+        """Send fragments, as many in flight as the coordinator says in every answer."""
         in_flight: deque[tuple[grpc.Future, int]] = deque()  # type: ignore[type-arg]
 
         def wait_for_oldest() -> None:
+            nonlocal window
             future, size = in_flight.popleft()
-            future.result()
+            window = future.result().window
             if on_bytes is not None:
                 on_bytes(size)
 
         try:
             for index in indices:
                 data = read_fragment(index)
-                request = PutFragment(number, index, data, digests[index])
-                in_flight.append(
-                    (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))
-                )
-                if len(in_flight) >= UPLOADS_IN_FLIGHT:
+                fragment = PutFragment(number, index, data, digests[index])
+                in_flight.append((self._put(fragment, window=window), len(data)))
+                while len(in_flight) >= max(1, min(window, UPLOADS_IN_FLIGHT)):
                     wait_for_oldest()
             while in_flight:
                 wait_for_oldest()
         finally:
             for future, _size in in_flight:  # after a failure: they would meet those sent again
                 future.cancel()
+
+    def _put(self, fragment: PutFragment, *, window: int) -> grpc.Future:  # type: ignore[type-arg]
+        """Begin to send a fragment: in pieces, if the coordinator has others to listen to."""
+        if window >= UPLOADS_IN_FLIGHT:
+            return self._bulk.put_fragment.future(fragment, timeout=COMMIT_SECONDS)
+        return self._bulk.put_pieces.future(Pieces(fragment), timeout=COMMIT_SECONDS)
 
     def renew(self) -> None:
         """Replace the member certificate by a fresh one with a new key.

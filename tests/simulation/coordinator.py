@@ -64,6 +64,9 @@ class Context:
     def peer(self) -> str:
         return "simulated"
 
+    def is_active(self) -> bool:
+        return True
+
     def set_trailing_metadata(self, metadata: Any) -> None:
         self._metadata = metadata
 
@@ -319,7 +322,7 @@ class Coordinator:
         return self._call(lambda p, c: p.transfer.OpenUpload(request, c), certificate)
 
     def put(self, certificate: bytes, request: PutFragment) -> Any:
-        return self._call(lambda p, c: p.transfer.put_fragment(request, c), certificate)
+        return self._call(lambda p, c: p.transfer.put_fragment(iter([request]), c), certificate)
 
     def commit(self, certificate: bytes, request: transfer_pb2.CommitRequest) -> Any:
         return self._call(lambda p, c: p.transfer.Commit(request, c), certificate)
