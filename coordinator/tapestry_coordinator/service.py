@@ -381,8 +381,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     digests=digests,
                     max_element=plan.max_element,
                 )
-                window = self._windows.open(member_id)
-        return transfer_pb2.OpenUploadResponse(missing=pack_missing(missing), window=window)
+                grant = self._windows.open(member_id)
+        return transfer_pb2.OpenUploadResponse(
+            missing=pack_missing(missing), window=grant.fragments, piece_bytes=grant.piece_bytes
+        )
 
     def put_fragment(
         self, requests: Iterator[PutFragment], context: grpc.ServicerContext
@@ -392,7 +394,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             member_id = identify(context, self._desk).member_id
             with self._windows.place(member_id, context.is_active):
                 self._take(requests, member_id)
-        return transfer_pb2.PutFragmentResponse(window=self._windows.granted(member_id))
+        grant = self._windows.granted(member_id)
+        return transfer_pb2.PutFragmentResponse(
+            window=grant.fragments, piece_bytes=grant.piece_bytes
+        )
 
     def _take(self, requests: Iterator[PutFragment], member_id: str) -> None:
         first = next(requests, None)

@@ -2,8 +2,8 @@
 
 Each takes memory here while it comes in: what the line has delivered and nobody has read yet, and
 the piece that is being read. So there is a number for all uploads together, which they share
-evenly, and none has less than one; the answers to `OpenUpload` and `PutFragment` tell each member
-its share. Calls beyond it are not refused: they are read when their turn comes, and until then the
+evenly, and none has less than one; where they are more than that, each sends its fragment in pieces.
+The answers to `OpenUpload` and `PutFragment` tell each member its share. Calls beyond it are not refused: they are read when their turn comes, and until then the
 line itself keeps their bytes back.
 """
 
@@ -14,11 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tapestry.errors import UnavailableError
-from tapestry.wire.limits import FRAGMENTS_IN_FLIGHT, UPLOADS_IN_FLIGHT
+from tapestry.wire.limits import FRAGMENT_BYTES, FRAGMENTS_IN_FLIGHT, PIECE_BYTES, UPLOADS_IN_FLIGHT
 
 _IDLE_SECONDS = 30.0
 """An upload of which nothing was heard for so long leaves its share to the others."""
 _LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a member may send now."""
+
+    fragments: int
+    """In flight at once."""
+    piece_bytes: int
+    """Of a fragment, in one message."""
+
+
+_LEAST = Grant(1, PIECE_BYTES)
 
 
 @dataclass(eq=False, slots=True)
@@ -41,8 +54,8 @@ class Windows:
         self._changed = threading.Condition()
         self._windows: dict[str, _Window] = {}
 
-    def open(self, member_id: str) -> int:
-        """Count a member's upload from now on; return how many of its fragments may be in flight.
+    def open(self, member_id: str) -> Grant:
+        """Count a member's upload from now on; return its share.
 
         Calls of its earlier attempts do not count any more: their line may be dead.
         """
@@ -56,8 +69,8 @@ class Windows:
             self._windows.pop(member_id, None)
             self._changed.notify_all()
 
-    def granted(self, member_id: str) -> int:
-        """Return how many of a member's fragments may be in flight now."""
+    def granted(self, member_id: str) -> Grant:
+        """Return what a member may send now."""
         with self._changed:
             return self._granted(self._windows.get(member_id))
 
@@ -76,7 +89,7 @@ class Windows:
             window = self._windows.get(member_id)
             if window is None:
                 window = self._windows[member_id] = _Window(self._clock(), is_open=False)
-            while window.busy >= self._granted(window):
+            while window.busy >= self._granted(window).fragments:
                 if not is_active():
                     raise UnavailableError("the call was given up while it waited for its turn")
                 self._changed.wait(_LOOK_SECONDS)
@@ -91,13 +104,15 @@ class Windows:
                     self._windows.pop(member_id, None)
                 self._changed.notify_all()
 
-    def _granted(self, window: _Window | None) -> int:
-        return 1 if window is None or not window.is_open else self._share()
+    def _granted(self, window: _Window | None) -> Grant:
+        return _LEAST if window is None or not window.is_open else self._share()
 
-    def _share(self) -> int:
+    def _share(self) -> Grant:
         now = self._clock()
         uploads = sum(
             window.is_open and (window.busy > 0 or now - window.heard_at < _IDLE_SECONDS)
             for window in self._windows.values()
         )
-        return max(1, min(UPLOADS_IN_FLIGHT, FRAGMENTS_IN_FLIGHT // max(1, uploads)))
+        if uploads > FRAGMENTS_IN_FLIGHT:
+            return _LEAST
+        return Grant(min(UPLOADS_IN_FLIGHT, FRAGMENTS_IN_FLIGHT // max(1, uploads)), FRAGMENT_BYTES)

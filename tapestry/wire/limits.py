@@ -3,7 +3,8 @@
 KIBIBYTE = 2**10
 MEBIBYTE = 2**20
 
-MAX_MESSAGE_BYTES = 4 * MEBIBYTE + 64 * KIBIBYTE
+FRAGMENT_BYTES = 4 * MEBIBYTE
+MAX_MESSAGE_BYTES = FRAGMENT_BYTES + 64 * KIBIBYTE
 """A float32 fragment (4 MiB) and its header."""
 FETCH_CHUNK_BYTES = MEBIBYTE
 MAX_FETCH_SECONDS = 24 * 3600.0
@@ -12,9 +13,9 @@ CALL_SECONDS = 60.0
 COMMIT_SECONDS = 600.0
 """Deadline of calls after which the coordinator may have gigabytes to flush or to hash."""
 PIECE_BYTES = MEBIBYTE
-"""A fragment goes up in messages of this size where many send, so that nobody holds more of it.
+"""A fragment goes up in messages of this size where more members send than whole ones have room.
 
-Where few do, it goes in one, which takes a fifth less of both sides' processors.
+Else it goes in one, which takes a fifth less of both sides' processors.
 """
 UPLOADS_IN_FLIGHT = 4
 """Fragments that a member sends at once, at most."""
