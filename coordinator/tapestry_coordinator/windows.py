@@ -2,9 +2,9 @@
 
 Each takes memory here while it comes in: what the line has delivered and nobody has read yet, and
 the piece that is being read. So there is a number for all uploads together, which they share
-evenly, and none has less than one; where they are more than that, each sends its fragment in pieces.
-The answers to `OpenUpload` and `PutFragment` tell each member its share. Calls beyond it are not refused: they are read when their turn comes, and until then the
-line itself keeps their bytes back.
+evenly, and none has less than one; if they are more than that, fragments come in pieces. The
+answers to `OpenUpload` and `PutFragment` tell each member its share. Calls beyond it are not
+refused: they are read when their turn comes, and until then the line itself keeps their bytes back.
 """
 
 import threading
