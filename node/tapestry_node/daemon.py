@@ -21,6 +21,7 @@ from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.objectives.training import StepReport
 from tapestry.storage.atomic import sync_path, write_atomic
+from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome
@@ -103,6 +104,7 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
+        spare_what_is_there()
         listener = Listener(self._connected)
         version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
