@@ -89,7 +89,7 @@ def run(
 
     Can be stopped and started at any point; a finished contribution is never lost.
     """
-    from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
+    from tapestry.data.files import list_files  # noqa: PLC0415
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports torch
     from tapestry_node.home import require_node  # noqa: PLC0415

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tapestry.data.reading import list_files, read_documents
+from tapestry.data.files import list_files
+from tapestry.data.reading import read_documents
 from tapestry.errors import ConfigError
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tapestry.data.files import list_files
 from tapestry.data.reading import (
     LONGEST_DOCUMENT_CHARACTERS,
     Document,
-    list_files,
     read_documents,
     split_long,
 )
@@ -237,21 +237,22 @@ def test_files_and_folders_without_permission_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "offset"),
+    ("content", "line", "letter"),
     [
-        (b"caf\xe9 noir", "3"),
-        ("né".encode()[:-1], "1"),
-        (b"x" * 1_048_575 + "é".encode() + b"\xff", "1,048,577"),
+        (b"caf\xe9 noir", 1, 3),
+        ("\n\n one\ntwo\nné".encode()[:-1], 5, 1),
+        (b"x" * 60_000 + b"\nxy" + "é".encode() + b"\xff\nz", 2, 3),
     ],
 )
-def test_a_file_that_is_not_utf8_is_named_with_the_byte(
-    tmp_path: Path, content: bytes, offset: str
+def test_a_file_that_is_not_utf8_is_named_with_the_line(
+    tmp_path: Path, content: bytes, line: int, letter: int
 ) -> None:
+    said = f"not UTF-8 after letter {letter} of the line; convert it"
     for name in ("a.txt", "a.md"):
         file = written(tmp_path / name, content)
-        assert refusal(file).startswith(f"{file}: not UTF-8 at byte {offset}; convert it")
+        assert refusal(file).startswith(f"{file}:{line}: {said}")
     file = written(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}')
-    assert refusal(file).startswith(f"{file}: not UTF-8 at byte 24; convert it")
+    assert refusal(file).startswith(f"{file}:2: not UTF-8 after letter 10 of the line; convert it")
 
 
 @pytest.mark.parametrize(
@@ -278,9 +279,9 @@ def test_parquet_that_cannot_be_used_is_named_with_its_columns_or_row(tmp_path: 
     pq.write_table(pa.table({"body": ["x"], "id": [1]}), file)
     assert refusal(file).startswith(f"{file}: no column 'text'; its columns are body, id")
     pq.write_table(pa.table({"text": ["x", None]}), file)
-    assert refusal(file).startswith(f"{file}: row 2: nothing where text is expected")
+    assert refusal(file).startswith(f"{file}:2: nothing where text is expected")
     pq.write_table(pa.table({"text": [1]}), file)
-    assert refusal(file).startswith(f"{file}: row 1: int where text is expected")
+    assert refusal(file).startswith(f"{file}:1: int where text is expected")
     pq.write_table(pa.table({"text": ["x" * 1000] * 9}), file)
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"PAR1 not really", whole[4:]):
