@@ -8,7 +8,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 # isort: split
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tapestry.data.batches import TrainingBatches, evaluation_windows
 from tapestry.data.corpus import Corpus, prepare_corpus
 from tapestry.data.reading import read_documents
+from tapestry.data.sources import CorpusSpec
 from tapestry.data.tokenizer import (
     byte_tokenizer,
     end_of_text_id,
@@ -92,7 +93,7 @@ class CausalLM:
 
     def prepare(
         self,
-        paths: list[Path],
+        text: CorpusSpec | Sequence[Path],
         checkpoint: Path,
         *,
         cache: Path,
@@ -100,10 +101,10 @@ class CausalLM:
         held_out_fraction: float,
         held_out_bytes: int,
     ) -> Corpus:
-        """Tokenize and pack `paths` with the tokenizer of `checkpoint`, once."""
+        """Tokenize and pack `text` with the tokenizer of `checkpoint`, once."""
         tokenizer = load_tokenizer(checkpoint)
         return prepare_corpus(
-            paths,
+            text,
             tokenizer,
             end_of_text_id=_end_id(tokenizer, checkpoint),
             cache_folder=cache,
@@ -130,6 +131,7 @@ class CausalLM:
             sequence_tokens=sequence_tokens,
             shared_fraction=shared_fraction,
             seed=seed,
+            streams=own.streams,
         )
 
     def loss(self, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ computes the loss, and measures the result. Objectives are found by name in the 
 Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tapestry.data.sources import CorpusSpec
 from tapestry.errors import ConfigError
 
 
@@ -74,7 +75,7 @@ class Objective(Protocol):
 
     def prepare(
         self,
-        paths: list[Path],
+        text: CorpusSpec | Sequence[Path],
         checkpoint: Path,
         *,
         cache: Path,
@@ -82,7 +83,7 @@ class Objective(Protocol):
         held_out_fraction: float,
         held_out_bytes: int,
     ) -> Any:  # noqa: ANN401 - a corpus is whatever the objective's own methods take
-        """Turn the institution's files into a corpus, once; later calls find it in `cache`."""
+        """Turn the institution's text into a corpus, once; later calls find it in `cache`."""
         ...
 
     def batches(

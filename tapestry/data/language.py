@@ -1,0 +1,120 @@
+"""Languages: tags as people write them, and what a text is written in.
+
+Identification is CLD2's (about 160 languages, n-grams, offline). It says when it cannot tell, which
+short and mixed texts often are; a text is only ever called foreign when it can.
+"""
+
+import re
+
+import pycld2
+
+from tapestry.errors import ConfigError
+
+SEVERAL = "mul"
+"""The tag of a source whose documents are each identified."""
+UNKNOWN = "und"
+"""The tag of a text whose language nobody has said and nothing could tell."""
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_SAMPLE_CHARACTERS = 250
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+
+_TWO_TO_THREE = dict(
+    pair.split(":")
+    for pair in """
+    aa:aar ab:abk af:afr ak:aka sq:sqi am:amh ar:ara hy:hye as:asm ay:aym az:aze ba:bak eu:eus
+    be:bel bn:ben bh:bih bi:bis bs:bos br:bre bg:bul my:mya ca:cat ny:nya co:cos hr:hrv cs:ces
+    zh:zho da:dan dv:div nl:nld dz:dzo en:eng eo:epo et:est fo:fao fj:fij fi:fin fr:fra fy:fry
+    gl:glg lg:lug ka:kat de:deu el:ell kl:kal gn:grn gu:guj ht:hat ha:hau he:heb iw:heb hi:hin
+    hu:hun is:isl ig:ibo id:ind ia:ina ie:ile iu:iku ik:ipk ga:gle it:ita jv:jav jw:jav ja:jpn
+    kn:kan ks:kas kk:kaz km:khm rw:kin ku:kur ky:kir ko:kor lo:lao la:lat lv:lav ln:lin lt:lit
+    lb:ltz mk:mkd mg:mlg ms:msa ml:mal mt:mlt gv:glv mi:mri mr:mar ro:ron mn:mon na:nau nr:nbl
+    ne:nep no:nor nb:nob nn:nno oc:oci or:ori om:orm ps:pus fa:fas pl:pol pt:por pa:pan qu:que
+    rm:roh rn:run ru:rus sm:smo sg:sag sa:san gd:gla sr:srp st:sot sn:sna sd:snd si:sin ss:ssw
+    sk:slk sl:slv so:som es:spa su:sun sw:swa sv:swe tl:tgl tg:tgk ta:tam tt:tat te:tel th:tha
+    bo:bod ti:tir to:ton ts:tso tn:tsn tr:tur tk:tuk ug:uig uk:ukr ur:urd uz:uzb ve:ven vi:vie
+    vo:vol cy:cym wo:wol xh:xho yi:yid yo:yor za:zha zu:zul
+    """.split()
+)
+_FAMILIES = (
+    ("ara", "arb", "arz", "ary", "apc", "acm", "ajp", "ars", "aeb", "aec"),
+    ("zho", "cmn", "yue", "wuu", "lzh", "nan", "hak"),
+    ("msa", "zsm", "ind", "zlm", "min", "bjn"),
+    ("hbs", "hrv", "srp", "bos", "cnr"),
+    ("nor", "nob", "nno", "dan"),
+    ("fas", "pes", "prs", "tgk"),
+    ("mlg", "plt"),
+    ("swa", "swh", "swc"),
+    ("orm", "gaz", "hae"),
+    ("aze", "azj", "azb"),
+    ("uzb", "uzn", "uzs"),
+    ("mon", "khk"),
+    ("que", "quz", "quy", "quh", "quc"),
+    ("lav", "lvs", "ltg"),
+    ("est", "ekk"),
+    ("kur", "kmr", "ckb"),
+    ("pus", "pbt"),
+    ("nep", "npi"),
+    ("ori", "ory"),
+    ("yid", "ydd"),
+    ("sqi", "als"),
+    ("grn", "gug"),
+    ("bih", "bho", "mai", "mag"),
+    ("tgl", "fil"),
+    ("bod", "dzo"),
+    ("glg", "por"),
+    ("ces", "slk"),
+)
+"""Languages under several tags, and those that a short text does not tell apart."""
+_FAMILY_OF = {tag: number for number, tags in enumerate(_FAMILIES) for tag in tags}
+_IDENTIFIED = {
+    code: _TWO_TO_THREE.get(code.split("-")[0], code)
+    for name, code in pycld2.LANGUAGES
+    if name in pycld2.DETECTED_LANGUAGES and not name.startswith("X_")
+}
+_KNOWN = frozenset(_IDENTIFIED.values()) | frozenset(
+    tag for tags in _FAMILIES for tag in tags if set(tags) & set(_IDENTIFIED.values())
+)
+
+
+def language_tag(text: str) -> str:
+    """Return a tag in its short form: three letters of ISO 639-3 where known, then what follows.
+
+    Raises:
+        ConfigError: It is no BCP 47 tag.
+    """
+    if not _TAG.fullmatch(text):
+        raise ConfigError(
+            f"{text!r:.40} is no language tag: expected one such as fra, eus or pt-BR; "
+            f"{SEVERAL} for a source in several languages"
+        )
+    head, *rest = text.split("-")
+    return "-".join([_TWO_TO_THREE.get(head.lower(), head.lower()), *rest])
+
+
+def can_identify(tag: str) -> bool:
+    """Whether texts in the language of `tag` can be told from others at all."""
+    return tag.split("-")[0] in _KNOWN
+
+
+def identify(text: str) -> str:
+    """Return the ISO 639-3 tag of the language that `text` begins in; "" where it is unsure."""
+    sample = text[:_SAMPLE_CHARACTERS]
+    try:
+        is_reliable, _size, found = pycld2.detect(sample, isPlainText=True)
+    except pycld2.error:  # it takes no control characters
+        try:
+            printable = _UNPRINTABLE.sub(" ", sample)
+            is_reliable, _size, found = pycld2.detect(printable, isPlainText=True)
+        except pycld2.error:
+            return ""
+    return _IDENTIFIED.get(found[0][1], "") if is_reliable else ""
+
+
+def is_foreign(identified: str, declared: str) -> bool:
+    """Whether a text identified as one language is surely not in the `declared` one."""
+    if not identified or not can_identify(declared):
+        return False
+    wanted = declared.split("-")[0]
+    family = _FAMILY_OF.get(wanted)
+    return identified != wanted and (family is None or _FAMILY_OF.get(identified) != family)
