@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.config import Settings
+from tapestry.data.categories import Category
 from tapestry.errors import RejectedError
 
 SETTINGS_FILE = "node.toml"
@@ -37,6 +38,8 @@ class Policy(Settings):
     """What may be trained here."""
     codecs: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4", "topk")
     """How pseudo-gradients may be coded."""
+    categories: tuple[Category, ...] = tuple(Category)
+    """Which sources of `corpus.toml` may be trained on; others are left out."""
     min_quorum: Annotated[int, Field(ge=1)] = 2
     """A round that would publish an update made of fewer contributions is refused."""
     min_inner_steps: Annotated[int, Field(ge=1)] = 1

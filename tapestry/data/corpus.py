@@ -268,9 +268,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def _states(
-    spec: CorpusSpec, files: Sequence[tuple[int, Path]]
-) -> list[tuple[str, str, int, int]]:
+def _states(spec: CorpusSpec, files: Sequence[tuple[int, Path]]) -> list[tuple[str, str, int, int]]:
     """Return what tells whether files have changed; a file that is gone has size -1."""
     states = []
     for source, file in files:

@@ -10,8 +10,7 @@ thirty bytes a document, and the result depends on the documents and their order
 Shapes: N documents, K places of a signature, S bytes of a batch.
 """
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -123,42 +122,47 @@ def near_duplicates(
     count = len(candidates)
     originals = np.full(count, -1, np.int64)
     similarities = np.zeros(count, np.float32)
-    rows = rows_of_band(similarity)
-    for first_place in range(0, PLACES - rows + 1, rows):
-        keys = _band_keys(signatures, candidates, first_place, rows)
-        order = np.argsort(keys, kind="stable")
-        is_same = np.zeros(count, np.bool_)
-        is_same[1:] = keys[order[1:]] == keys[order[:-1]]
-        if not is_same.any():
-            continue
-        at = np.flatnonzero(is_same)
-        firsts = np.maximum.accumulate(np.where(is_same, 0, np.arange(count)))
-        for earlier in (order[firsts[at]], order[at - 1]):
-            _compare(signatures, candidates, earlier, order[at], similarity, originals, similarities)
+    for earlier, later in _pairs(signatures, candidates, rows_of_band(similarity)):
+        is_open = (originals[later] < 0) | (originals[later] > earlier)
+        left, right = earlier[is_open], later[is_open]
+        shares = _similarities(signatures, candidates[left], candidates[right])
+        is_similar = shares >= similarity
+        originals[right[is_similar]] = left[is_similar]
+        similarities[right[is_similar]] = shares[is_similar]
     found = originals >= 0
     originals[found] = candidates[originals[found]]
     return originals, similarities
 
 
-def _compare(
-    signatures: Signatures,
-    candidates: npt.NDArray[np.int64],
-    earlier: npt.NDArray[np.int64],
-    later: npt.NDArray[np.int64],
-    similarity: float,
-    originals: npt.NDArray[np.int64],
-    similarities: npt.NDArray[np.float32],
-) -> None:
-    """Note pairs of candidates that are similar; of several earlier ones the first stays."""
-    is_open = (originals[later] < 0) | (originals[later] > earlier)
-    earlier, later = earlier[is_open], later[is_open]
-    for begin in range(0, len(later), _CHUNK):
-        left, right = earlier[begin : begin + _CHUNK], later[begin : begin + _CHUNK]
-        equal = signatures[candidates[left]] == signatures[candidates[right]]
-        shares = equal.mean(axis=1, dtype=np.float32)
-        is_similar = shares >= similarity
-        originals[right[is_similar]] = left[is_similar]
-        similarities[right[is_similar]] = shares[is_similar]
+def _pairs(
+    signatures: Signatures, candidates: npt.NDArray[np.int64], rows: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield pairs of candidates with an equal band, the earlier and the later ones.
+
+    Of many with one band, each is paired with the first and with the one before it.
+    """
+    count = len(candidates)
+    for first_place in range(0, PLACES - rows + 1, rows):
+        keys = _band_keys(signatures, candidates, first_place, rows)
+        order = np.argsort(keys, kind="stable")
+        is_same = np.zeros(count, np.bool_)
+        is_same[1:] = keys[order[1:]] == keys[order[:-1]]
+        at = np.flatnonzero(is_same)
+        if len(at):
+            firsts = np.maximum.accumulate(np.where(is_same, 0, np.arange(count)))
+            yield order[firsts[at]], order[at]
+            yield order[at - 1], order[at]
+
+
+def _similarities(
+    signatures: Signatures, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    shares = np.zeros(len(left), np.float32)
+    for begin in range(0, len(left), _CHUNK):
+        end = begin + _CHUNK
+        equal = signatures[left[begin:end]] == signatures[right[begin:end]]
+        shares[begin:end] = equal.mean(axis=1, dtype=np.float32)
+    return shares
 
 
 def _band_keys(
@@ -184,12 +188,3 @@ def rows_of_band(similarity: float) -> int:
         if 1 - missed >= _RECALL:
             return rows
     return 1
-
-
-def resolved(originals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return for each document the one at the end of its chain of originals; itself if none."""
-    numbers = np.arange(len(originals))
-    roots = np.where(originals < 0, numbers, originals)
-    while not np.array_equal(further := roots[roots], roots):
-        roots = further
-    return cast("npt.NDArray[np.int64]", roots)

@@ -19,23 +19,22 @@ _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _SAMPLE_CHARACTERS = 250
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
-_TWO_TO_THREE = dict(
-    pair.split(":")
-    for pair in """
-    aa:aar ab:abk af:afr ak:aka sq:sqi am:amh ar:ara hy:hye as:asm ay:aym az:aze ba:bak eu:eus
-    be:bel bn:ben bh:bih bi:bis bs:bos br:bre bg:bul my:mya ca:cat ny:nya co:cos hr:hrv cs:ces
-    zh:zho da:dan dv:div nl:nld dz:dzo en:eng eo:epo et:est fo:fao fj:fij fi:fin fr:fra fy:fry
-    gl:glg lg:lug ka:kat de:deu el:ell kl:kal gn:grn gu:guj ht:hat ha:hau he:heb iw:heb hi:hin
-    hu:hun is:isl ig:ibo id:ind ia:ina ie:ile iu:iku ik:ipk ga:gle it:ita jv:jav jw:jav ja:jpn
-    kn:kan ks:kas kk:kaz km:khm rw:kin ku:kur ky:kir ko:kor lo:lao la:lat lv:lav ln:lin lt:lit
-    lb:ltz mk:mkd mg:mlg ms:msa ml:mal mt:mlt gv:glv mi:mri mr:mar ro:ron mn:mon na:nau nr:nbl
-    ne:nep no:nor nb:nob nn:nno oc:oci or:ori om:orm ps:pus fa:fas pl:pol pt:por pa:pan qu:que
-    rm:roh rn:run ru:rus sm:smo sg:sag sa:san gd:gla sr:srp st:sot sn:sna sd:snd si:sin ss:ssw
-    sk:slk sl:slv so:som es:spa su:sun sw:swa sv:swe tl:tgl tg:tgk ta:tam tt:tat te:tel th:tha
-    bo:bod ti:tir to:ton ts:tso tn:tsn tr:tur tk:tuk ug:uig uk:ukr ur:urd uz:uzb ve:ven vi:vie
-    vo:vol cy:cym wo:wol xh:xho yi:yid yo:yor za:zha zu:zul
-    """.split()
+_PAIRS = (
+    "aaaar ababk afafr akaka sqsqi amamh arara hyhye asasm ayaym azaze babak eueus bebel bnben "
+    "bhbih bibis bsbos brbre bgbul mymya cacat nynya cocos hrhrv csces zhzho dadan dvdiv nlnld "
+    "dzdzo eneng eoepo etest fofao fjfij fifin frfra fyfry glglg lglug kakat dedeu elell klkal "
+    "gngrn guguj hthat hahau heheb iwheb hihin huhun isisl igibo idind iaina ieile iuiku ikipk "
+    "gagle itita jvjav jwjav jajpn knkan kskas kkkaz kmkhm rwkin kukur kykir kokor lolao lalat "
+    "lvlav lnlin ltlit lbltz mkmkd mgmlg msmsa mlmal mtmlt gvglv mimri mrmar roron mnmon nanau "
+    "nrnbl nenep nonor nbnob nnnno ococi orori omorm pspus fafas plpol ptpor papan quque rmroh "
+    "rnrun rurus smsmo sgsag sasan gdgla srsrp stsot snsna sdsnd sisin ssssw skslk slslv sosom "
+    "esspa susun swswa svswe tltgl tgtgk tatam tttat tetel ththa bobod titir toton tstso tntsn "
+    "trtur tktuk uguig ukukr ururd uzuzb veven vivie vovol cycym wowol xhxho yiyid yoyor zazha "
+    "zuzul"
 )
+"""ISO 639-1 and 639-3 of the languages that have both, without a gap between the two."""
+
+_TWO_TO_THREE = {pair[:2]: pair[2:] for pair in _PAIRS.split()}
 _FAMILIES = (
     ("ara", "arb", "arz", "ary", "apc", "acm", "ajp", "ars", "aeb", "aec"),
     ("zho", "cmn", "yue", "wuu", "lzh", "nan", "hak"),
@@ -94,7 +93,7 @@ def language_tag(text: str) -> str:
 
 def can_identify(tag: str) -> bool:
     """Whether texts in the language of `tag` can be told from others at all."""
-    return tag.split("-")[0] in _KNOWN
+    return tag.split("-", maxsplit=1)[0] in _KNOWN
 
 
 def identify(text: str) -> str:
@@ -115,6 +114,6 @@ def is_foreign(identified: str, declared: str) -> bool:
     """Whether a text identified as one language is surely not in the `declared` one."""
     if not identified or not can_identify(declared):
         return False
-    wanted = declared.split("-")[0]
+    wanted = declared.split("-", maxsplit=1)[0]
     family = _FAMILY_OF.get(wanted)
     return identified != wanted and (family is None or _FAMILY_OF.get(identified) != family)

@@ -31,9 +31,7 @@ class Stream:
     """Of the sequences."""
 
 
-def unimax(
-    tokens: Mapping[str, int], *, budget_tokens: int, max_epochs: float
-) -> dict[str, float]:
+def unimax(tokens: Mapping[str, int], *, budget_tokens: int, max_epochs: float) -> dict[str, float]:
     """Return how many tokens of each language to train on.
 
     Args:
@@ -122,7 +120,9 @@ def schedule(shares: Sequence[float]) -> npt.NDArray[np.int64]:
         return np.zeros(1, np.int64)
     exact = np.array(shares) * _SLOTS
     slots = np.maximum(1, np.floor(exact).astype(np.int64))
-    for number in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, _SLOTS - slots.sum())]:
+    for number in np.argsort(np.floor(exact) - exact, kind="stable")[
+        : max(0, _SLOTS - slots.sum())
+    ]:
         slots[number] += 1
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in slots])
     streams = np.repeat(np.arange(len(shares)), slots)

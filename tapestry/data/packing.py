@@ -1,4 +1,4 @@
-"""A corpus into files of tokens: sifted, split, tokenized, each language and source in one piece."""
+"""Sifted documents into files of tokens: split, tokenized, each source and language in a piece."""
 
 import hashlib
 from array import array
@@ -23,7 +23,7 @@ STARTS_FILE = "documents.bin"
 _CHARACTERS_AT_ONCE = 2**18
 
 OnProgress = Callable[[int, int], None]
-"""Called with bytes of text packed and bytes of the files in all; at the end both are equal."""
+"""Called with bytes of text tokenized and bytes of all that is kept; at the end both are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Packer:
     def _split(
         self, spec: CorpusSpec, sifted: Sifted
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Return which documents are trained on and which are held out, as `prepare_corpus` says"""
+        """Return which documents are trained on, and which held out; see `prepare_corpus`."""
         shares = sifted.records["share"]
         if len(np.unique(shares)) < 2:
             paths = [str(path) for source in spec.sources for path in source.paths]

@@ -232,9 +232,7 @@ def _text_of(line: str, number: int, complain: _Complain) -> str | None:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         cause = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        complain(
-            number, f'not JSON: {cause}; each line must look like {{"{_TEXT_FIELD}": "..."}}'
-        )
+        complain(number, f'not JSON: {cause}; each line must look like {{"{_TEXT_FIELD}": "..."}}')
         return None
     text = row.get(_TEXT_FIELD) if isinstance(row, dict) else None
     if not isinstance(text, str):

@@ -117,9 +117,7 @@ def sifting(
         with (folder / _TEXT_FILE).open("rb") as file:
             content: mmap.mmap | bytes = b""
             if len(records):
-                content = stack.enter_context(
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                )
+                content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         yield Sifted(records, sieve.languages, sieve.reports, content)
 
 

@@ -10,33 +10,18 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from tapestry.config import Settings
+from tapestry.data.categories import Category
 from tapestry.data.files import list_files
 from tapestry.data.language import language_tag
 from tapestry.errors import ConfigError
 
 CORPUS_FILE = "corpus.toml"
-
-
-class Category(StrEnum):
-    """How freely a source's text may be used, from the freest on."""
-
-    OPEN = "open"
-    """Anybody has it."""
-    UNIQUE_OPEN = "unique-open"
-    """Open, and nobody else has it."""
-    CONTROLLED = "controlled"
-    """Under an agreement."""
-    SOVEREIGN = "sovereign"
-    """Of a nation or a people, who decide over it."""
-    PRIVATE = "private"
-    """Of persons."""
 
 
 _NEEDS_CONSENT = frozenset({Category.CONTROLLED, Category.PRIVATE})
@@ -132,6 +117,10 @@ PLAIN = Filters(duplicates="keep", wrong_language="keep")
 """Of text that is given as bare paths: nothing is left out."""
 
 
+BY_SIZE = Mixing()
+"""Nothing is drawn more often than its size says."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A source that is used."""
@@ -158,7 +147,7 @@ class CorpusSpec:
 
     sources: tuple[Source, ...]
     filters: Filters = PLAIN
-    mixing: Mixing = Mixing()
+    mixing: Mixing = BY_SIZE
     left_out: tuple[LeftOut, ...] = ()
     origin: str = ""
     """Which corpus this is, whatever its sources' state: the file that describes it, or its paths;

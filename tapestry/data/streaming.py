@@ -32,7 +32,7 @@ def _mark_broken(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_MARKING, _mark_broken)
 
 
-class _Blocks(Text):
+class _Blocks(Text):  # type: ignore[misc]
     """The text builder of `datasets` with a row for each block of lines, not for each line."""
 
     def _generate_tables(

@@ -29,6 +29,7 @@ from tapestry.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
+from tapestry.data.usage import RoundUse, use_of
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import build_model, load_model
 from tapestry.objectives.objective import Batches, Created, Evaluation, Statistics
@@ -133,6 +134,12 @@ class CausalLM:
             seed=seed,
             streams=own.streams,
         )
+
+    def used(
+        self, corpus: Corpus, batches: TrainingBatches, *, first_batch: int, batches_taken: int
+    ) -> RoundUse:
+        """Return what of `corpus` some of its batches held, source by source."""
+        return use_of(corpus, batches, first_batch=first_batch, batches_taken=batches_taken)
 
     def loss(self, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of `batch` [B, T+1], in nats per token."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from tapestry.data.sources import CorpusSpec
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 
 
@@ -97,6 +98,17 @@ class Objective(Protocol):
         seed: int,
     ) -> Batches:
         """Return the training batches of a corpus, a fraction of each from the shared one."""
+        ...
+
+    def used(
+        self,
+        corpus: Any,  # noqa: ANN401
+        batches: Any,  # noqa: ANN401
+        *,
+        first_batch: int,
+        batches_taken: int,
+    ) -> RoundUse:
+        """Return what of a corpus some of its batches held, source by source."""
         ...
 
     def loss(self, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
