@@ -67,7 +67,9 @@ def describe(path: Path) -> Described:
     languages: Counter[str] = Counter()
     for file in files[::step][:_FILES_LOOKED_AT]:
         documents = read_files([file], on_unreadable=lambda *_: None)
-        languages.update(identify(one.text) for one in islice(documents, _DOCUMENTS_OF_A_FILE))
+        languages.update(
+            identify(text) for _file, _line, text in islice(documents, _DOCUMENTS_OF_A_FILE)
+        )
     told = Counter({language: n for language, n in languages.items() if language})
     first, count = told.most_common(1)[0] if told else (SEVERAL, 0)
     folder = path if path.is_dir() else path.parent

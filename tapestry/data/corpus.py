@@ -204,7 +204,8 @@ def prepare_corpus(
 
 def hashed_share(text: str) -> float:
     """Return the SHA-256 of a document's text as a fraction, in [0, 1)."""
-    return sifting.hashed_share(text.encode())[0]
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def packed_corpora(cache_folder: Path) -> list[tuple[Path, Packed]]:

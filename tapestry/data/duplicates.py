@@ -31,16 +31,17 @@ _DROPPED = bytes(range(0x30)) + b":;<=>?@[\\]^_`{|}~\x7f"
 _LOWER = bytes(range(256)).lower()
 
 _random = np.random.Generator(np.random.PCG64(_SEED))
-_BYTE_VALUES = _random.integers(0, 2**64, 256, dtype=np.uint64)
-_BASE = 0x9E3779B97F4A7C15
-_INVERSE = pow(_BASE, -1, 2**64)
+_BYTE_VALUES = _random.integers(0, 2**32, 256, dtype=np.uint32)
+_BASE = 0x9E3779B1
+_INVERSE = pow(_BASE, -1, 2**32)
+_MIX_SHINGLE = np.uint32(0x85EBCA6B)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 Signatures = npt.NDArray[np.uint32]
 
 
-def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
-    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
+def _powers(base: int, count: int) -> npt.NDArray[np.uint32]:
+    return np.cumprod(np.full(count, base, np.uint32), dtype=np.uint32)
 
 
 _AT_ONCE = 2**16
@@ -60,36 +61,41 @@ def sign(texts: Sequence[bytes]) -> tuple[Signatures, npt.NDArray[np.bool_]]:
         is_inside[stop:begin] = False  # windows that reach into the next text
     hashes, counts = hashes[is_inside], stops - begins
     offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts, dtype=np.uint64)])
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PLACES, _SEED)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        hashes.astype(np.uint64), offsets, PLACES, _SEED
+    )
     signatures = np.array(matrix.to_rows(), np.uint32).reshape(len(texts), PLACES)
     return signatures, counts >= _FEWEST_SHINGLES
 
 
 def _shingles(
     bytes_S: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Return the hashes of the kept windows and where each begins.
 
-    A window's hash is a polynomial of its bytes modulo 2^64, from differences of prefix sums; a
+    A window's hash is a polynomial of its bytes modulo 2^32, from differences of prefix sums; a
     piece at a time, so that it stays in the processor's cache.
     """
-    hashes: list[npt.NDArray[np.uint64]] = []
+    hashes: list[npt.NDArray[np.uint32]] = []
     places: list[npt.NDArray[np.int64]] = []
     for begin in range(0, max(0, len(bytes_S) - _WINDOW_BYTES + 1), _AT_ONCE):
         piece = bytes_S[begin : begin + _AT_ONCE + _WINDOW_BYTES - 1]
         count = len(piece) - _WINDOW_BYTES + 1
-        sums = np.empty(len(piece) + 1, np.uint64)
+        sums = np.empty(len(piece) + 1, np.uint32)
         sums[0] = 0
-        np.cumsum(_BYTE_VALUES[piece] * _UP[: len(piece)], out=sums[1:])
-        windows = (sums[_WINDOW_BYTES:] - sums[:count]) * _DOWN[:count]
-        windows ^= windows >> np.uint64(32)
-        windows *= _MIX
-        windows ^= windows >> np.uint64(29)
-        kept = np.flatnonzero((windows & np.uint64(_SAMPLING - 1)) == 0)
+        weighted = np.take(_BYTE_VALUES, piece)
+        weighted *= _UP[: len(piece)]
+        np.cumsum(weighted, dtype=np.uint32, out=sums[1:])
+        windows = sums[_WINDOW_BYTES:] - sums[:count]
+        windows *= _DOWN[:count]
+        windows ^= windows >> np.uint32(16)
+        windows *= _MIX_SHINGLE
+        windows ^= windows >> np.uint32(15)
+        kept = np.flatnonzero((windows & np.uint32(_SAMPLING - 1)) == 0)
         hashes.append(windows[kept])
         places.append(kept + begin)
     if not hashes:
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        return np.zeros(0, np.uint32), np.zeros(0, np.int64)
     return np.concatenate(hashes), np.concatenate(places)
 
 

@@ -16,7 +16,7 @@ UNKNOWN = "und"
 """The tag of a text whose language nobody has said and nothing could tell."""
 
 _TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
-_SAMPLE_CHARACTERS = 250
+_SAMPLE_CHARACTERS = 200
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 _PAIRS = (
@@ -110,10 +110,7 @@ def identify(text: str) -> str:
     return _IDENTIFIED.get(found[0][1], "") if is_reliable else ""
 
 
-def is_foreign(identified: str, declared: str) -> bool:
-    """Whether a text identified as one language is surely not in the `declared` one."""
-    if not identified or not can_identify(declared):
-        return False
-    wanted = declared.split("-", maxsplit=1)[0]
-    family = _FAMILY_OF.get(wanted)
-    return identified != wanted and (family is None or _FAMILY_OF.get(identified) != family)
+def kin_of(tag: str) -> frozenset[str]:
+    """Return the languages that a text in the language of `tag` may be identified as."""
+    wanted = tag.split("-", maxsplit=1)[0]
+    return frozenset(_FAMILIES[_FAMILY_OF[wanted]]) if wanted in _FAMILY_OF else frozenset({wanted})

@@ -76,21 +76,21 @@ def read_documents(
         ConfigError: Something cannot be read; the message names the file, and the line.
     """
     is_empty = True
-    for document in read_files(list_files(paths), on_unreadable=on_unreadable):
+    for source, line, text in read_files(list_files(paths), on_unreadable=on_unreadable):
         is_empty = False
-        yield document
+        yield Document(text, source, line)
     if is_empty:
         raise ConfigError(f"{named(paths)}: the files hold no text at all; {what_is_read()}")
 
 
 def read_files(
     files: Iterable[Path], *, on_unreadable: OnUnreadable | None = None
-) -> Iterator[Document]:
-    """Yield the documents of `files`, as `list_files` returns them; see `read_documents`."""
+) -> Iterator[tuple[Path, int, str]]:
+    """Yield file, line and text of each document of `files`; see `read_documents`."""
     with tempfile.TemporaryDirectory(prefix="tapestry-reading-") as workspace:
         for file in files:
             for line, text in _read_file(file, Path(workspace), on_unreadable):
-                yield Document(text, file, line)
+                yield file, line, text
 
 
 def split_long(parts: Iterable[str]) -> Iterator[str]:
@@ -110,33 +110,40 @@ def _documents(blocks: Iterable[str], *, are_parted: bool) -> Iterator[tuple[int
         text, start = held + block, 0
         if are_parted:
             for blank in _BLANK_LINES.finditer(text):
-                yield from _pieces(text, start, blank.start(), line)
+                end = blank.start()
+                if end - start > LONGEST_DOCUMENT_CHARACTERS:
+                    yield from _pieces(text[start:end], line)
+                elif start < end and (kept := text[start:end].strip()):
+                    yield line + _blank_lines(text, start), kept
                 line += text.count("\n", start, blank.end())
                 start = blank.end()
         while len(text) - start > LONGEST_DOCUMENT_CHARACTERS:
             cut = _best_cut(text, start)
-            yield from _stripped(text[start:cut], line)
+            yield from _pieces(text[start:cut], line)
             line += text.count("\n", start, cut)
             start = cut
         held = text[start:]
-    yield from _stripped(held, line)
+    yield from _pieces(held, line)
 
 
-def _pieces(text: str, start: int, end: int, line: int) -> Iterator[tuple[int, str]]:
-    """Yield a whole document, `text[start:end]`, cut where it is too long."""
-    while end - start > LONGEST_DOCUMENT_CHARACTERS:
-        cut = _best_cut(text, start)
-        yield from _stripped(text[start:cut], line)
+def _pieces(text: str, line: int) -> Iterator[tuple[int, str]]:
+    """Yield a whole document, cut where it is too long."""
+    start = 0
+    while start < len(text):
+        is_long = len(text) - start > LONGEST_DOCUMENT_CHARACTERS
+        cut = _best_cut(text, start) if is_long else len(text)
+        if kept := text[start:cut].strip():
+            yield line + _blank_lines(text, start), kept
         line += text.count("\n", start, cut)
         start = cut
-    yield from _stripped(text[start:end], line)
 
 
-def _stripped(text: str, line: int) -> Iterator[tuple[int, str]]:
-    kept = text.lstrip()
-    if kept:
-        blanks = len(text) - len(kept)
-        yield line + (text.count("\n", 0, blanks) if blanks else 0), kept.rstrip()
+def _blank_lines(text: str, start: int) -> int:
+    """Return how many lines of blanks come before the first letter from `start` on."""
+    if not text[start].isspace():
+        return 0
+    blanks = len(text) - start - len(text[start:].lstrip())
+    return text.count("\n", start, start + blanks)
 
 
 def _best_cut(text: str, start: int) -> int:

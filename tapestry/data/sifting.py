@@ -7,12 +7,12 @@ on disk. So memory does not grow with the text, and every file is read once.
 Whatever is left out has a line in `dropped.jsonl`: source, file, line, why. Text is never in it.
 """
 
-import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tapestry.data import duplicates
-from tapestry.data.language import SEVERAL, UNKNOWN, can_identify, identify, is_foreign
-from tapestry.data.reading import Document, read_files
+from tapestry.data.language import SEVERAL, UNKNOWN, can_identify, identify, kin_of
+from tapestry.data.reading import read_files
 from tapestry.data.sources import CorpusSpec, Filters
 from tapestry.storage.atomic import owned
 
@@ -43,6 +43,9 @@ RECORD = np.dtype(
         ("can_compare", "?"),
     ]
 )
+
+_Found = tuple[int, int, bytes, str]
+"""Number of the file, line, text in UTF-8, language."""
 
 OnRead = Callable[[int], None]
 """Called with the bytes of text read so far."""
@@ -81,10 +84,10 @@ class Sifted:
         return self._text[start : start + size].decode()
 
 
-def hashed_share(text: bytes) -> tuple[float, bytes]:
-    """Return the SHA-256 of a document's text as a fraction in [0, 1), and the digest."""
-    digest = hashlib.sha256(text).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48, digest
+def shares_of(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return SHA-256 digests [N, 32] as fractions in [0, 1), by their first six bytes."""
+    heads = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
+    return (heads >> np.uint64(16)).astype(np.float64) / 2**48
 
 
 @contextmanager
@@ -144,30 +147,29 @@ class _Sieve:
     def read(self, source: int, files: list[Path], on_read: OnRead | None) -> None:
         """Read all of a source."""
         declared, filters = self._spec.sources[source].language, self._filters
+        report = self.reports[source]
         is_checked = bool(declared) and declared != SEVERAL and filters.wrong_language == "drop"
         if is_checked and not can_identify(declared):
-            self.reports[source].notes.append(
+            report.notes.append(
                 f"whether text is in {declared} cannot be told: none was left out for its language"
             )
             is_checked = False
-        batch: list[tuple[Document, bytes, str]] = []
+        kin = kin_of(declared) if is_checked else frozenset()
+        batch: list[_Found] = []
         size = 0
-        documents = read_files(
-            files,
-            on_unreadable=self._unreadable(source) if filters.unreadable == "skip" else None,
-        )
-        for document in documents:
-            data = document.text.encode()
+        on_unreadable = self._unreadable(source) if filters.unreadable == "skip" else None
+        for file, line, text in read_files(files, on_unreadable=on_unreadable):
+            data = text.encode()
             size += len(data)
             language = declared or UNKNOWN
             if declared == SEVERAL:
-                language = identify(document.text) or UNKNOWN
-            if (reason := _reason(document.text, declared if is_checked else "", filters)) is None:
-                batch.append((document, data, language))
+                language = identify(text) or UNKNOWN
+            if (reason := _reason(text, kin, filters)) is None:
+                batch.append((self._number_of[file], line, data, language))
             else:
-                self._drop(source, document.source, document.line, *reason)
-            self.reports[source].documents += 1
-            self.reports[source].text_bytes += len(data)
+                self._drop(source, file, line, *reason)
+                report.text_bytes += len(data)
+                report.documents += 1
             if size >= _BATCH_BYTES:
                 self._keep(source, batch)
                 self._read += size
@@ -192,23 +194,24 @@ class _Sieve:
         entry = {"source": report.name, "file": str(file), "line": line, "reason": reason}
         self._dropped.write(json.dumps(entry | details, ensure_ascii=False).encode() + b"\n")
 
-    def _keep(self, source: int, batch: list[tuple[Document, bytes, str]]) -> None:
+    def _keep(self, source: int, batch: list["_Found"]) -> None:
         """Write a batch's text and signatures, and remember its records."""
         if not batch:
             return
-        texts = [data for _document, data, _language in batch]
+        files, lines, texts, languages = zip(*batch, strict=True)
         records = np.zeros(len(batch), RECORD)
-        records["source"] = source
-        records["file"] = [self._number_of[document.source] for document, _data, _ in batch]
-        records["line"] = [document.line for document, _data, _ in batch]
+        records["source"], records["file"], records["line"] = source, files, lines
         sizes = np.array([len(data) for data in texts], np.uint64)
         records["size"] = sizes
         records["start"] = self._written + np.cumsum(sizes) - sizes
-        hashed = [hashed_share(data) for data in texts]
-        records["share"] = [share for share, _digest in hashed]
-        digests = np.frombuffer(b"".join(digest for _share, digest in hashed), "<u8")
-        records["digest"] = digests.reshape(-1, 4)[:, :2]
-        records["language"] = [self._language(language) for _d, _t, language in batch]
+        digests = np.frombuffer(b"".join([sha256(data).digest() for data in texts]), np.uint8)
+        digests = digests.reshape(-1, 32)
+        records["share"] = shares_of(digests)
+        records["digest"] = np.ascontiguousarray(digests[:, :16]).view("<u8")
+        numbers = {tag: self._language(tag) for tag in dict.fromkeys(languages)}
+        records["language"] = [numbers[tag] for tag in languages]
+        self.reports[source].documents += len(batch)
+        self.reports[source].text_bytes += int(sizes.sum())
         if self._filters.duplicates == "near":
             signatures, records["can_compare"] = duplicates.sign(texts)
             self._signatures.write(signatures.tobytes())
@@ -264,12 +267,12 @@ class _Sieve:
                 report.languages[self.languages[int(language)]] = int(count)
 
 
-def _reason(text: str, declared: str, filters: Filters) -> tuple[str, dict[str, Any]] | None:
+def _reason(text: str, kin: frozenset[str], filters: Filters) -> tuple[str, dict[str, Any]] | None:
     """Return why a document is left out for itself, with details; None if it is not."""
     if not filters.min_characters <= len(text) <= filters.max_characters:
         what = "short" if len(text) < filters.min_characters else "long"
         return what, {"characters": len(text)}
-    if declared and is_foreign(found := identify(text), declared):
+    if kin and (found := identify(text)) and found not in kin:
         return "language", {"found": found}
     return None
 
