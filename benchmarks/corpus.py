@@ -58,7 +58,9 @@ def made_text(folder: Path, megabytes: int) -> Path:
     """Write documents of words drawn by rank, of 2 kB in the mean, and one in ten twice."""
     folder.mkdir()
     random = np.random.Generator(np.random.PCG64(0))
-    syllables = np.array(["ka", "lo", "mi", "ten", "sur", "ve", "ra", "ni", "do", "pel", "tro", "ge"])
+    syllables = np.array(
+        ["ka", "lo", "mi", "ten", "sur", "ve", "ra", "ni", "do", "pel", "tro", "ge"]
+    )
     words = ["".join(random.choice(syllables, n)) for n in random.integers(1, 5, 20_000)]
     documents: list[str] = []
     size = 0

@@ -15,6 +15,7 @@ import tapestry.offline  # noqa: F401 - before datasets is imported
 import json
 import lzma
 import re
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,12 +26,16 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from datasets.exceptions import DatasetsError
 
 from tapestry.data.files import list_files, named, text_suffix, what_is_read
 from tapestry.data.streaming import BROKEN, text_blocks
 from tapestry.errors import ConfigError
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+else:
+    from backports.zstd import ZstdError
 
 LONGEST_DOCUMENT_CHARACTERS = 65_536
 """A longer document is cut into pieces, each a document of its own."""
@@ -40,7 +45,7 @@ _CONVERT = "convert it, for example with `iconv -f ISO-8859-1 -t UTF-8`, so that
 _ROWS_AT_ONCE = 256
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _FAILURES = (
-    OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError,
+    OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, ZstdError,
     pa.ArrowException, DatasetsError,
 )  # fmt: skip
 

@@ -1,6 +1,9 @@
 """Documents out of files: what is one, what is skipped, what is said of a file that is wrong."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from backports import zstd
 
 from tapestry.data.files import list_files
 from tapestry.data.reading import (
@@ -63,6 +67,41 @@ def refusal(*paths: Path) -> str:
 def test_what_a_document_is(tmp_path: Path, name: str, content: str, documents: list[str]) -> None:
     file = written(tmp_path / name, content)
     assert list(read_documents([file])) == [Document(text, file) for text in documents]
+
+
+COMPRESSIONS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path: Path, suffix: str) -> None:
+    blocks = "\n\n".join(f"ខ្មែរ {n} " + "word " * 400 for n in range(1500))
+    for name, content in (
+        ("a.txt", blocks),
+        ("b.md", "# Title\n\nBody"),
+        ("c.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
+    ):
+        written(tmp_path / f"{name}{suffix}", COMPRESSIONS[suffix](content.encode()))
+    written(tmp_path / "d.parquet.gz", b"not read")
+    found = texts(tmp_path)
+    assert found == [*(b.strip() for b in blocks.split("\n\n")), "# Title\n\nBody", "one", "two"]
+    whole = (tmp_path / f"a.txt{suffix}").read_bytes()
+    cut = written(tmp_path / "cut" / f"a.txt{suffix}", whole[: len(whole) // 2])
+    assert refusal(cut).startswith(f"{cut}: cannot be read: ")
+
+
+def test_documents_have_the_line_where_they_begin(tmp_path: Path) -> None:
+    long = "word " * 20_000
+    content = f"\n \n  one\ntwo\n\n\t\nthree\n\n{long}\nlast"
+    file = written(tmp_path / "a.txt", content)
+    found = [(document.line, document.text[:5]) for document in read_documents([file])]
+    assert found == [(3, "one\ntw"[:5]), (7, "three"), (9, "word "), (9, "word ")]
+    rows = written(tmp_path / "b.jsonl", '\n{"text": "one"}\n\n{"text": "two"}')
+    assert [document.line for document in read_documents([rows])] == [2, 4]
 
 
 def test_a_row_of_parquet_is_a_document_and_other_columns_are_left_alone(tmp_path: Path) -> None:
