@@ -271,9 +271,9 @@ class Node:
             for index in range(self._layout.fragments):
                 base = base_P[slice(*self._layout.bounds(index))]
                 local = fragment_of(self._module, self._layout, index)
-                data, decoded = encode(index, pseudo_gradient(base, local))
+                data = encode(index, pseudo_gradient(base, local))
                 fragments.append(data)
-                squared_norms.append(squared_norm(decoded))
+                squared_norms.append(squared_norm(codec.decode(data, len(base))))
         accept_residual(self._spool, residual)
         return Encoded(fragments=fragments, norm=norm(squared_norms), loss=statistics.mean(losses))
 

@@ -23,13 +23,13 @@ from running import save
 
 from tapestry.data.batches import TrainingBatches
 from tapestry.data.corpus import META_FILE, prepare_corpus, read_packed
+from tapestry.data.counting import use_of
 from tapestry.data.files import list_files
 from tapestry.data.packing import STARTS_FILE, TRAIN_FILE
 from tapestry.data.reading import read_files
 from tapestry.data.sifting import sifting
 from tapestry.data.sources import CorpusSpec, Filters, Source
 from tapestry.data.tokenizer import byte_tokenizer, train_tokenizer
-from tapestry.data.usage import use_of
 
 _SEQUENCE_TOKENS = 1024
 

@@ -7,7 +7,7 @@ registry before it shows.
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,10 @@ class Desk:
         """How many times each member has connected."""
         self._pause: Action | None = None
         """By which rounds are paused."""
+        self._enrolled: list[Member] = []
+        """Active contributors, as the database last had them."""
+        self._is_enrolled_known = False
+        """Whether nothing of ours was recorded since `_enrolled` was read."""
         self._contributors: frozenset[str] = frozenset()
         self._returned: set[str] = set()
         """Who connected anew since a round opened: the next one waits for them, whatever they
@@ -251,25 +255,37 @@ class Desk:
 
     # What changes the round
 
-    def pass_time(self) -> None:
-        """Let time go by: open, close or plan again what is due."""
+    def pass_time(self, *, look: bool = True) -> None:
+        """Let time go by: open, close or plan again what is due.
+
+        Args:
+            look: Read what other processes may have written: members, pauses, rulings. With
+                hundreds of members that is most of what an idle coordinator does.
+        """
         with self._changed:
             self._refresh()
-            enrolled = [
-                m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
-            ]
-            self._contributors = frozenset(m.member_id for m in enrolled)
-            self._note_pause(pause_in_force(self.registry))
-            self._take_ruling()
-            self._give_up(set(self.state.cohort) - self._contributors)
-            event = self._tick(enrolled)
+            if look or not self._is_enrolled_known:
+                self._look()
+            event = self._tick()
             _after, effects = tick(self.state, event, now=self.clock())
             if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
-                event = self._tick(enrolled)  # it may go at another pace
+                event = self._tick()  # it may go at another pace
             self._apply(event)
 
-    def _tick(self, enrolled: Sequence[Member]) -> Tick:
+    def _look(self) -> None:
+        """Take up what operators have done since."""
+        self._enrolled = [
+            m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
+        ]
+        self._is_enrolled_known = True
+        self._contributors = frozenset(m.member_id for m in self._enrolled)
+        self._note_pause(pause_in_force(self.registry))
+        self._take_ruling()
+        self._give_up(set(self.state.cohort) - self._contributors)
+
+    def _tick(self) -> Tick:
         """Return how things stand, under the policy in force."""
+        enrolled = self._enrolled
         ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
         idle = {m.member_id for m in enrolled if self._is_idle(m)}
         active = len(enrolled) - len(idle)
@@ -507,7 +523,7 @@ class Desk:
             manifest=manifest,
             attendance=attendance,
         )
-        self._is_certain = True
+        self._is_certain, self._is_enrolled_known = True, False
         if plan is not None:
             failpoints.reach("plan-recorded")
         self.state = after

@@ -54,6 +54,8 @@ from tapestry_coordinator.uploads import FragmentStore
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+"""How often to look at what operators have written into the database."""
 _RETRY_SECONDS = 15.0
 _CARD_SECONDS = 3.0
 _WORKERS = 1024
@@ -152,11 +154,15 @@ class CoordinatorServer:
         network = self.settings.network
         _log.info("members: %s, enrolment: %s", network.listen, network.enrolment_listen)
         try:
+            looked = float("-inf")
             with LiveFile(self.home.live, self._live_table):
                 while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
                     self._places.end_stalled()
-                    self._crowd.look(time.monotonic())
-                    self._pass_time()
+                    now = time.monotonic()
+                    self._crowd.look(now)
+                    is_due = now - looked >= _LOOK_SECONDS
+                    looked = now if is_due else looked
+                    self._pass_time(look=is_due)
         finally:
             self._stopping.set()
             self.desk.wake()
@@ -178,10 +184,10 @@ class CoordinatorServer:
             now=self._clock(),
         )
 
-    def _pass_time(self) -> None:
+    def _pass_time(self, *, look: bool) -> None:
         """Let time go by; whatever fails is tried again at the next tick."""
         try:
-            self.desk.pass_time()
+            self.desk.pass_time(look=look)
         except (TapestryError, OSError) as error:
             self._rest_after(error)
 

@@ -1,5 +1,6 @@
 """`tapestry node ...`: parse, call, render."""
 
+import getpass
 import json
 import os
 import signal
@@ -95,7 +96,7 @@ def run(
     Can be stopped and started at any point; a finished contribution is never lost.
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
-    from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports torch
+    from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
     from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
@@ -191,6 +192,53 @@ def answer(
     with _client(folder) as client:
         client.answer(number, text)
     typer.echo(f"answered exclusion {number}")
+
+
+@app.command()
+def approve(
+    folder: Folder = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="Which, where several wait.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without a question.")] = False,
+    refuse: Annotated[
+        str | None, typer.Option(help="Refuse with this reason, which the coordinator records.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Only show what waits, for programs.")
+    ] = False,
+) -> None:
+    """Show what would leave, and let it leave or not; for [policy] approval = "manual".
+
+    Examples: tapestry node approve; tapestry node approve --refuse "not before the audit"
+    """
+    from tapestry_node.approving import decide, summary, waiting  # noqa: PLC0415
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    found = [one for one in waiting(home) if round_number in (None, one.contribution.round)]
+    if as_json:
+        typer.echo(json.dumps({"waiting": [summary(one) for one in found]}, indent=1))
+        return
+    if not found:
+        typer.echo("nothing waits to leave")
+        return
+    if len(found) > 1:
+        numbers = ", ".join(str(one.contribution.round) for one in found)
+        raise ConfigError(f"contributions to the rounds {numbers} wait: choose one with --round")
+    for name, value in summary(found[0]).items():
+        typer.echo(f"  {name.replace('_', ' '):<12} {value}")
+    is_approved = refuse is None and (yes or typer.confirm("let it leave?"))
+    decide(found[0], is_approved=is_approved, by=_user(), reason=refuse or "")
+    typer.echo("approved: it leaves now" if is_approved else "refused: nothing of it leaves")
+
+
+def _user() -> str:
+    """Return who is at the terminal."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 @app.command()

@@ -105,7 +105,8 @@ def report(folder: Folder = None, as_json: AsJson = False) -> None:
     nothing. Each document that was left out has a line in dropped.jsonl.
     """
     from tapestry.data.corpus import packed_corpora  # noqa: PLC0415
-    from tapestry_node.governing import corpus_spec, sifted_reports  # noqa: PLC0415
+    from tapestry_node.forgetting import sifted_reports  # noqa: PLC0415
+    from tapestry_node.governing import corpus_spec  # noqa: PLC0415
 
     home = _home(folder)
     spec = corpus_spec(home)
@@ -179,8 +180,8 @@ def forget(
 
     Example: tapestry node forget letters --dir node
     """
-    from tapestry_node.governing import forget as forget_source  # noqa: PLC0415
-    from tapestry_node.governing import known_sources  # noqa: PLC0415
+    from tapestry_node.forgetting import forget as forget_source  # noqa: PLC0415
+    from tapestry_node.forgetting import known_sources  # noqa: PLC0415
 
     home = _home(folder)
     known = known_sources(home)

@@ -1,58 +1,46 @@
-"""The node's daemon: waits for plans, trains, sends, measures, and can be restarted at any point.
+"""The node's daemon, which is its guard: waits for plans, has them trained, looks, sends, measures.
 
-The listener's thread keeps the newest state that the coordinator told; the main thread acts on it.
+It owns the connection and the keys, and can be restarted at any point. Training is done by another
+process, which has neither (`training`). The listener's thread keeps the newest state that the
+coordinator told; the main thread acts on it.
 """
 
 import contextlib
-import json
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tapestry.checkpoints.folder import MANIFEST_FILE, file_entry
-from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
-from tapestry.errors import RejectedError, UnavailableError, UntrustedError
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
-from tapestry.objectives.training import StepReport
-from tapestry.storage.atomic import sync_path, write_atomic
-from tapestry.wire.egress import EgressLedger
+from tapestry.params.layout import ParameterLayout
+from tapestry.storage.atomic import write_atomic
+from tapestry.wire.egress import BLOCKED, EgressLedger
+from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient, Told
+from tapestry_node.consensus import Consensus, Standing
+from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
+from tapestry_node.messages import Step
+from tapestry_node.progress import ProgressFile
 from tapestry_node.residual import accept_residual
-from tapestry_node.spool import Spooled, find_spooled, find_unsettled
-from tapestry_node.trainer import Trainer
+from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
+from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
+from tapestry_node.watching import StepWatch
 
 _log = logging.getLogger(__name__)
 
-_REPORT_SECONDS = 5.0
-_PROGRESS_SECONDS = 0.5
-_LOG_SECONDS = 15.0
 _MAX_BACKOFF_SECONDS = 10.0
 """For what the coordinator cannot do now."""
 _POLL_SECONDS = 0.5
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the node does right now; written to `progress.json`."""
-
-    doing: str = "starting"
-    round: int = 0
-    step: int = 0
-    steps: int = 0
-    loss: float = 0.0
-    tokens_per_second: float = 0.0
-    bytes_sent: int = 0
-    data_bytes: int = 0
-    bits_per_byte: dict[str, float] = field(default_factory=dict)
-    """By round of the checkpoint."""
+_MOST_DEATHS = 3
+"""Of the trainer, one after the other; then a person has to look."""
 
 
 class Daemon:
@@ -78,17 +66,26 @@ class Daemon:
             to=self._membership.address,
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
-        self._state = home.load_state()
-        self._progress = Progress(
-            data_bytes=_size_of(self._data), bits_per_byte=_scores(home.progress)
+        self._ledger.allowed_by = self._settings.policy.digest()
+        self._standing = Standing(home)
+        self._progress = ProgressFile(home.progress, self._data)
+        self._consensus = Consensus(
+            home,
+            self._membership,
+            self._standing,
+            fetcher=lambda: self._client.fetcher,
+            tell=self._write_progress,
         )
-        self._progress_written = 0.0
-        self._sound = -1
-        """The checkpoint that this process has fetched or verified."""
         self._candidate = ""
         """Manifest digest of the candidate that this process has measured."""
-        self._trainer: Trainer | None = None
+        self._trainer: TrainerProcess | None = None
+        self._layout: ParameterLayout | None = None
+        """Of the vector, once the trainer is ready."""
+        self._rows = 0
+        """Sequences that the trainer holds at once; 0: as the plan says."""
+        self._deaths = 0
         self._refused: set[tuple[int, int]] = set()
+        self._waits_for_person = False
         self._stopping = threading.Event()
         self._client = self._connect()
 
@@ -103,6 +100,7 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
+        self._start_trainer()
         listener = Listener(self._connected)
         version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
@@ -111,19 +109,23 @@ class Daemon:
                 streams = listener.streams
                 try:
                     self._renew_if_due(listener)
-                    if told is None or newest == version:
+                    if told is None or (newest == version and not self._waits_for_person):
                         continue
                     version = newest
                     if self._act(told, listener):
                         return
                     backoff = FIRST_BACKOFF_SECONDS
                 except (UnavailableError, OSError) as error:
+                    if isinstance(error, TrainerLostError):
+                        self._replace_trainer(error)
                     _log.warning("%s; trying again", error)
                     version -= 1
                     self._wait(listener, streams=streams, seconds=backoff)
                     backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         finally:
             listener.stop()
+            if self._trainer is not None:
+                self._trainer.stop()
             self._write_progress("stopped")
             _log.info("stopped")
             self._client.close()
@@ -160,7 +162,8 @@ class Daemon:
 
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
-        manifest = self._take_manifest(told.manifest)
+        self._waits_for_person = False
+        manifest = self._consensus.take(told.manifest)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
             plan = self._settings.policy.asked(plan, self._membership.member_id)
@@ -175,82 +178,18 @@ class Daemon:
             _log.info("the federation plans no further round%s", waits)
         return told.is_finished and self._until_finished
 
-    # Checkpoints
-
-    def _take_manifest(self, envelope: Envelope) -> Manifest:
-        """Verify that the newest manifest follows from the one this node knew.
-
-        Raises:
-            UntrustedError: Another federation, another key, or another history.
-        """
-        manifest = Manifest.opened(envelope, public_key=self._coordinator_key, what="manifest")
-        digest = payload_digest(envelope)
-        state = self._state
-        if digest == state.manifest:
-            return manifest
-        if manifest.round <= state.round:
-            raise UntrustedError(
-                f"the coordinator shows checkpoint {manifest.round} as its newest, this node has "
-                f"verified {state.round}: its history was changed; ask its operator"
-            )
-        if manifest.parent != state.manifest or manifest.round != state.round + 1:
-            lineage = self._verify_from_genesis(manifest, digest)
-            state = replace(state, objective=lineage.origin.objective)
-        self._state = replace(state, round=manifest.round, manifest=digest)
-        self._home.save_state(self._state)
-        return manifest
-
-    def _verify_from_genesis(self, manifest: Manifest, digest: str) -> Lineage:
-        envelopes = self._client.fetcher.lineage(manifest.round)
-        lineage = verify_lineage(envelopes, pinned=self._membership.genesis)
-        if lineage.newest_digest != digest:
-            raise UntrustedError("the lineage does not lead to the newest manifest; not taken")
-        known = self._state.manifest
-        if known and known not in {payload_digest(envelope) for envelope in envelopes}:
-            raise UntrustedError(
-                f"the coordinator's history does not contain checkpoint {self._state.round} that "
-                "this node has verified: its history was changed; ask its operator"
-            )
-        if lineage.coordinator_key != self._coordinator_key:
-            raise UntrustedError("the lineage is signed by another key than the pinned one")
-        return lineage
-
-    def _checkpoint(self, manifest: Manifest, envelope: Envelope) -> Path:
-        """Return the folder of a checkpoint, fetched if it is not here."""
-        target, candidate = self._home.checkpoint(manifest.round), self._home.candidate
-        if candidate.is_dir() and not target.is_dir():
-            if (candidate / MANIFEST_FILE).read_bytes() == to_json(envelope):
-                candidate.rename(target)  # released, and here since it was measured
-            else:
-                shutil.rmtree(candidate)
-        if target.is_dir():
-            if manifest.round == self._sound or _is_sound(target, manifest, envelope):
-                self._sound = manifest.round
-                return target
-            _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
-            shutil.rmtree(target)
-        self._write_progress(f"fetching checkpoint {manifest.round}")
-        came = self._home.fetch(self._client.fetcher, manifest, envelope, target=target)
-        self._sound = manifest.round
-        _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
-        self._home.prune(
-            contributed=self._state.contributed,
-            newest=self._state.round,
-            max_staleness=self._state.max_staleness,
-        )
-        return target
+    # Measuring
 
     def _evaluate(self, manifest: Manifest, envelope: Envelope) -> None:
         """Measure a consensus checkpoint on this node's own held-out text, once."""
-        if manifest.round <= self._state.evaluated:
+        if manifest.round <= self._standing.state.evaluated:
             return
-        folder = self._checkpoint(manifest, envelope)
+        folder = self._consensus.checkpoint(manifest, envelope)
         if payload_digest(envelope) != self._candidate and not self._measure(
             manifest, envelope, folder
         ):
             return
-        self._state = replace(self._state, evaluated=manifest.round)
-        self._home.save_state(self._state)
+        self._standing.change(evaluated=manifest.round)
 
     def _measure_candidate(self, envelope: Envelope, newest: Envelope, parent: Manifest) -> None:
         """Measure what is to be the next consensus, before it is published, once.
@@ -261,30 +200,22 @@ class Daemon:
         digest = payload_digest(envelope)
         if digest == self._candidate or not self._settings.policy.report_evaluation:
             return
-        manifest = Manifest.opened(envelope, public_key=self._coordinator_key, what="candidate")
-        if manifest.parent != payload_digest(newest) or manifest.round != parent.round + 1:
-            raise UntrustedError("the candidate does not follow from the newest checkpoint")
-        folder = self._home.candidate
-        if folder.is_dir() and not _is_sound(folder, manifest, envelope):
-            shutil.rmtree(folder)
-        if not folder.is_dir():
-            self._write_progress(f"fetching candidate {manifest.round}")
-            self._home.fetch(self._client.fetcher, manifest, envelope, target=folder)
+        manifest = self._consensus.candidate(envelope, newest, parent)
         try:
-            if self._measure(manifest, envelope, folder):
+            if self._measure(manifest, envelope, self._home.candidate):
                 self._candidate = digest
         except RejectedError as error:  # decided meanwhile
             _log.warning("candidate %d: %s", manifest.round, error)
 
     def _measure(self, manifest: Manifest, envelope: Envelope, folder: Path) -> bool:
         """Measure a checkpoint and tell the result; return whether there is text to measure on."""
-        if self._trainer is None and manifest.made is not None:
-            self._trainer = self._make_trainer(folder, manifest.made.inner.sequence_tokens)
-        if self._trainer is None:
+        if self._layout is None and manifest.made is None:
             return False
+        if self._layout is None and manifest.made is not None:
+            self._prepare_trainer(folder, manifest.made.inner.sequence_tokens)
         self._write_progress(f"measuring checkpoint {manifest.round}")
-        result = self._trainer.evaluate(folder)
-        self._progress.bits_per_byte[str(manifest.round)] = result.bits_per_byte
+        result = self._ready().measure(folder)
+        self._progress.now.bits_per_byte[str(manifest.round)] = result.bits_per_byte
         _log.info(
             "checkpoint %d: %.4f bits per byte on %s held-out bytes",
             manifest.round,
@@ -330,99 +261,152 @@ class Daemon:
 
     def _has_answered(self, plan: RoundPlan) -> bool:
         """Whether the plan's round has all it takes from this node, perhaps a late contribution."""
-        answered = 0 if plan.is_asynchronous else self._state.answered
-        return plan.round <= max(answered, self._state.contributed)
+        state = self._standing.state
+        answered = 0 if plan.is_asynchronous else state.answered
+        return plan.round <= max(answered, state.contributed)
 
     def _answer(
         self, plan: RoundPlan, envelope: Envelope, manifest: Manifest, listener: Listener
     ) -> None:
         """Send what is spooled for a plan that the policy allows, or train and send that."""
-        if plan.max_staleness != self._state.max_staleness:
-            self._state = replace(self._state, max_staleness=plan.max_staleness)
-            self._home.save_state(self._state)
-        trainer = self._ready_trainer(plan, manifest, envelope)
+        if plan.max_staleness != self._standing.state.max_staleness:
+            self._standing.change(max_staleness=plan.max_staleness)
+        layout = self._ready_for(plan, manifest, envelope)
         self._evaluate(manifest, envelope)
-        spooled = find_spooled(self._home, plan, trainer.layout)
+        spooled = find_spooled(self._home, plan, layout)
         if spooled is None:
-            self._settle(trainer, plan)
+            self._settle(layout, plan)
             if self._has_answered(plan):
                 return
-            spooled = self._train(plan, trainer, self._checkpoint(manifest, envelope), listener)
-        if spooled is not None:
+            checkpoint = self._consensus.checkpoint(manifest, envelope)
+            spooled = self._train(plan, layout, checkpoint, listener)
+        if spooled is not None and self._is_approved(spooled, layout):
             self._contribute(spooled)
 
-    def _ready_trainer(self, plan: RoundPlan, manifest: Manifest, envelope: Envelope) -> Trainer:
-        folder = self._checkpoint(manifest, envelope)
+    def _is_approved(self, spooled: Spooled, layout: ParameterLayout) -> bool:
+        """Whether a contribution may leave now, as far as a person has to say so.
+
+        Raises:
+            RejectedError: The person has said no; the contribution is gone.
+        """
+        if self._settings.policy.approval == "automatic":
+            return True
+        number = spooled.contribution.round
+        decision = decision_on(spooled)
+        if decision is None:
+            if self._progress.now.doing != _waiting(number):
+                _log.info("round %d: waits for `tapestry node approve`", number)
+            self._write_progress(_waiting(number))
+            self._waits_for_person = True
+            return False
+        if not decision.is_approved:
+            keep_refused(spooled, self._home, layout)
+            raise RejectedError(
+                f"{decision.by} refused to send it: {decision.reason or 'no reason'}"
+            )
+        self._ledger.allowed_by = f"{self._settings.policy.digest()} approved by {decision.by}"
+        return True
+
+    # The trainer
+
+    def _start_trainer(self) -> None:
+        """Start the trainer's process, which has nothing to do yet."""
+        self._layout = None
+        self._trainer = TrainerProcess(self._home, on_blocked=self._note_blocked)
+
+    def _replace_trainer(self, error: TrainerLostError) -> None:
+        """Start another trainer after one has died; with less in memory if that was why.
+
+        Raises:
+            ConfigError: That does not help.
+        """
+        if self._trainer is not None:
+            self._trainer.stop()
+        self._deaths += 1
+        if isinstance(error, OutOfMemoryError) and self._rows != 1:
+            self._rows = max(1, (self._rows or self._progress.now.rows) // 2)
+            _log.warning("training goes on with %d sequences at a time", self._rows)
+        elif isinstance(error, OutOfMemoryError):
+            raise ConfigError(
+                f"{error}; one sequence at a time is too much too: free memory, choose another "
+                "[node] device, or ask for shorter sequences"
+            ) from error
+        elif self._deaths >= _MOST_DEATHS:
+            raise ConfigError(f"{error}, {self._deaths} times; see its messages above") from error
+        self._start_trainer()
+
+    def _note_blocked(self, call: str, to: str) -> None:
+        """Put on record that the trainer has tried to reach a network."""
+        _log.warning("the trainer tried %s to %s: stopped, and on record", call, to)
+        self._ledger.record(BLOCKED + call, b"", to=to)
+
+    def _ready(self) -> TrainerProcess:
         if self._trainer is None:
-            self._trainer = self._make_trainer(folder, plan.inner.sequence_tokens)
-        if plan.shared is not None:
-            self._trainer.use_pool(self._pool(plan), plan.shared.pool_digest)
+            raise TrainerLostError("there is no trainer")
         return self._trainer
 
-    def _make_trainer(self, checkpoint: Path, sequence_tokens: int) -> Trainer:
+    def _ready_for(
+        self, plan: RoundPlan, manifest: Manifest, envelope: Envelope
+    ) -> ParameterLayout:
+        """Let the trainer prepare what a plan needs; return the vector's layout."""
+        folder = self._consensus.checkpoint(manifest, envelope)
+        layout = self._layout or self._prepare_trainer(folder, plan.inner.sequence_tokens)
+        if plan.shared is not None:
+            self._ready().use_pool(self._consensus.pool(plan), plan.shared.pool_digest)
+        return layout
+
+    def _prepare_trainer(self, checkpoint: Path, sequence_tokens: int) -> ParameterLayout:
         self._write_progress("reading and packing the corpus")
-        return Trainer(
-            self._home,
+        layout = open_vector_file(checkpoint / MODEL_FILE).layout
+        self._ready().open(
             self._settings.node,
-            self._state.objective,
+            self._standing.state.objective,
             checkpoint,
             self._data,
             sequence_tokens=sequence_tokens,
         )
-
-    def _pool(self, plan: RoundPlan) -> Path:
-        """Return the federation's open pool, fetched if it is not here."""
-        if plan.shared is None:
-            raise ValueError("the plan has no shared slice")
-        target = self._home.folder / "pool" / f"{plan.shared.pool_digest}.txt"
-        if not target.is_file():
-            entry = FileEntry(
-                name="pool.txt",
-                size_bytes=plan.shared.pool_bytes,
-                digest=plan.shared.pool_digest,
-            )
-            parts = self._home.folder / "pool" / ".parts"
-            fetched = self._client.fetcher.fetch(entry, parts)
-            sync_path(fetched)
-            fetched.rename(target)
-        return target
+        self._progress.now.trainer = self._ready().isolation
+        self._layout = layout
+        return layout
 
     def _train(
-        self, plan: RoundPlan, trainer: Trainer, checkpoint: Path, listener: Listener
+        self, plan: RoundPlan, layout: ParameterLayout, checkpoint: Path, listener: Listener
     ) -> Spooled | None:
-        """Take the inner steps and spool the result; None if the round went on without us."""
+        """Have the inner steps taken and the result spooled; None if the round went on without."""
         began = time.monotonic()
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
-        watch = _StepWatch(
-            self, plan, listener, began, max_staleness=self._settings.policy.lateness(plan)
-        )
-        optimizer, base, losses = trainer.train_round(
+        self._progress.now.rows = self._rows or plan.inner.sequences
+        steps, first, last = self._ready().train(
             plan,
             checkpoint,
             previous_state=self._newest_trainer_state(),
-            on_step=watch,
+            on_step=StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan)),
+            rows=self._rows,
         )
-        if len(losses) < plan.inner.steps:
+        self._deaths = 0
+        if steps < plan.inner.steps:
             _log.warning(
                 "round %d: stopped after %d inner steps; it begins anew if it is still open at the "
                 "next start",
                 plan.round,
-                len(losses),
+                steps,
             )
             return None
         seconds = time.monotonic() - began
         _log.info(
             "round %d: trained, loss %.3f to %.3f, %.0f tokens/s",
             plan.round,
-            losses[0],
-            losses[-1],
+            first,
+            last,
             plan.inner.tokens / seconds,
         )
-        return trainer.spool(
+        trainer = self._ready()
+        return sealed(
+            self._home,
             plan,
-            base,
-            optimizer,
-            losses,
+            lambda file, look: trainer.write(file, on_fragment=look),
+            layout=layout,
+            policy=self._settings.policy,
             member_id=self._membership.member_id,
             key=self._signing_key,
             seconds=seconds,
@@ -430,21 +414,21 @@ class Daemon:
 
     def _newest_trainer_state(self) -> Path | None:
         """Return the inner optimizer's state after the newest contribution with a receipt."""
-        return (
-            self._home.trainer_state(self._state.contributed) if self._state.contributed else None
-        )
+        contributed = self._standing.state.contributed
+        return self._home.trainer_state(contributed) if contributed else None
 
-    def _settle(self, trainer: Trainer, plan: RoundPlan) -> None:
+    def _settle(self, layout: ParameterLayout, plan: RoundPlan) -> None:
         """Send older contributions that may still be used, or find out what became of them."""
         late = range(max(1, plan.round - self._settings.policy.lateness(plan)), plan.round)
-        for spooled in find_unsettled(self._home, trainer.layout, late=late):
+        for spooled in find_unsettled(self._home, layout, late=late):
             try:
-                self._contribute(spooled)
+                if self._is_approved(spooled, layout):
+                    self._contribute(spooled)
             except UnavailableError:
                 raise
             except RejectedError as error:
                 _log.warning("round %d: not taken: %s", spooled.contribution.round, error)
-                trainer.keep_refused(spooled)
+                keep_refused(spooled, self._home, layout)
 
     def _contribute(self, spooled: Spooled) -> None:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
@@ -470,12 +454,12 @@ class Daemon:
             self._home.folder / "receipts" / f"{spooled.folder.name}.json",
             to_json(receipt_envelope),
         )
-        self._state = replace(
-            self._state,
-            contributed=max(number, self._state.contributed),
-            answered=max(number, receipt.used_round, self._state.answered),
+        state = self._standing.state
+        self._standing.change(
+            contributed=max(number, state.contributed),
+            answered=max(number, receipt.used_round, state.answered),
         )
-        self._home.save_state(self._state)
+        self._ledger.allowed_by = self._settings.policy.digest()
         accept_residual(spooled.folder, self._home.residual)
         spooled.remove(self._home.spare_spools)
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
@@ -494,9 +478,9 @@ class Daemon:
 
     # What people see
 
-    def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
+    def on_step(self, plan: RoundPlan, report: Step, *, seconds: float) -> None:
         """Show a step's figures."""
-        progress = self._progress
+        progress = self._progress.now
         progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps
         progress.loss = report.loss
         progress.tokens_per_second = report.tokens * report.step / max(seconds, 1e-9)
@@ -505,118 +489,29 @@ class Daemon:
     def report(self, plan: RoundPlan) -> None:
         """Tell the coordinator how far this node is, if the policy lets it."""
         if self._settings.policy.report_progress:
+            now = self._progress.now
             with contextlib.suppress(RejectedError):
                 self._client.report(
                     round_number=plan.round,
-                    step=self._progress.step,
-                    steps=self._progress.steps,
-                    loss=round(self._progress.loss, 3),
-                    speed=round(self._progress.tokens_per_second),
+                    step=now.step,
+                    steps=now.steps,
+                    loss=rounded(now.loss),
+                    speed=rounded(now.tokens_per_second),
                 )
 
     def staleness(self, plan: RoundPlan, newest: Envelope) -> int:
         """Return by how many rounds an answer to `plan` is late once `newest` is out."""
         if payload_digest(newest) == plan.base:
             return 0
-        manifest = Manifest.opened(newest, public_key=self._coordinator_key, what="manifest")
-        return manifest.round + 1 - plan.round
+        return self._consensus.verified(newest).round + 1 - plan.round
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
     def _write_progress(self, doing: str | None) -> None:
-        """Write `progress.json`; at most twice a second unless `doing` changed."""
-        now = time.monotonic()
-        changed = doing is not None and doing != self._progress.doing
-        if doing is not None:
-            self._progress.doing = doing
-        self._progress.bytes_sent = self._ledger.bytes_sent
-        if changed or now - self._progress_written >= _PROGRESS_SECONDS:
-            self._progress_written = now
-            with contextlib.suppress(OSError):
-                temporary = self._home.progress.with_suffix(".part")
-                temporary.write_text(json.dumps(asdict(self._progress)), encoding="utf-8")
-                temporary.replace(self._home.progress)
+        self._progress.write(doing, bytes_sent=self._ledger.bytes_sent)
 
 
-class _StepWatch:
-    """Called after each inner step: shows, reports, and says when to stop."""
-
-    def __init__(
-        self,
-        daemon: Daemon,
-        plan: RoundPlan,
-        listener: Listener,
-        began: float,
-        *,
-        max_staleness: int,
-    ) -> None:
-        self._daemon = daemon
-        self._max_staleness = max_staleness
-        self._newest: Envelope | None = None
-        self._plan = plan
-        self._listener = listener
-        self._began = began
-        self._reported = began
-        self._logged = began
-
-    def __call__(self, report: StepReport) -> bool:
-        now = time.monotonic()
-        self._daemon.on_step(self._plan, report, seconds=now - self._began)
-        if now - self._reported >= _REPORT_SECONDS:
-            self._reported = now
-            self._daemon.report(self._plan)
-        if now - self._logged >= _LOG_SECONDS:
-            self._logged = now
-            _log.info(
-                "round %d: step %d of %d, loss %.3f",
-                self._plan.round,
-                report.step,
-                self._plan.inner.steps,
-                report.loss,
-            )
-        return not self._daemon.is_stopping() and not self._is_over()
-
-    def _is_over(self) -> bool:
-        """Whether the coordinator has published a checkpoint that makes this answer too late."""
-        told = self._listener.newest
-        if told is None or told.manifest == self._newest:
-            return False
-        self._newest = told.manifest
-        staleness = self._daemon.staleness(self._plan, told.manifest)
-        if staleness <= 0:
-            return False
-        if staleness <= self._max_staleness:
-            _log.info(
-                "round %d closed before this node had finished; it goes on, for round %d",
-                self._plan.round,
-                self._plan.round + staleness,
-            )
-            return False
-        _log.warning("round %d closed before this node had finished", self._plan.round)
-        return True
-
-
-def _is_sound(checkpoint: Path, manifest: Manifest, envelope: Envelope) -> bool:
-    """Whether the files of a checkpoint that an earlier process fetched are what they should be."""
-    try:
-        return (checkpoint / MANIFEST_FILE).read_bytes() == to_json(envelope) and all(
-            file_entry(checkpoint, entry.name) == entry for entry in manifest.files
-        )
-    except OSError:
-        return False
-
-
-def _scores(progress: Path) -> dict[str, float]:
-    """Return the scores of checkpoints that an earlier process wrote down."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        scores: dict[str, float] = json.loads(progress.read_text(encoding="utf-8"))["bits_per_byte"]
-        return {str(number): float(score) for number, score in scores.items()}
-    return {}
-
-
-def _size_of(paths: Sequence[Path]) -> int:
-    """Return the bytes of the institution's files."""
-    files = [f for p in paths for f in (p.rglob("*") if p.is_dir() else [p])]
-    return sum(f.stat().st_size for f in files if f.is_file())
+def _waiting(number: int) -> str:
+    return f"the contribution to round {number} waits for a person's approval"

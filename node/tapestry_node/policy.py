@@ -4,14 +4,16 @@ The node's own policy wins over the federation's plan: a plan that it refuses is
 reason, and nothing is computed.
 """
 
-from typing import Annotated
+import hashlib
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.config import Settings
 from tapestry.data.categories import Category
 from tapestry.errors import RejectedError
+from tapestry.identity.envelopes import canonical_json
 
 SETTINGS_FILE = "node.toml"
 
@@ -52,6 +54,22 @@ class Policy(Settings):
     """Largest share of a batch that may come from the federation's open pool."""
     max_pool_bytes: Annotated[int, Field(ge=0)] = 50_000_000_000
     """Largest pool that is downloaded."""
+    min_tokens: Annotated[int, Field(ge=1)] = 1
+    """A contribution made of fewer tokens does not leave: a million hide single texts better."""
+    min_documents: Annotated[int, Field(ge=1)] = 1
+    """The same in different documents that were trained on, whole or in part."""
+    max_norm: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """A pseudo-gradient that is longer does not leave; 0: any length."""
+    metrics: tuple[Literal["loss_first", "loss_last", "seconds"], ...] = (
+        "loss_first",
+        "loss_last",
+        "seconds",
+    )
+    """What is told beside a contribution, rounded to three digits."""
+    statistics: tuple[str, ...] = ()
+    """Names of an objective's statistics of the text that may leave; `causal-lm` has none."""
+    approval: Literal["automatic", "manual"] = "automatic"
+    """`manual`: every contribution waits for `tapestry node approve`."""
     late_contributions: bool = True
     """Whether training goes on, and its result is sent, when the round has closed and the plan says
     that a later one uses it."""
@@ -59,6 +77,24 @@ class Policy(Settings):
     """Whether step, loss and speed are told to the coordinator while training."""
     report_evaluation: bool = True
     """Whether held-out bits per byte are told to the coordinator."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        for least, most in (("min_inner_steps", "max_inner_steps"), ("min_tokens", "max_tokens")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low > high:
+                raise ValueError(
+                    f"{least} = {low:,} and {most} = {high:,} contradict each other: no plan can "
+                    "satisfy both"
+                )
+        for name in ("objectives", "codecs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: no plan could be accepted")
+        return self
+
+    def digest(self) -> str:
+        """Return the hex SHA-256 of these rules, by which the egress ledger names them."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     def lateness(self, plan: RoundPlan) -> int:
         """Return by how many rounds an answer to `plan` may be late."""
@@ -99,6 +135,10 @@ class Policy(Settings):
             (
                 plan.inner.tokens <= self.max_tokens,
                 _limit("max_tokens", plan.inner.tokens, self.max_tokens),
+            ),
+            (
+                plan.inner.tokens >= self.min_tokens,
+                _limit("min_tokens", plan.inner.tokens, self.min_tokens),
             ),
         ]
         if plan.shared is not None:

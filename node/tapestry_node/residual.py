@@ -11,7 +11,6 @@ Shapes: P parameters of the vector.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ from tapestry.storage.atomic import replacing, sync_path
 SPOOLED_RESIDUAL = "residual.f32"
 """In the folder of a spooled contribution."""
 
-FragmentEncoder = Callable[[int, Float32Array], tuple[bytes, Float32Array]]
-"""Index and fragment of the pseudo-gradient -> encoded bytes, and what they decode to."""
+FragmentEncoder = Callable[[int, Float32Array], bytes]
+"""Index and fragment of the pseudo-gradient -> encoded bytes."""
 
 
 def open_residual(path: Path, layout: ParameterLayout) -> Float32Array | None:
@@ -63,25 +62,20 @@ def fragment_encoder(
         layout: Of the vector.
     """
     if codec.feedback_decay is None:
-        yield partial(_encode_plain, codec)
+        yield lambda _index, delta: codec.encode(delta)
         return
     old = open_residual(residual, layout)
     with (spool / SPOOLED_RESIDUAL).open("wb") as file:
 
-        def encode(index: int, delta: Float32Array) -> tuple[bytes, Float32Array]:
+        def encode(index: int, delta: Float32Array) -> bytes:
             start, stop = layout.bounds(index)
             sent = encode_compensated(codec, delta, None if old is None else old[start:stop])
             file.write(sent.residual.astype("<f4", copy=False).data)
-            return sent.data, sent.decoded
+            return sent.data
 
         yield encode
         file.flush()
         os.fsync(file.fileno())
-
-
-def _encode_plain(codec: Codec, _index: int, delta: Float32Array) -> tuple[bytes, Float32Array]:
-    data = codec.encode(delta)
-    return data, codec.decode(data, len(delta))
 
 
 def accept_residual(spool: Path, residual: Path) -> None:

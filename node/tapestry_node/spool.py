@@ -33,31 +33,57 @@ from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import replacing, sync_tree, write_atomic
 from tapestry.storage.spares import Spares
 from tapestry_node.home import NodeHome
-from tapestry_node.residual import SPOOLED_RESIDUAL
+from tapestry_node.residual import SPOOLED_RESIDUAL, refuse_residual
 
 _log = logging.getLogger(__name__)
 
-_FRAGMENTS_FILE = "fragments.bin"
+FRAGMENTS_FILE = "fragments.bin"
 _DIGESTS_FILE = "digests.json"
-_CONTRIBUTION_FILE = "contribution.json"
+CONTRIBUTION_FILE = "contribution.json"
 _DURABLE_FILE = "durable"
 _DURABLE_AFTER_SECONDS = 2.0
 
 
 class FragmentWriter:
-    """Writes encoded fragments in index order, and keeps their digests and checksums."""
+    """Takes encoded fragments in index order, and keeps their digests and checksums."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Write to `file`."""
         self._file = file
+        self._size = 0
         self.digests: list[bytes] = []
         self.checksums: list[bytes] = []
 
+    @property
+    def path(self) -> Path:
+        """Where another process may write the fragments, for `take`."""
+        return Path(self._file.name)
+
     def write(self, data: bytes) -> None:
         """Append the next fragment."""
+        self._note(data)
+        self._file.write(data)
+
+    def take(self, size: int) -> bytes:
+        """Return the next fragment, which another process has appended.
+
+        Raises:
+            RejectedError: There are fewer than `size` bytes.
+        """
+        data = os.pread(self._file.fileno(), size, self._size)
+        if len(data) != size:
+            raise RejectedError(
+                f"fragment {len(self.digests)} has {len(data):,} bytes, the plan's codec needs "
+                f"{size:,}"
+            )
+        self._note(data)
+        self._file.seek(self._size)
+        return data
+
+    def _note(self, data: bytes) -> None:
+        self._size += len(data)
         self.digests.append(fragment_digest(data))
         self.checksums.append(fragment_checksum(data))
-        self._file.write(data)
 
 
 @contextmanager
@@ -69,7 +95,7 @@ def spooling(folder: Path, spares: Spares) -> Iterator[FragmentWriter]:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with replacing(folder / _FRAGMENTS_FILE, mode=0o600, spares=spares, durable=False) as file:
+    with replacing(folder / FRAGMENTS_FILE, mode=0o600, spares=spares, durable=False) as file:
         yield FragmentWriter(file)
 
 
@@ -98,7 +124,7 @@ class Spooled:
         """Write what completes a spool whose fragments are there."""
         digests = [digest.hex() for digest in fragments.digests]
         write_atomic(folder / _DIGESTS_FILE, json.dumps(digests), durable=False)
-        write_atomic(folder / _CONTRIBUTION_FILE, to_json(envelope), durable=False)
+        write_atomic(folder / CONTRIBUTION_FILE, to_json(envelope), durable=False)
         return cls(
             folder=folder,
             contribution=contribution,
@@ -128,14 +154,14 @@ class Spooled:
         codec = codec_named(self.contribution.codec)
         start, stop = self.layout.bounds(index)
         first, last = self.layout.bounds(0)
-        with (self.folder / _FRAGMENTS_FILE).open("rb", buffering=0) as file:
+        with (self.folder / FRAGMENTS_FILE).open("rb", buffering=0) as file:
             offset = index * codec.encoded_bytes(last - first)
             return os.pread(file.fileno(), codec.encoded_bytes(stop - start), offset)
 
     @property
     def size_bytes(self) -> int:
         """Length of all encoded fragments."""
-        return (self.folder / _FRAGMENTS_FILE).stat().st_size
+        return (self.folder / FRAGMENTS_FILE).stat().st_size
 
     @contextmanager
     def becoming_durable(self) -> Iterator[None]:
@@ -171,7 +197,7 @@ class Spooled:
     def remove(self, spares: Spares) -> None:
         """Give its space back for the next."""
         with contextlib.suppress(FileNotFoundError):
-            spares.retire([self.folder / _FRAGMENTS_FILE])
+            spares.retire([self.folder / FRAGMENTS_FILE])
         shutil.rmtree(self.folder)
 
 
@@ -210,7 +236,7 @@ def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
     Raises:
         RejectedError: It is of another model.
     """
-    path = folder / _CONTRIBUTION_FILE
+    path = folder / CONTRIBUTION_FILE
     if not path.is_file():
         return None
     try:
@@ -229,3 +255,15 @@ def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
         digests=digests,
         layout=layout,
     )
+
+
+def keep_refused(spooled: Spooled, home: NodeHome, layout: ParameterLayout) -> None:
+    """Remove a contribution that was not taken; add what it would have brought to the next one."""
+    refuse_residual(
+        spooled.folder,
+        home.residual,
+        codec=codec_named(spooled.contribution.codec),
+        layout=layout,
+        read_fragment=spooled.read_fragment,
+    )
+    spooled.remove(home.spare_spools)

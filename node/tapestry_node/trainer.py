@@ -1,4 +1,4 @@
-"""The node's training: from a base checkpoint to a spooled contribution, and measuring.
+"""The node's training: from a base checkpoint to an encoded pseudo-gradient, and measuring.
 
 Shapes: P parameters of the vector.
 """
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tapestry.checkpoints.statements import Contribution, RoundPlan
+from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.data.sources import CorpusSpec
 from tapestry.data.usage import RoundUse
@@ -24,17 +23,14 @@ from tapestry.objectives.training import (
     choose_threads,
     train,
 )
-from tapestry.params.codecs import Codec, codec_named
-from tapestry.params.deltas import norm, pseudo_gradient, squared_norm
-from tapestry.params.floats import Vector
-from tapestry.params.fragments import fragments_root
+from tapestry.params.codecs import codec_named
+from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import fragment_of, load_extras, to_model
-from tapestry_node.corpus_history import record_contribution
 from tapestry_node.governing import corpus_spec, tell_left_out
 from tapestry_node.home import NodeHome
+from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
-from tapestry_node.residual import fragment_encoder, refuse_residual
-from tapestry_node.spool import FragmentWriter, Spooled, spooling
+from tapestry_node.residual import fragment_encoder
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +55,7 @@ class Trainer:
         Raises:
             ConfigError: The data cannot be used; the message names the file.
         """
-        self._home = home
+        self.home = home
         self.objective: Objective = objective_named(objective_name)
         self.layout = open_vector_file(first_checkpoint / MODEL_FILE).layout
         choose_threads(self.layout.elements, wanted=settings.threads)
@@ -78,7 +74,7 @@ class Trainer:
 
     def refresh_corpus(self) -> None:
         """Take up that a source was forgotten, has expired, or is described otherwise."""
-        spec = corpus_spec(self._home, self._data)
+        spec = corpus_spec(self.home, self._data)
         if spec != self._spec:
             tell_left_out(spec)
             self.corpus = self._prepare(spec, self._settings.held_out_fraction)
@@ -88,7 +84,7 @@ class Trainer:
         return self.objective.prepare(
             text,
             self._first_checkpoint,
-            cache=self._home.corpus,
+            cache=self.home.corpus,
             sequence_tokens=self._sequence_tokens,
             held_out_fraction=held_out_fraction,
             held_out_bytes=self._settings.held_out_bytes,
@@ -118,8 +114,16 @@ class Trainer:
         *,
         previous_state: Path | None,
         on_step: Callable[[StepReport], bool],
+        rows: int = 0,
     ) -> tuple[InnerOptimizer, VectorFile, list[float]]:
         """Take the plan's inner steps from `checkpoint`.
+
+        Args:
+            plan: What to train.
+            checkpoint: Folder of its base.
+            previous_state: The inner optimizer's state after the round before, if there is one.
+            on_step: Called after each step; False ends the training early.
+            rows: As in `tapestry.objectives.training.train`.
 
         Returns:
             The inner optimizer after them, the base, and each step's loss; fewer losses than
@@ -133,7 +137,13 @@ class Trainer:
             optimizer.load(previous_state)
         batches, first = self.batches(plan), optimizer.steps_done * plan.inner.accumulation
         losses = train(
-            self.objective, self.module, optimizer, batches, first_batch=first, on_step=on_step
+            self.objective,
+            self.module,
+            optimizer,
+            batches,
+            first_batch=first,
+            on_step=on_step,
+            rows=rows,
         )
         self.use = self.objective.used(
             self.corpus,
@@ -162,79 +172,50 @@ class Trainer:
         except ValueError as error:
             raise RejectedError(f"the plan does not fit this node's text: {error}") from error
 
-    def spool(
+    def write(
         self,
         plan: RoundPlan,
         base: VectorFile,
         optimizer: InnerOptimizer,
         losses: Sequence[float],
+        file: Path,
         *,
-        member_id: str,
-        key: Ed25519PrivateKey,
-        seconds: float,
-    ) -> Spooled:
-        """Write the pseudo-gradient, encoded, and the signed contribution."""
-        folder = self._home.spool(plan.round)
-        codec = codec_named(plan.codec)
-        fragments, squared_norms = self._encode(folder, codec, base.vector)
-        optimizer.save(self._home.trainer_state(plan.round))
-        statistics = self.objective.round_statistics(self.module, self.batches(plan))
-        contribution = Contribution(
-            genesis=plan.genesis,
-            round=plan.round,
-            base=plan.base,
-            member_id=member_id,
-            codec=codec.name,
-            fragments=len(fragments.digests),
-            root=fragments_root(fragments.digests).hex(),
-            tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
-            steps=len(losses),
-            norm=norm(squared_norms),
-            metrics={
-                "loss_first": losses[0],
-                "loss_last": losses[-1],
-                "seconds": round(seconds, 1),
-            },
-            statistics=dict(statistics),
-        )
-        if self.use is not None:
-            record_contribution(
-                self._home.corpus,
-                round_number=plan.round,
-                root=contribution.root,
-                use=self.use,
-            )
-        return Spooled.completed(
-            folder, contribution, contribution.signed(key), fragments=fragments, layout=self.layout
-        )
+        on_fragment: Callable[[int], None] | None = None,
+    ) -> Made:
+        """Write the pseudo-gradient, encoded, fragment after fragment.
 
-    def _encode(
-        self, folder: Path, codec: Codec, base: Vector
-    ) -> tuple[FragmentWriter, list[float]]:
-        """Write the encoded fragments of base - local; return them and the squared norms."""
-        squared_norms = []
+        Args:
+            plan: That was trained.
+            base: What it was trained from.
+            optimizer: After the inner steps; its state is kept for the next round.
+            losses: Of each step.
+            file: Empty; in the folder of the spool, where the residual goes too.
+            on_fragment: Called when a fragment is in the file.
+
+        Raises:
+            RejectedError: Training has diverged.
+        """
+        codec = codec_named(plan.codec)
         with (
-            spooling(folder, self._home.spare_spools) as fragments,
+            file.open("r+b", buffering=0) as out,
             fragment_encoder(
-                codec, residual=self._home.residual, spool=folder, layout=self.layout
+                codec, residual=self.home.residual, spool=file.parent, layout=self.layout
             ) as encode,
         ):
             for index in range(self.layout.fragments):
                 start, stop = self.layout.bounds(index)
                 local = fragment_of(self.module, self.layout, index)
-                delta = pseudo_gradient(np.asarray(base[start:stop], np.float32), local)
-                data, decoded = encode(index, delta)
-                squared_norms.append(squared_norm(decoded))
-                fragments.write(data)
-        return fragments, squared_norms
-
-    def keep_refused(self, spooled: Spooled) -> None:
-        """Add what a contribution that was not taken would have brought to the next one."""
-        refuse_residual(
-            spooled.folder,
-            self._home.residual,
-            codec=codec_named(spooled.contribution.codec),
-            layout=self.layout,
-            read_fragment=spooled.read_fragment,
+                delta = pseudo_gradient(np.asarray(base.vector[start:stop], np.float32), local)
+                out.write(encode(index, delta))
+                if on_fragment is not None:
+                    on_fragment(index)
+        optimizer.save(self.home.trainer_state(plan.round))
+        return Made(
+            tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
+            steps=len(losses),
+            documents=self.use.documents if self.use is not None else 0,
+            use=self.use,
+            loss_first=losses[0],
+            loss_last=losses[-1],
+            statistics=dict(self.objective.round_statistics(self.module, self.batches(plan))),
         )
-        spooled.remove(self._home.spare_spools)

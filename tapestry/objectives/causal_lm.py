@@ -20,6 +20,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tapestry.data.batches import TrainingBatches, evaluation_windows
 from tapestry.data.corpus import Corpus, prepare_corpus
+from tapestry.data.counting import use_of
 from tapestry.data.reading import read_documents
 from tapestry.data.sources import CorpusSpec
 from tapestry.data.tokenizer import (
@@ -29,7 +30,7 @@ from tapestry.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
-from tapestry.data.usage import RoundUse, use_of
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import build_model, load_model
 from tapestry.objectives.objective import Batches, Created, Evaluation, Statistics

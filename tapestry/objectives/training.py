@@ -148,6 +148,7 @@ def train(
     *,
     first_batch: int,
     on_step: Callable[[StepReport], bool] | None = None,
+    rows: int = 0,
 ) -> list[float]:
     """Take `optimizer.settings.steps` inner steps.
 
@@ -158,6 +159,8 @@ def train(
         batches: Where micro-batches come from.
         first_batch: Number of the first micro-batch; the caller counts them over all rounds.
         on_step: Called after each step; returning False ends the training early.
+        rows: Sequences that go through the model at once; 0: a whole micro-batch. Fewer take less
+            memory and give the same step, up to the order in which floats are added.
 
     Returns:
         The loss of each step taken.
@@ -171,10 +174,12 @@ def train(
         total = torch.zeros((), device=device)
         for part in range(settings.accumulation):
             numbers = batches.batch(first_batch + step * settings.accumulation + part)
-            with autocast:
-                loss = objective.loss(module, to_device(numbers, device))
-            (loss / settings.accumulation).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            for some in _cut(numbers, rows):
+                with autocast:
+                    loss = objective.loss(module, to_device(some, device))
+                share = len(some) / len(numbers)
+                (loss * share / settings.accumulation).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() * share
         optimizer.step()
         losses.append(float(total) / settings.accumulation)
         tokens = settings.accumulation * settings.sequences * settings.sequence_tokens
@@ -182,6 +187,12 @@ def train(
         if on_step is not None and not on_step(report):
             break
     return losses
+
+
+def _cut(batch: np.ndarray, rows: int) -> list[np.ndarray]:
+    """Return a batch in parts of at most `rows` sequences; 0: whole."""
+    step = rows or len(batch)
+    return [batch[start : start + step] for start in range(0, len(batch), step)]
 
 
 def to_device(batch: np.ndarray, device: torch.device) -> torch.Tensor:

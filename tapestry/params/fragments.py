@@ -5,6 +5,7 @@ fragment can be proved to belong to a vector without the others.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import xxhash
@@ -13,6 +14,7 @@ from tapestry.errors import RejectedError
 from tapestry.ledger.merkle import merkle_root
 
 DIGEST_BYTES = 32
+_SEED = int.from_bytes(os.urandom(8))
 
 
 def fragment_digest(data: bytes | memoryview) -> bytes:
@@ -23,10 +25,10 @@ def fragment_digest(data: bytes | memoryview) -> bytes:
 def fragment_checksum(data: bytes | memoryview) -> bytes:
     """Return the XXH3 (128 bits) of bytes whose SHA-256 is known, to recognise them later.
 
-    Against a disk or a memory that errs, at the speed of memory; not against people. It stays in
-    the process that computed it.
+    Against a disk or a memory that errs, at the speed of memory; not against people, although the
+    seed is this process's secret. It stays in the process that computed it.
     """
-    return xxhash.xxh3_128_digest(data)
+    return xxhash.xxh3_128_digest(data, seed=_SEED)
 
 
 def fragments_root(digests: Sequence[bytes]) -> bytes:

@@ -37,7 +37,9 @@ def replacing(
     flags = os.O_RDWR if is_spare else os.O_RDWR | os.O_CREAT | os.O_EXCL
     descriptor = os.open(temporary, flags, mode)
     try:
-        with os.fdopen(descriptor, "r+b" if is_spare else "w+b") as file:
+        with open(
+            temporary, "r+b" if is_spare else "w+b", opener=lambda _path, _flags: descriptor
+        ) as file:
             os.fchmod(file.fileno(), mode)
             yield file
             file.truncate()

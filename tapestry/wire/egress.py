@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tapestry.errors import UntrustedError
 from tapestry.wire.bulk import PutFragment
 
 EGRESS_FILE = "egress.jsonl"
+BLOCKED = "blocked/"
+"""Begins the call of a line about what did not leave: the trainer tried to reach a network."""
 FIRST = "0" * 64
 _TAIL_BYTES = 4096
 _DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol")
@@ -47,6 +49,10 @@ class Departure:
     """SHA-256 of the same."""
     previous: str
     """SHA-256 of the line before; zeros for the first."""
+    round: int = 0
+    """Of the federation, for what belongs to one."""
+    allowed_by: str = ""
+    """SHA-256 of the node's policy under which it left, and who approved it where a person must."""
 
 
 class EgressLedger:
@@ -65,6 +71,8 @@ class EgressLedger:
             pass
         self.bytes_sent = 0
         """Message bytes since this process began."""
+        self.allowed_by = ""
+        """Goes into every line from now on."""
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -81,14 +89,22 @@ class EgressLedger:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def record(
-        self, call: str, message: bytes | memoryview, *, digest: bytes | None = None
+        self,
+        call: str,
+        message: bytes | memoryview,
+        *,
+        digest: bytes | None = None,
+        round_number: int = 0,
+        to: str | None = None,
     ) -> None:
-        """Write the line of a request that is about to leave.
+        """Write the line of a request that is about to leave, or was kept from leaving.
 
         Args:
-            call: Service and method.
+            call: Service and method; `BLOCKED` and a system call for what the trainer tried.
             message: What is entered.
             digest: Its SHA-256, if the caller has it.
+            round_number: Of the federation, for what belongs to one.
+            to: host:port; None: the coordinator.
 
         Raises:
             OSError: The disk is full; the ledger is as it was, and the request must not leave.
@@ -98,11 +114,13 @@ class EgressLedger:
             departure = Departure(
                 index=self._end.lines,
                 time=self._clock(),
-                to=self._to,
+                to=self._to if to is None else to,
                 call=call,
                 bytes=len(message),
                 digest=digest.hex(),
                 previous=self._end.digest,
+                round=round_number,
+                allowed_by=self.allowed_by,
             )
             line = json.dumps(asdict(departure), separators=(",", ":")).encode()
             self._append(line)
@@ -154,10 +172,23 @@ class EgressInterceptor(
 
     def _record(self, details: Any, request: Any) -> None:  # noqa: ANN401 - any message
         """Enter of a fragment its data, of other messages all."""
+        method = str(details.method)
         if isinstance(request, PutFragment):
-            self._ledger.record(str(details.method), request.data, digest=request.digest)
+            self._ledger.record(
+                method, request.data, digest=request.digest, round_number=request.round
+            )
         else:
-            self._ledger.record(str(details.method), request.SerializeToString())
+            self._ledger.record(
+                method, request.SerializeToString(), round_number=_round_of(request)
+            )
+
+
+def _round_of(request: Any) -> int:  # noqa: ANN401 - any message
+    """Return the round that a message says it belongs to; 0 if none."""
+    if hasattr(request, "contribution"):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(request.contribution.payload)["round"])
+    return int(getattr(request, "round", 0))
 
 
 def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:

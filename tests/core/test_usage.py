@@ -6,9 +6,9 @@ import numpy as np
 
 from tapestry.data.batches import TrainingBatches
 from tapestry.data.corpus import Corpus, prepare_corpus
+from tapestry.data.counting import use_of
 from tapestry.data.sources import CorpusSpec, Filters, Mixing, Source
 from tapestry.data.tokenizer import byte_tokenizer
-from tapestry.data.usage import use_of
 
 TOKENS = 16
 

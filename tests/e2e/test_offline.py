@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 _TRAP = """
 import os, socket
-_log = os.environ["TRAP_LOG"]
+_log = os.environ["TAPESTRY_TRAINER_TRAP_LOG"]
 _connect, _resolve = socket.socket.connect, socket.getaddrinfo
 
 def _record(what):
@@ -40,7 +40,10 @@ def trap(live: Live, tmp_path: Path) -> Path:
     folder = tmp_path / "trap"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_TRAP, encoding="utf-8")
-    live.environment = {"PYTHONPATH": str(folder), "TRAP_LOG": str(tmp_path / "trap.log")}
+    live.environment = {
+        "PYTHONPATH": str(folder),
+        "TAPESTRY_TRAINER_TRAP_LOG": str(tmp_path / "trap.log"),
+    }
     return tmp_path / "trap.log"
 
 

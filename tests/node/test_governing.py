@@ -7,7 +7,8 @@ import pytest
 
 from tapestry.data.categories import Category
 from tapestry.errors import ConfigError
-from tapestry_node.governing import corpus_spec, forget, known_sources, sifted_reports, text_of
+from tapestry_node.forgetting import forget, known_sources, sifted_reports
+from tapestry_node.governing import corpus_spec, text_of
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeSettings, Policy
 

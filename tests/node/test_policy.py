@@ -134,7 +134,7 @@ def test_what_an_institution_writes_is_kept(tmp_path: Path) -> None:
     home = NodeHome(tmp_path)
     settings = NodeSettings(
         node=NodeTable(language='français "ancien"\n', threads=3, held_out_fraction=0.25),
-        policy=Policy(codecs=(), min_quorum=5, report_progress=False),
+        policy=Policy(codecs=("int8",), statistics=("a", "b"), report_progress=False),
     )
     home.save_settings(settings)
     assert home.load_settings() == settings

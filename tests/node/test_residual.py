@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.errors import ConfigError
 from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
+from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
-from tapestry_node.policy import NodeTable
+from tapestry_node.policy import NodeTable, Policy
 from tapestry_node.residual import (
     SPOOLED_RESIDUAL,
     accept_residual,
@@ -20,7 +21,7 @@ from tapestry_node.residual import (
     open_residual,
     refuse_residual,
 )
-from tapestry_node.spool import find_spooled, find_unsettled
+from tapestry_node.spool import find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
 
@@ -54,9 +55,10 @@ class Spool:
             self.codec, residual=self.residual, spool=self.spool, layout=LAYOUT
         ) as encode:
             for index in range(LAYOUT.fragments):
-                data, values = encode(index, delta[slice(*LAYOUT.bounds(index))])
+                part = delta[slice(*LAYOUT.bounds(index))]
+                data = encode(index, part)
                 (self.spool / str(index)).write_bytes(data)
-                decoded.append(values)
+                decoded.append(self.codec.decode(data, len(part)))
         return np.concatenate(decoded)
 
     def accept(self) -> None:
@@ -171,11 +173,12 @@ def test_a_trainer_spools_in_topk_and_takes_a_refusal_up(
     optimizer, base, losses = trainer.train_round(
         plan, federation.genesis, previous_state=None, on_step=lambda _report: True
     )
-    spooled = trainer.spool(
+    spooled = sealed(
+        home,
         plan,
-        base,
-        optimizer,
-        losses,
+        lambda file, look: trainer.write(plan, base, optimizer, losses, file, on_fragment=look),
+        layout=trainer.layout,
+        policy=Policy(),
         member_id="fr-bnf",
         key=Ed25519PrivateKey.generate(),
         seconds=1.0,
@@ -187,7 +190,7 @@ def test_a_trainer_spools_in_topk_and_takes_a_refusal_up(
     assert find_spooled(home, plan, trainer.layout) == spooled
     assert find_unsettled(home, trainer.layout) == [spooled]
 
-    trainer.keep_refused(spooled)
+    keep_refused(spooled, home, trainer.layout)
     residual = open_residual(home.residual, trainer.layout)
     assert residual is not None
     local = np.concatenate([p.detach().numpy().ravel() for p in _parameters(trainer)])

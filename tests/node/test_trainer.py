@@ -30,9 +30,10 @@ from tapestry.params import layout as layout_module
 from tapestry.params.codecs import codec_named
 from tapestry.params.modules import from_model
 from tapestry_node.corpus_history import read_history
-from tapestry_node.governing import forget
+from tapestry_node.forgetting import forget
+from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
-from tapestry_node.policy import NodeTable
+from tapestry_node.policy import NodeTable, Policy
 from tapestry_node.spool import Spooled, find_spooled
 from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
@@ -43,6 +44,7 @@ INNER = InnerSettings(
     steps=2, sequences=2, sequence_tokens=TOKENS, learning_rate=1e-3, warmup_steps=3
 )
 BASE = "b" * 64
+DEFAULT_POLICY = Policy()
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +98,29 @@ def trained(
 
 def contributed(trainer: Trainer, plan: RoundPlan, checkpoint: Path) -> Spooled:
     """Take a round's inner steps and spool the result."""
-    optimizer, base, losses = trained(trainer, plan, checkpoint)
-    return trainer.spool(plan, base, optimizer, losses, member_id="fr-bnf", key=KEY, seconds=1.25)
+    return spooled_by(trainer, plan, *trained(trainer, plan, checkpoint))
+
+
+def spooled_by(
+    trainer: Trainer,
+    plan: RoundPlan,
+    optimizer: InnerOptimizer,
+    base: VectorFile,
+    losses: list[float],
+    *,
+    policy: Policy = DEFAULT_POLICY,
+) -> Spooled:
+    """Have the guard seal what was trained."""
+    return sealed(
+        trainer.home,
+        plan,
+        lambda file, look: trainer.write(plan, base, optimizer, losses, file, on_fragment=look),
+        layout=trainer.layout,
+        policy=policy,
+        member_id="fr-bnf",
+        key=KEY,
+        seconds=1.25,
+    )
 
 
 def decoded(spooled: Spooled) -> np.ndarray:
@@ -152,15 +175,17 @@ def test_a_contribution_declares_round_base_tokens_and_steps(
     inner = INNER.model_copy(update={"steps": 3, "accumulation": 2})
     plan = plan_of(federation, inner=inner)
     optimizer, base, losses = trained(trainer, plan, federation.newest)
-    declared = trainer.spool(
-        plan, base, optimizer, losses, member_id="fr-bnf", key=KEY, seconds=1.25
-    ).contribution
+    declared = spooled_by(trainer, plan, optimizer, base, losses).contribution
     assert (declared.round, declared.base, declared.genesis) == (2, BASE, plan.genesis)
     assert (declared.member_id, declared.codec) == ("fr-bnf", "float32")
     assert declared.steps == 3
     assert declared.tokens == 3 * 2 * 2 * 16  # steps, micro-batches, sequences, length
     first, _middle, last = losses
-    assert declared.metrics == {"loss_first": first, "loss_last": last, "seconds": 1.2}
+    assert declared.metrics == {
+        "loss_first": float(f"{first:.3g}"),
+        "loss_last": float(f"{last:.3g}"),
+        "seconds": 1.25,
+    }
     assert declared.statistics == {}
 
 
@@ -175,9 +200,8 @@ def test_training_that_diverged_is_not_sent(trainer: Trainer, federation: Federa
     with torch.no_grad():
         next(trainer.module.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(RejectedError, match="training has diverged; lower the learning rate"):
-        trainer.spool(
-            plan_of(federation), base, optimizer, losses, member_id="fr-bnf", key=KEY, seconds=1.0
-        )
+        spooled_by(trainer, plan_of(federation), optimizer, base, losses)
+    assert trainer.home.spooled() == []
 
 
 # The spool
@@ -360,7 +384,7 @@ def test_training_ends_early_when_whoever_watches_says_so(
         (1, losses[0], 2 * 16),
         (2, losses[1], 2 * 16),
     ]
-    spooled = trainer.spool(plan, base, optimizer, losses, member_id="fr-bnf", key=KEY, seconds=1.0)
+    spooled = spooled_by(trainer, plan, optimizer, base, losses)
     assert (spooled.contribution.steps, spooled.contribution.tokens) == (2, 2 * 2 * 16)
 
 

@@ -1,0 +1,106 @@
+"""A person's approval of what would leave, where the institution's policy asks for one."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tapestry.checkpoints.statements import Contribution, payload_digest
+from tapestry.errors import ConfigError
+from tapestry.identity.envelopes import Envelope, from_json
+from tapestry.storage.atomic import write_atomic
+from tapestry_node.home import NodeHome
+from tapestry_node.spool import CONTRIBUTION_FILE, FRAGMENTS_FILE, Spooled
+
+_DECISION_FILE = "decision.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What a person said to a contribution that waits."""
+
+    contribution: str
+    """SHA-256 of the signed payload: no other is meant."""
+    is_approved: bool
+    by: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A contribution that waits for a person."""
+
+    folder: Path
+    contribution: Contribution
+    digest: str
+    """SHA-256 of the signed payload."""
+    size_bytes: int
+
+
+def waiting(home: NodeHome) -> list[Waiting]:
+    """Return the contributions that nobody has decided on, the oldest first."""
+    found = []
+    for folder in home.spooled():
+        try:
+            envelope = from_json((folder / CONTRIBUTION_FILE).read_bytes(), what=folder.name)
+            size = (folder / FRAGMENTS_FILE).stat().st_size
+        except FileNotFoundError:
+            continue  # unfinished, or sent meanwhile
+        if _decision(folder, envelope) is None:
+            made = Contribution.parsed(envelope.payload, what=folder.name)
+            found.append(
+                Waiting(
+                    folder=folder,
+                    contribution=made,
+                    digest=payload_digest(envelope),
+                    size_bytes=size,
+                )
+            )
+    return found
+
+
+def summary(one: Waiting) -> dict[str, Any]:
+    """Return what would leave, for a person and for programs."""
+    made = one.contribution
+    return {
+        "round": made.round,
+        "base": made.base,
+        "codec": made.codec,
+        "bytes": one.size_bytes,
+        "fragments": made.fragments,
+        "root": made.root,
+        "norm": made.norm,
+        "steps": made.steps,
+        "tokens": made.tokens,
+        "metrics": made.metrics,
+        "statistics": sorted(made.statistics),
+        "digest": one.digest,
+    }
+
+
+def decide(one: Waiting, *, is_approved: bool, by: str, reason: str = "") -> None:
+    """Write a person's decision beside the contribution; the daemon acts on it."""
+    decision = Decision(contribution=one.digest, is_approved=is_approved, by=by, reason=reason)
+    write_atomic(one.folder / _DECISION_FILE, json.dumps(asdict(decision)) + "\n", mode=0o600)
+
+
+def decision_on(spooled: Spooled) -> Decision | None:
+    """Return what a person has said to a contribution; None: nothing yet.
+
+    Raises:
+        ConfigError: The decision's file cannot be read.
+    """
+    return _decision(spooled.folder, spooled.envelope)
+
+
+def _decision(folder: Path, envelope: Envelope) -> Decision | None:
+    path = folder / _DECISION_FILE
+    try:
+        decision = Decision(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: not a decision ({error}); remove it and decide again"
+        ) from error
+    return decision if decision.contribution == payload_digest(envelope) else None

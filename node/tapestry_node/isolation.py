@@ -1,0 +1,151 @@
+"""What the trainer's process gives up before it reads any text: the network, the keys, its rights.
+
+On Linux the kernel takes them away: a network namespace in which there is nothing but the process
+itself (network_namespaces(7)), a mount namespace in which the folder of keys is empty, and no
+capability to undo either. A kernel that does not allow that is named, and an audit hook
+(PEP 578) stands alone: it stops Python code that would connect, and native code it does not see.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+_MS_REC, _MS_PRIVATE, _MS_RDONLY = 0x4000, 0x40000, 0x1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_CAPABILITY_VERSION = 0x20080522
+_KEPT_CAPABILITIES = 0b1111
+"""CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER: a node that runs as root goes on reading text of
+other users; everything that could reach a network or another process goes."""
+_SIGKILL = 9
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_CONNECTING = {
+    "socket.connect": 1,
+    "socket.sendto": 1,
+    "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0,
+    "socket.gethostbyname": 0,
+    "socket.gethostbyaddr": 0,
+}
+"""Audit event -> which of its arguments says where to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Isolation:
+    """What the kernel took from this process."""
+
+    network: bool
+    """There is no network to reach."""
+    keys: bool
+    """The folder of keys is empty for it."""
+    obstacle: str = ""
+    """Why not both."""
+
+
+def isolate(keys: Path) -> Isolation:
+    """Give up the network and the folder `keys`; the process must have one thread.
+
+    Returns:
+        What came of it; nothing is raised where the kernel does not allow it.
+    """
+    if not sys.platform.startswith("linux"):
+        return Isolation(network=False, keys=False, obstacle=f"no namespaces on {sys.platform}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    try:
+        _unshare(libc)
+    except OSError as error:
+        return Isolation(network=False, keys=False, obstacle=f"unshare: {error.strerror}")
+    network, hidden, obstacle = True, True, ""
+    try:
+        _raise_loopback()
+        _hide(libc, keys)
+    except OSError as error:
+        hidden, obstacle = False, f"mount: {error.strerror}"
+    try:
+        _drop_rights(libc)
+    except OSError as error:
+        network, obstacle = False, f"capset: {error.strerror}"
+    return Isolation(network=network, keys=hidden, obstacle=obstacle)
+
+
+def protect_memory() -> None:
+    """Keep processes of the same user from reading this one's memory, where the keys are."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def forbid_connections(report: Callable[[str, str], None]) -> None:
+    """Make every attempt of Python code to reach a network fail, from now on.
+
+    Args:
+        report: Told of each attempt: the call, and where it would have gone.
+    """
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in _CONNECTING:
+            return
+        to = arguments[_CONNECTING[event]]
+        if event.startswith("socket.s") and not isinstance(to, tuple):
+            return  # to where the socket is connected already, or no address at all
+        if event == "socket.connect" and not isinstance(to, tuple):
+            return  # a path: a socket of this machine
+        shown = ":".join(map(str, to[:2])) if isinstance(to, tuple) else str(to)
+        report(event, shown)
+        raise PermissionError(
+            f"{event} to {shown}: the trainer of a Tapestry node has no network; this attempt is "
+            "on record"
+        )
+
+    sys.addaudithook(hook)
+
+
+def _unshare(libc: ctypes.CDLL) -> None:
+    """Enter namespaces of one's own; as a user of one's own where that is needed."""
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) == 0:
+        return
+    _check(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS))
+    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", encoding="ascii")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", encoding="ascii")
+
+
+def _raise_loopback() -> None:
+    """Let the processes of one trainer speak with one another."""
+    import fcntl  # noqa: PLC0415 - not on every system
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+
+
+def _hide(libc: ctypes.CDLL, folder: Path) -> None:
+    """Put an empty folder over `folder`, for this process and its children only."""
+    _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+    where = os.fsencode(folder)
+    _check(libc.mount(b"tmpfs", where, b"tmpfs", _MS_RDONLY, b"size=4k,mode=0500"))
+
+
+def _drop_rights(libc: ctypes.CDLL) -> None:
+    """Give up, for good, what could undo the above."""
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    found = ctypes.create_string_buffer(24)
+    _check(libc.capget(header, found))
+    _effective, permitted, *_others = struct.unpack("6I", found.raw)
+    kept = permitted & _KEPT_CAPABILITIES
+    _check(libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,111 @@
+"""What the guard and the trainer, two processes of one node, say to each other.
+
+JSON objects over a pair of sockets that has no name: `kind` says what it is. The guard asks one
+thing at a time; the trainer answers with events and, last, `done` or `failed`.
+"""
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tapestry.data.usage import RoundUse
+from tapestry.errors import ConfigError, RejectedError, TapestryError, UntrustedError
+
+_MOST_BYTES = 2**24
+"""A plan with its statistics; nothing that is a vector goes this way."""
+
+_ERRORS: dict[str, type[TapestryError]] = {
+    "config": ConfigError,
+    "rejected": RejectedError,
+    "untrusted": UntrustedError,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One inner step, as the trainer tells it."""
+
+    step: int
+    """From 1, of this round."""
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A checkpoint on the held-out text."""
+
+    bits: float
+    text_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable across tokenizers and languages."""
+        return self.bits / self.text_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What the trainer says of a contribution that it has written; the guard checks what it can."""
+
+    tokens: int
+    steps: int
+    documents: int
+    """Different ones that were trained on, whole or in part."""
+    loss_first: float
+    loss_last: float
+    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    use: RoundUse | None = None
+    """What of the corpus was trained on, for the node's own history."""
+
+
+class Line:
+    """One end of the pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over a socket."""
+        self._connection = Connection(end.detach())
+
+    def send(self, kind: str, **fields: object) -> None:
+        """Say something.
+
+        Raises:
+            OSError: The other process is gone.
+        """
+        self._connection.send_bytes(json.dumps({"kind": kind, **fields}).encode())
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next message.
+
+        Raises:
+            EOFError: The other process is gone.
+            OSError: The same, or it said more than a message may have.
+        """
+        message: dict[str, Any] = json.loads(self._connection.recv_bytes(_MOST_BYTES))
+        return message
+
+    def has_more(self) -> bool:
+        """Whether a message, or the end, can be received at once."""
+        return self._connection.poll(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a message or the end; return whether one is there."""
+        return self._connection.poll(seconds)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+def error_name(error: Exception) -> str:
+    """Return what an error of ours is called in a message."""
+    return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "os")
+
+
+def error_named(name: str, text: str) -> Exception:
+    """Return an error that the trainer told."""
+    kind = _ERRORS.get(name)
+    return OSError(text) if kind is None else kind(text)
