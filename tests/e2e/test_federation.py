@@ -19,6 +19,8 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     live.serve()
     for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):
         live.join(member, language)
+    live.describe("eu-lib", "eus")
+    for member in ("fr-bnf", "eu-lib"):
         live.run_node(member)
     live.wait_done("fr-bnf")
     live.wait_done("eu-lib")
@@ -52,6 +54,15 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     pulled = live.folder / "pulled"
     live.call("checkpoint", "pull", str(pulled), "--dir", str(live.folder / "fr-bnf"))
     assert verify_checkpoint(pulled).manifest_digest == verified.manifest_digest
+
+    history = json.loads(
+        live.call("node", "corpus", "history", str(live.folder / "eu-lib"), "--json")
+    )
+    assert [(e["round"], e["has_receipt"]) for e in history["entries"]] == [(1, True), (2, True)]
+    for entry in history["entries"]:
+        (source,) = entry["sources"]
+        assert (source["name"], source["category"]) == ("archive", "private")
+        assert source["tokens"] == 3 * 2 * 32 * 3 // 4  # a quarter is from the pool
 
     audit = json.loads(live.call("node", "audit", str(live.folder / "fr-bnf"), "--json"))
     sent = audit["by_call"]["TransferService/PutFragment"]["bytes"]
