@@ -112,6 +112,7 @@ class CoordinatorServer:
         self._settling.recover()
         self._make_up()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._callers: list[ThreadPoolExecutor] = []
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
         self.desk = Desk(
@@ -169,7 +170,8 @@ class CoordinatorServer:
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
-            self._threads.shutdown()
+            for threads in (*self._callers, self._threads):
+                threads.shutdown()  # whoever is in the middle of a call needs store and registry
             self._store.close()
             self._registry.close()
             _log.info("stopped")
@@ -246,9 +248,9 @@ class CoordinatorServer:
         return [members, door]
 
     def _server(self, workers: int) -> grpc.Server:
-        return grpc.server(
-            ThreadPoolExecutor(workers), interceptors=[self._places], options=SERVER_OPTIONS
-        )
+        threads = ThreadPoolExecutor(workers, thread_name_prefix="call")
+        self._callers.append(threads)
+        return grpc.server(threads, interceptors=[self._places], options=SERVER_OPTIONS)
 
     # Aggregation and cards, in one thread
 
