@@ -133,7 +133,8 @@ class CoordinatorServer:
             record_weightless(self._registry, Manifest.parsed(manifest.payload, what="manifest"))
         number = newest + 1
         state = folded(number, self._registry.round_events(number))
-        if state.phase in (Phase.MEASURING, Phase.HELD):
+        is_undecided = state.phase in (Phase.MEASURING, Phase.HELD)
+        if is_undecided and self._registry.ruling(number) is None:
             self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
