@@ -143,14 +143,13 @@ def _leakage(home: Any, data: list[Path], *, as_json: bool) -> None:  # noqa: AN
     """Measure, and say it in words."""
     from tapestry.wire.egress import BLOCKED, EgressLedger  # noqa: PLC0415
     from tapestry_node.examining import examine_last  # noqa: PLC0415
+    from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.leakage_words import words  # noqa: PLC0415
 
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
-    membership = home.identity.load()
+    text, membership = text_of(home, data), home.identity.load()
     with closing(EgressLedger(home.egress, to=membership.address, clock=_clock)) as ledger:
         figures = examine_last(
-            home, data, on_blocked=lambda call, to: ledger.record(BLOCKED + call, b"", to=to)
+            home, text, on_blocked=lambda call, to: ledger.record(BLOCKED + call, b"", to=to)
         )
     if as_json:
         typer.echo(json.dumps({**figures, "words": words(figures)}, indent=1))

@@ -19,10 +19,10 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.layout import ParameterLayout
+from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry.wire.kernel import KernelCount
 from tapestry_node.approving import decision_on
-from tapestry_node.canaries import planted_text
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.consensus import Consensus, Standing
 from tapestry_node.guard import rounded, sealed
@@ -57,7 +57,7 @@ class Daemon:
             until_finished: Return once the federation plans no further round.
         """
         self._home = home
-        self._data = [*data, *planted_text(home)]
+        self._data = list(data)
         self._until_finished = until_finished
         self._settings = home.load_settings()
         self._membership = home.identity.load()
@@ -107,6 +107,7 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
+        spare_what_is_there()
         self._start_trainer()
         self._kernel.start()
         listener = Listener(self._connected)

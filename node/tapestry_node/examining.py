@@ -13,7 +13,7 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Contribution, InnerSettings, payload_digest
 from tapestry.errors import ConfigError
 from tapestry.identity.envelopes import Envelope
-from tapestry_node.canaries import planted, planted_text, references
+from tapestry_node.canaries import planted, references
 from tapestry_node.home import NodeHome
 from tapestry_node.spool import CONTRIBUTION_FILE, FRAGMENTS_FILE
 from tapestry_node.trainer_process import TrainerProcess
@@ -66,7 +66,7 @@ def examine_last(
             home.load_settings().node,
             home.load_state().objective,
             base,
-            [*data, *planted_text(home)],
+            data,
             sequence_tokens=inner.sequence_tokens,
         )
         figures = process.examine(

@@ -382,7 +382,9 @@ def recovered(
     module.train()
     module.zero_grad(set_to_none=True)
     device = next(module.parameters()).device
-    optimizer = inner and InnerOptimizer(module, inner.model_copy(update={"warmup_steps": 0}))
+    optimizer = None
+    if inner is not None:
+        optimizer = InnerOptimizer(module, inner.model_copy(update={"warmup_steps": 0}))
     for batch in batches:
         trainer.objective.loss(module, torch.from_numpy(batch).to(device)).backward()
         if optimizer is not None:

@@ -43,10 +43,10 @@ def test_nothing_leaves_before_a_person_says_so_and_the_trainer_reaches_nobody(
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(_CALLS_OUT)
     paths = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
-    live.environment = {"PYTHONPATH": paths}
+    live.run_node("b-lib")
+    live.forks, live.environment = None, {"PYTHONPATH": paths}
     live.run_node("a-lib")
     live.environment = {}
-    live.run_node("b-lib")
 
     def waiting() -> list[dict[str, object]]:
         said = json.loads(live.call("node", "approve", str(node.folder), "--json"))
