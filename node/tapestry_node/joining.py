@@ -15,7 +15,6 @@ from tapestry.identity.membership import Membership
 from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc
 from tapestry.wire.channels import open_channel
 from tapestry.wire.egress import EgressInterceptor, EgressLedger
-from tapestry.wire.kernel import counted
 from tapestry.wire.limits import CALL_SECONDS
 from tapestry.wire.statuses import errors_from_status
 from tapestry_node.home import NodeHome
@@ -48,11 +47,7 @@ def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
     request = certificate_request(tls_key, member_id=invitation.member_id)
     root_pem = ssl.DER_cert_to_PEM_cert(invitation.root_certificate).encode()
     ledger = EgressLedger(home.egress, to=invitation.address, clock=lambda: now)
-    with (
-        closing(ledger),
-        open_channel(invitation.address, root_pem=root_pem) as channel,
-        counted(ledger, clock=lambda: now),
-    ):
+    with closing(ledger), open_channel(invitation.address, root_pem=root_pem) as channel:
         guarded = grpc.intercept_channel(channel, EgressInterceptor(ledger))
         stub = enrolment_pb2_grpc.EnrolmentServiceStub(guarded)
         with errors_from_status(invitation.address):

@@ -29,13 +29,11 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 _LOOKED_AT_TOKENS = 2**20
-_SAMPLES = 32
-_PREFIX_TOKENS = 50
+_SAMPLES, _PREFIX_TOKENS = 32, 50
 _INVERTED_SEQUENCES, _INVERTED_TOKENS = 2, 16
 _MOST_INVERTED_STEPS = 32
 _EXACT = 1e-6
-_AT_ONCE = 64
-_NOT_SCORED = -100
+_AT_ONCE, _NOT_SCORED = 64, -100
 
 
 def decoded(file: Path, codec_name: str, layout: ParameterLayout) -> Float32Array:
