@@ -246,6 +246,15 @@ def _readme(
         "",
         f"- federation (digest of the genesis manifest): `{genesis.genesis_digest}`",
         f"- coordinator's signing key: `{origin.coordinator_key}`",
+        *(
+            [
+                f"- goes on from checkpoint {origin.continues.round} of "
+                f"*{origin.continues.federation}*, manifest `{origin.continues.manifest}`, "
+                f"identity `{origin.continues.genesis}`"
+            ]
+            if origin.continues
+            else []
+        ),
         f"- root of the parameter vector: `{manifest.vector_root}`",
         "",
         (

@@ -14,22 +14,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
+from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
-from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.identity.envelopes import Envelope
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import write_atomic
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.consensus import Consensus, Standing
+from tapestry_node.delivering import deliver
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.messages import Step
 from tapestry_node.progress import ProgressFile
-from tapestry_node.residual import accept_residual
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tapestry_node.watching import StepWatch
@@ -434,34 +433,16 @@ class Daemon:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
         number = spooled.contribution.round
         self._write_progress(f"sending the contribution to round {number}")
-        with spooled.becoming_durable():
-            receipt_envelope = self._client.upload(
-                spooled.contribution,
-                spooled.envelope,
-                spooled.digests,
-                spooled.read_fragment,
-                on_bytes=lambda _size: self._write_progress(None),
-            )
-        what = f"receipt of round {number}"
-        receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
-        if receipt.contribution != payload_digest(spooled.envelope):
-            raise RejectedError(
-                f"{what}: is for another contribution of this node, {receipt.contribution[:16]}: "
-                "it had sent one before it lost its state"
-            )
         sent = spooled.size_bytes
-        write_atomic(
-            self._home.folder / "receipts" / f"{spooled.folder.name}.json",
-            to_json(receipt_envelope),
-        )
-        state = self._standing.state
-        self._standing.change(
-            contributed=max(number, state.contributed),
-            answered=max(number, receipt.used_round, state.answered),
+        receipt = deliver(
+            self._client,
+            spooled,
+            self._home,
+            self._standing,
+            coordinator_key=self._coordinator_key,
+            on_bytes=lambda _size: self._write_progress(None),
         )
         self._ledger.allowed_by = self._settings.policy.digest()
-        accept_residual(spooled.folder, self._home.residual)
-        spooled.remove(self._home.spare_spools)
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
         _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)
 

@@ -10,6 +10,9 @@ trainer/       the inner optimizer's state, kept across rounds; the residual of 
 spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
+lineage.jsonl  every manifest from genesis to the newest that was verified
+island/        checkpoints that this node has trained on its own, apart from the consensus
+left.json      when this node ended its membership, if it did
 state.json     where this node stands
 progress.json  what it does right now, for status and the demonstration
 .spare/        files of finished rounds whose space the next ones use again
@@ -86,6 +89,21 @@ class NodeHome:
     def checkpoints(self) -> Path:
         """Fetched checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def lineage(self) -> Path:
+        """Manifests from genesis on, one a line."""
+        return self.folder / "lineage.jsonl"
+
+    @property
+    def island(self) -> Path:
+        """What this node has trained on its own."""
+        return self.folder / "island"
+
+    @property
+    def left(self) -> Path:
+        """When this node ended its membership; absent while it is a member."""
+        return self.folder / "left.json"
 
     @property
     def progress(self) -> Path:
