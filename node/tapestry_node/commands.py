@@ -17,6 +17,8 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_node.leaving_commands import add_to as add_leaving_to
+from tapestry_node.progress import silence
 
 if TYPE_CHECKING:
     from tapestry_node.client import NodeClient
@@ -27,6 +29,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+
+add_leaving_to(app)
 
 Dir = Annotated[
     Path | None,
@@ -94,9 +98,11 @@ def run(
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
     from tapestry_node.home import require_node  # noqa: PLC0415
+    from tapestry_node.leaving import require_member  # noqa: PLC0415
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
+    require_member(home)
     if not data:
         raise ConfigError("no text given: add --data PATH (a file or a folder)")
     list_files(data)
@@ -146,6 +152,11 @@ def status(
         typer.echo(json.dumps(table, indent=1))
         return
     scores = table.pop("bits_per_byte", None) or {}
+    waiting = silence(table.pop("silent_since", 0.0), now=_clock())
+    if waiting:
+        typer.echo(waiting)
+    if home.left.is_file():
+        typer.echo("this node has left the federation; `tapestry node island` works as before")
     for key, value in table.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         typer.echo(f"{key.replace('_', ' '):<20} {'none yet' if value in (-1, '') else shown}")

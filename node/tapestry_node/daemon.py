@@ -106,6 +106,7 @@ class Daemon:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
                 streams = listener.streams
+                self._note_silence(listener)
                 try:
                     self._renew_if_due(listener)
                     if told is None or (newest == version and not self._waits_for_person):
@@ -125,6 +126,7 @@ class Daemon:
             listener.stop()
             if self._trainer is not None:
                 self._trainer.stop()
+            self._progress.now.silent_since = 0.0
             self._write_progress("stopped")
             _log.info("stopped")
             self._client.close()
@@ -134,10 +136,23 @@ class Daemon:
         """Wait before trying again: for a line that is down, until it comes back."""
         deadline = time.monotonic() + seconds
         while not self._stopping.is_set():
+            self._note_silence(listener)
             if listener.wait_for_stream(after=streams, timeout_seconds=min(seconds, _POLL_SECONDS)):
                 return
             if listener.is_told and time.monotonic() >= deadline:
                 return
+
+    def _note_silence(self, listener: Listener) -> None:
+        """Put down since when the coordinator tells nothing, for `tapestry node status`."""
+        now = self._progress.now
+        if listener.is_told:
+            if now.silent_since:
+                now.silent_since = 0.0
+                self._write_progress(None)
+            return
+        if not now.silent_since:
+            now.silent_since = time.time()  # noqa: TID251 - for a person, beside the log's times
+        self._write_progress(None)
 
     def _connect(self) -> NodeClient:
         """Make the one connection over which everything goes; nothing is sent yet."""

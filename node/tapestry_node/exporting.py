@@ -100,6 +100,19 @@ def newest_here(home: NodeHome) -> Path:
     return found[0]
 
 
+def manifest_here(home: NodeHome, coordinator_key: bytes) -> tuple[Manifest, str, Path]:
+    """Return the newest checkpoint that is here: manifest, its digest, folder.
+
+    Raises:
+        ConfigError: None is here.
+        UntrustedError: It is not signed by the federation's coordinator.
+    """
+    folder = newest_here(home)
+    envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
+    manifest = Manifest.opened(envelope, public_key=coordinator_key, what="manifest")
+    return manifest, payload_digest(envelope), folder
+
+
 def contents(
     home: NodeHome, *, card: Path | None, with_keys: bool, with_packed_corpus: bool
 ) -> Contents:
@@ -186,7 +199,7 @@ def _own(home: NodeHome, contributed: int) -> list[Piece]:
         ("corpus.toml", home.folder / "corpus.toml"),
         ("state.json", home.folder / "state.json"),
         *((POOL_NAME, pool) for pool in pools[-1:]),
-        *((f"history/{p.name}", p) for p in sorted(home.folder.glob("history*.jsonl"))),
+        ("corpus-history.jsonl", home.folder / "corpus" / "history.jsonl"),
     ]
     return [
         Piece(LEDGER_NAME, home.egress),

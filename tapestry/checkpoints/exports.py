@@ -9,7 +9,7 @@ egress.jsonl  receipts/      what left the member, and what the coordinator ackn
 trainer/                     the inner optimizer's state, the residual of error feedback
 node.toml  state.json        the member's own settings and policy, and where it stood
 corpus.json  corpus.toml     what the corpus is, not what it says
-history/                     which sources took part in which rounds, if that was recorded
+corpus-history.jsonl         which sources took part in which rounds, if that was recorded
 pool.txt                     the federation's open pool of text, if it has one
 packed-corpus/               the text, tokenized; only if asked for
 ```
