@@ -23,6 +23,7 @@ from tapestry.checkpoints.manifest import (
     CardEntry,
     DissentEntry,
     FileEntry,
+    GenesisRecord,
     Lineage,
     Manifest,
 )
@@ -246,15 +247,7 @@ def _readme(
         "",
         f"- federation (digest of the genesis manifest): `{genesis.genesis_digest}`",
         f"- coordinator's signing key: `{origin.coordinator_key}`",
-        *(
-            [
-                f"- goes on from checkpoint {origin.continues.round} of "
-                f"*{origin.continues.federation}*, manifest `{origin.continues.manifest}`, "
-                f"identity `{origin.continues.genesis}`"
-            ]
-            if origin.continues
-            else []
-        ),
+        *_before(origin),
         f"- root of the parameter vector: `{manifest.vector_root}`",
         "",
         (
@@ -264,6 +257,19 @@ def _readme(
         "",
     ]
     return "\n".join(lines)
+
+
+def _before(origin: GenesisRecord) -> list[str]:
+    """Return the line about the federation that this one goes on from, if there is one."""
+    was = origin.continues
+    if was is None:
+        return []
+    return [
+        (
+            f"- goes on from checkpoint {was.round} of *{was.federation}*, manifest `{was.manifest}`, "
+            f"identity `{was.genesis}`"
+        )
+    ]
 
 
 def _cell(text: str) -> str:

@@ -139,7 +139,9 @@ def init(
 
     founding = Founding(
         federation=name,
-        objective=objective_named(older.lineage.origin.objective if older else objective or "causal-lm"),
+        objective=objective_named(
+            older.lineage.origin.objective if older else objective or "causal-lm"
+        ),
         create={"size": "tiny", **{key: v for key, v in create.items() if v is not None}},
         pool=pool or ([older.pool] if older and older.pool else []),
         seed=seed,
@@ -154,7 +156,9 @@ def init(
     typer.echo(f"  model      {genesis.newest.elements:,} parameters")
     if genesis.origin.continues is not None:
         was = genesis.origin.continues
-        typer.echo(f"  goes on    from checkpoint {was.round} of {was.federation} {was.genesis[:16]}")
+        typer.echo(
+            f"  goes on    from checkpoint {was.round} of {was.federation} {was.genesis[:16]}"
+        )
     typer.echo(f"  settings   {folder / settings_module.SETTINGS_FILE}")
     typer.echo("next:")
     typer.echo(f"  tapestry coordinator invite MEMBER --dir {folder}    (one for each institution)")

@@ -98,9 +98,7 @@ class Operator:
         members = views.members_table(self._home, self._registry, last=0, now=self._clock())
         gone = {REVOKED, LEFT}
         active = [
-            m
-            for m in members["members"]
-            if m["status"] not in gone and m["role"] == CONTRIBUTOR
+            m for m in members["members"] if m["status"] not in gone and m["role"] == CONTRIBUTOR
         ]
         return {
             "member_id": member_id,

@@ -76,9 +76,7 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
         raise
 
 
-def _identified(
-    context: grpc.ServicerContext, desk: Desk, *, statuses: tuple[str, ...]
-) -> Member:
+def _identified(context: grpc.ServicerContext, desk: Desk, *, statuses: tuple[str, ...]) -> Member:
     pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
     certificate = read_member_certificate(bytes(pem), federation=desk.genesis.origin.federation)
     member = desk.registry.member(certificate.member_id)

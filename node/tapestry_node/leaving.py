@@ -59,7 +59,9 @@ def _card_of(home: NodeHome, client: NodeClient, manifest: Manifest) -> Path | N
     (folder / "tapestry").mkdir(parents=True)
     key = bytes.fromhex(home.identity.load().coordinator_key)
     try:
-        client.fetcher.fetch_card(folder, manifest.round, key=key, parts=home.checkpoints / ".parts")
+        client.fetcher.fetch_card(
+            folder, manifest.round, key=key, parts=home.checkpoints / ".parts"
+        )
     except (RejectedError, UntrustedError):
         return None
     return folder

@@ -91,6 +91,7 @@ def island_train(
         raise ConfigError("no text given: add --data PATH (a file or a folder)")
     with _alone_on_island(folder) as island, alone(island.home.folder, who="this node"):
         from tapestry_node.island import (  # noqa: PLC0415 - imports torch
+            LocalParentage,
             forget_line,
             inner_settings,
             open_trainer,
@@ -101,7 +102,7 @@ def island_train(
         if fresh:
             forget_line(island)
         trainer = open_trainer(island, data, inner)
-        made = []
+        made: list[LocalParentage] = []
         with _stoppable() as is_stopped, _bar("training", rounds * inner.steps) as advance:
 
             def on_step(report: "StepReport") -> bool:
@@ -291,17 +292,16 @@ def leave(
     if target is not None and target.is_relative_to(home.folder):
         raise ConfigError(f"{export}: is in the node's own folder; name one beside it")
     with alone(home.folder, who="this node"):
+        made = None
         if target is not None:
-            made = _gather(
-                home, spool, with_keys=with_keys, with_packed_corpus=with_packed_corpus
-            )
+            made = _gather(home, spool, with_keys=with_keys, with_packed_corpus=with_packed_corpus)
             typer.echo(
                 f"the export: checkpoint {made.round}, {len(made.pieces)} files, "
                 f"{made.size_bytes:,} bytes, to {target}"
             )
         if not yes and not typer.confirm(_question(home)):
             raise ConfigError("nothing was done; this node is a member as before")
-        if target is not None:
+        if target is not None and made is not None:
             _export(home, made, target)
         _end(home, reason, target)
 

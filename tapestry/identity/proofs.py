@@ -49,12 +49,13 @@ def require_key_proof(
             f"the certificate of {member.member_id} was not issued by the root of {federation}"
         ) from error
     key = certificate.public_key()
+    refusal = UntrustedError(
+        f"{member.member_id} did not say by its certificate that this signing key is its own"
+    )
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise refusal
     try:
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
         key.verify(proof, pre_authentication_encoding(_TYPE, signing_key), _ALGORITHM)
     except InvalidSignature as error:
-        raise UntrustedError(
-            f"{member.member_id} did not say by its certificate that this signing key is its own"
-        ) from error
+        raise refusal from error
     return member
