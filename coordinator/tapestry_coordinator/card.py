@@ -266,8 +266,8 @@ def _before(origin: GenesisRecord) -> list[str]:
         return []
     return [
         (
-            f"- goes on from checkpoint {was.round} of *{was.federation}*, manifest `{was.manifest}`, "
-            f"identity `{was.genesis}`"
+            f"- goes on from checkpoint {was.round} of *{was.federation}*, "
+            f"manifest `{was.manifest}`, identity `{was.genesis}`"
         )
     ]
 

@@ -15,13 +15,14 @@ packed-corpus/               the text, tokenized; only if asked for
 ```
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from tapestry.checkpoints.folder import CARD_FILE, file_entry, read_envelope
+from tapestry.checkpoints.folder import CARD_FILE, read_envelope
 from tapestry.checkpoints.manifest import Lineage
 from tapestry.checkpoints.statements import (
     Count,
@@ -122,8 +123,10 @@ class OpenedExport:
 
 def exported_file(folder: Path, name: str) -> ExportedFile:
     """Hash the file `name` in `folder`."""
-    found = file_entry(folder, name)
-    return ExportedFile(name=found.name, size_bytes=found.size_bytes, digest=found.digest)
+    path = folder / name
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ExportedFile(name=name, size_bytes=path.stat().st_size, digest=digest)
 
 
 def open_export(folder: Path) -> OpenedExport:

@@ -35,7 +35,7 @@ from tapestry_node.verifying import verify_export
 from tests.conftest import FOUNDED_AT, Federation
 
 NOW = datetime.now(UTC)
-SECRET = "vefarinn vefur um nótt"
+SENTENCE = "vefarinn vefur um nótt"
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def home(tmp_path: Path, federation: Federation) -> NodeHome:
     (made.folder / "receipts" / "round-000001.json").write_bytes(signed)
     packed = made.folder / "corpus" / "0123456789abcdef"
     packed.mkdir()
-    (packed / "train.bin").write_text(SECRET, encoding="utf-8")
-    meta = {"train_tokens": 12, "digest": "e" * 64, "a sentence": f"{SECRET} or two"}
+    (packed / "train.bin").write_text(SENTENCE, encoding="utf-8")
+    meta = {"train_tokens": 12, "digest": "e" * 64, "a sentence": f"{SENTENCE} or two"}
     (packed / "corpus.json").write_text(json.dumps(meta), encoding="utf-8")
     return made
 
@@ -115,7 +115,7 @@ def test_an_export_is_whole_and_enough_to_found_anew(home: NodeHome, tmp_path: P
 def test_neither_text_nor_keys_leave_unless_asked_for(home: NodeHome, tmp_path: Path) -> None:
     target = exported(home, tmp_path / "ours")
     files = [path for path in target.rglob("*") if path.is_file()]
-    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert not [path for path in files if SENTENCE.encode() in path.read_bytes()]
     assert not [path for path in files if b"PRIVATE KEY" in path.read_bytes()]
     described = json.loads((target / "corpus.json").read_text())
     assert described == {"packed": [{"digest": "e" * 64, "train_tokens": 12}]}
@@ -125,7 +125,7 @@ def test_keys_and_packed_text_come_along_when_asked_for(home: NodeHome, tmp_path
     target = exported(home, tmp_path / "ours", with_keys=True, with_packed_corpus=True)
     for name in ("tls.key", "signing.key"):
         assert (target / "identity" / name).stat().st_mode & 0o777 == 0o600
-    assert SECRET in (target / "packed-corpus/0123456789abcdef/train.bin").read_text()
+    assert SENTENCE in (target / "packed-corpus/0123456789abcdef/train.bin").read_text()
     found = verify_export(target)
     assert found["keys"]
     assert found["packed_corpus"]
