@@ -112,6 +112,7 @@ class CoordinatorServer:
         self._settling.recover()
         self._make_up()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._callers: list[ThreadPoolExecutor] = []
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
         self.desk = Desk(
@@ -132,7 +133,8 @@ class CoordinatorServer:
             record_weightless(self._registry, Manifest.parsed(manifest.payload, what="manifest"))
         number = newest + 1
         state = folded(number, self._registry.round_events(number))
-        if state.phase in (Phase.MEASURING, Phase.HELD):
+        is_undecided = state.phase in (Phase.MEASURING, Phase.HELD)
+        if is_undecided and self._registry.ruling(number) is None:
             self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
@@ -169,7 +171,8 @@ class CoordinatorServer:
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
-            self._threads.shutdown()
+            for threads in (*self._callers, self._threads):
+                threads.shutdown()  # whoever is in the middle of a call needs store and registry
             self._store.close()
             self._registry.close()
             _log.info("stopped")
@@ -246,9 +249,9 @@ class CoordinatorServer:
         return [members, door]
 
     def _server(self, workers: int) -> grpc.Server:
-        return grpc.server(
-            ThreadPoolExecutor(workers), interceptors=[self._places], options=SERVER_OPTIONS
-        )
+        threads = ThreadPoolExecutor(workers, thread_name_prefix="call")
+        self._callers.append(threads)
+        return grpc.server(threads, interceptors=[self._places], options=SERVER_OPTIONS)
 
     # Aggregation and cards, in one thread
 

@@ -140,6 +140,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             token, now = token_digest(request.token), self._desk.calendar()
             self._desk.registry.require_invitation(token, member_id=request.member_id, now=now)
             certificate = self._issue(request.certificate_request, request.member_id, now)
+            self._desk.note_who_left()
             self._desk.registry.enrol(
                 token,
                 member_id=request.member_id,
