@@ -178,6 +178,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             left_at = end_membership(
                 self._desk.registry, member.member_id, reason=_one_line(request.reason), now=now
             )
+            self._desk.note_who_left()
             self._desk.wake()
         _log.info("%s left", member.member_id)
         return enrolment_pb2.LeaveResponse(left_at=left_at)

@@ -68,7 +68,7 @@ def test_one_leaves_the_other_goes_on_and_a_new_federation_begins(live: Live) ->
     found = json.loads(live.call("node", "verify-export", str(export), "--json"))
     assert (found["verified"], found["checkpoint"], found["card"]) == (True, 1, True)
     with Processes(live.folder / "second" / "logs") as processes:
-        second = Live(live.folder / "second", processes, free_port_pair())
+        second = Live(live.folder / "second", processes, free_port_pair(), live.forks)
         said = second.call(
             "coordinator", "init", str(second.home.folder), "--name", "north",
             "--address", f"localhost:{second.port}", "--from", str(export),

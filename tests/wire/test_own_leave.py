@@ -1,8 +1,7 @@
 """A member that ends its own membership, over mutual TLS."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
@@ -10,15 +9,10 @@ import pytest
 from tapestry.v1 import enrolment_pb2
 from tapestry_coordinator.actions import newest_actions
 from tapestry_coordinator.registry import LEFT, REVOKED
-from tests.coordinator.small import found_small
-from tests.wire.serving import CALL_SECONDS, Coordinator, Line
-
-
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
-    serving = Coordinator(found_small(tmp_path / "fed"))
-    yield serving
-    serving.stop()
+from tapestry_coordinator.rounds import Phase
+from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
+from tests.wire.test_no_harm import made
+from tests.wire.test_policy import contribute, parts
 
 
 def leave(line: Line, reason: str = "our law has changed") -> float:
@@ -89,3 +83,18 @@ def test_an_open_stream_of_plans_ends_with_the_membership(coordinator: Coordinat
         with denied("has left"):
             while True:
                 watch.next()
+
+
+def test_a_round_goes_on_without_who_left_and_keeps_what_it_had_sent(
+    coordinator: Coordinator, stack: ExitStack
+) -> None:
+    plan, lines = gathered(coordinator, stack, "a", "b", "c")
+    for name in ("a", "b"):
+        contribute(lines[name], plan)
+    leave(lines["a"])
+    assert coordinator.desk.state.phase is Phase.OPEN
+    leave(lines["c"])
+    coordinator.desk.pass_time()
+    assert coordinator.desk.state.phase is Phase.AGGREGATING, "nobody is waited for"
+    weights = {m: part.weight for m, part in parts(made(coordinator.aggregate())).items()}
+    assert weights == {"a": 0.5, "b": 0.5}
