@@ -39,7 +39,8 @@ def test_one_leaves_the_other_goes_on_and_a_new_federation_begins(live: Live) ->
     for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
         live.join(member, language)
         alone_is_enough(live, member)
-        live.run_node(member)
+    live.run_node("a-lib")
+    live.run_node("b-lib")
     live.wait_done("a-lib")
     live.wait_done("b-lib")
 

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tapestry.checkpoints.exports import Export, open_export
 from tapestry.checkpoints.folder import read_envelope, read_lineage
-from tapestry.checkpoints.statements import Receipt
+from tapestry.checkpoints.statements import Contribution, Receipt
+from tapestry.checkpoints.vector_file import open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.cli.main import main
 from tapestry.errors import ConfigError, TapestryError, UntrustedError
@@ -27,10 +29,13 @@ from tapestry.identity.certificates import (
 from tapestry.identity.envelopes import sign, to_json
 from tapestry.identity.keys import generate_signing_key
 from tapestry.identity.membership import Membership
+from tapestry.params.codecs import codec_named
+from tapestry.params.fragments import fragments_root
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.exporting import contents, export_to, unfinished
 from tapestry_node.home import NodeHome, NodeState
 from tapestry_node.lineage import LineageFile
+from tapestry_node.spool import Spooled, spooling
 from tapestry_node.verifying import verify_export
 from tests.conftest import FOUNDED_AT, Federation
 
@@ -238,6 +243,68 @@ def test_an_export_is_made_without_the_coordinator_and_says_how_to_finish(
     assert not home.left.exists()
     assert main(["node", "leave", str(home.folder), "--export", str(target), "--yes"]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def spooled(home: NodeHome) -> Path:
+    """A finished contribution to round 2 that was not sent."""
+    layout = open_vector_file(home.checkpoint(1) / "model.safetensors").layout
+    folder, codec = home.spool(2), codec_named("int8")
+    with spooling(folder, home.spare_spools) as fragments:
+        for index in range(layout.fragments):
+            start, stop = layout.bounds(index)
+            fragments.write(codec.encode(np.zeros(stop - start, np.float32)))
+    made = Contribution(
+        genesis=home.identity.load().genesis,
+        round=2,
+        base=home.load_state().manifest,
+        member_id="is-lbs",
+        codec="int8",
+        fragments=layout.fragments,
+        root=fragments_root(fragments.digests).hex(),
+        tokens=1,
+        steps=1,
+        norm=0.0,
+    )
+    envelope = made.signed(home.identity.signing_key())
+    Spooled.completed(folder, made, envelope, fragments=fragments, layout=layout)
+    return folder
+
+
+@pytest.mark.parametrize("choice", [(), ("--spool", "drop"), ("--spool", "send")])
+def test_what_was_not_sent_needs_a_word_and_is_never_deleted_or_exported(
+    home: NodeHome, tmp_path: Path, capsys: pytest.CaptureFixture[str], choice: tuple[str, ...]
+) -> None:
+    folder, target = spooled(home), tmp_path / "ours"
+    assert main(["node", "leave", str(home.folder), "--export", str(target), "--yes", *choice]) == 1
+    said = capsys.readouterr()
+    assert (folder / "contribution.json").is_file()
+    assert target.exists() == (choice == ("--spool", "drop"))
+    if not choice:
+        assert "add --spool send, or --spool drop" in said.err
+    elif target.exists():
+        assert f"it stays in {folder}" in said.out
+        assert not list(target.rglob("fragments.bin"))
+    else:
+        assert "does not answer" in said.err
+
+
+def test_a_node_that_has_left_does_not_run(
+    home: NodeHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.left.write_text("{}")
+    assert main(["node", "run", str(home.folder), "--data", str(home.folder)]) == 1
+    assert "this node has left loom" in capsys.readouterr().err
+
+
+def test_status_says_for_how_long_the_coordinator_is_silent_and_what_works_without(
+    home: NodeHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    since = NOW.timestamp() - 7200
+    home.progress.write_text(json.dumps({"doing": "waiting", "silent_since": since}))
+    assert main(["node", "status", str(home.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "the coordinator has not answered for 2 h 0 min" in said
+    assert "tapestry node island" in said
 
 
 # Island mode
