@@ -230,17 +230,21 @@ class Aggregator:
         factors = clip_factors({one.member_id: one.norm for one, _ in counted}, clip=policy.clip)
         if policy.aggregation_rule().is_one_vote_each:
             factors = {member: factors[member] * discounts[member] for member in factors}
+        one_by_one = sorted((one for one, _ in counted), key=lambda one: one.member_id)
+        places = {one.member_id: k for k, one in enumerate(one_by_one)}
+
+        def read(place: int) -> bytes:
+            index, k = divmod(place, len(one_by_one))
+            return self.store.read(one_by_one[k].round, one_by_one[k].member_id, index)
+
+        ahead = ReadAhead(read, count=count * len(one_by_one), threads=threads)
         return [
             WeightedContribution(
                 member_id=one.member_id,
                 weight=weights[one.member_id],
                 clip_factor=factors[one.member_id],
                 codec=codec_named(made.codec),
-                read_fragment=ReadAhead(
-                    partial(self.store.read, one.round, one.member_id),
-                    count=count,
-                    threads=threads,
-                ),
+                read_fragment=partial(_read_in_turn, ahead, places[one.member_id], len(places)),
             )
             for one, made in counted
         ]
@@ -410,6 +414,14 @@ def kept_vectors(checkpoint: Manifest) -> int:
     if made is None:
         return 0
     return state_vectors(made.outer.optimizer) + (made.downlink != "float32")
+
+
+def _read_in_turn(ahead: ReadAhead[bytes], place: int, members: int, index: int) -> bytes:
+    """Return a member's fragment; all read theirs of one index before any reads the next.
+
+    So one fragment is read ahead, however many members there are.
+    """
+    return ahead(index * members + place)
 
 
 def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[memoryview]]:

@@ -23,7 +23,7 @@ from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
-from tapestry.wire.allocation import reuse_large_blocks
+from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
@@ -144,6 +144,7 @@ class CoordinatorServer:
             ConfigError: A port is in use.
         """
         reuse_large_blocks()
+        spare_what_is_there()
         allow_files()
         servers = self._start_servers()
         if self._lease is None:
@@ -284,6 +285,7 @@ class CoordinatorServer:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
         self._settle(state.number)
+        self._pass_time(look=False)  # the next round need not wait for a tick
 
     def _record(self, envelope: Envelope) -> None:
         """Publish a checkpoint; go on until the database has it, or another coordinator leads."""

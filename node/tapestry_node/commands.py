@@ -17,6 +17,7 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_node.corpus_commands import corpus, forget
 from tapestry_node.leaving_commands import add_to as add_leaving_to
 from tapestry_node.progress import silence
 
@@ -42,9 +43,13 @@ Folder = Annotated[
 Data = Annotated[
     list[Path],
     typer.Option(
-        "--data", help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated."
+        "--data",
+        help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated. Not needed "
+        "with a corpus.toml.",
     ),
 ]
+app.add_typer(corpus, name="corpus")
+app.command()(forget)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 
 
@@ -94,19 +99,16 @@ def run(
 
     Can be stopped and started at any point; a finished contribution is never lost.
     """
-    from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
+    from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
     from tapestry_node.leaving import require_member  # noqa: PLC0415
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
     require_member(home)
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
-    list_files(data)
-    daemon = Daemon(home, data, until_finished=until_finished)
+    daemon = Daemon(home, text_of(home, data), until_finished=until_finished)
     stops = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -309,12 +311,11 @@ def finish(
     Uses the moments that the inner optimizer kept, and sends nothing.
     """
     from tapestry_node.finishing import finish_locally  # noqa: PLC0415 - imports torch
+    from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
-    parentage = finish_locally(home, data, out, steps=steps)
+    parentage = finish_locally(home, text_of(home, data), out, steps=steps)
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")

@@ -19,6 +19,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.layout import ParameterLayout
+from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient, Told
@@ -99,6 +100,7 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
+        spare_what_is_there()
         self._start_trainer()
         listener = Listener(self._connected)
         version, backoff = 0, FIRST_BACKOFF_SECONDS

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tapestry.cli.running import default_home
-from tapestry.errors import ConfigError
 
 if TYPE_CHECKING:
     from tapestry.objectives.training import StepReport
@@ -30,7 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Data = Annotated[
     list[Path],
     typer.Option(
-        "--data", help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated."
+        "--data",
+        help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated. Not needed "
+        "with a corpus.toml.",
     ),
 ]
 Checkpoint = Annotated[
@@ -64,9 +65,8 @@ def island_train(
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
 
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
     with _alone_on_island(folder) as island, alone(island.home.folder, who="this node"):
+        from tapestry_node.governing import text_of  # noqa: PLC0415
         from tapestry_node.island import (  # noqa: PLC0415 - imports torch
             LocalParentage,
             forget_line,
@@ -75,6 +75,7 @@ def island_train(
             train_one,
         )
 
+        data = text_of(island.home, data)
         inner = inner_settings(island, steps)
         if fresh:
             forget_line(island)
@@ -124,11 +125,11 @@ def island_evaluate(
 
     Example: tapestry node island evaluate node --data /srv/texts
     """
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
     with _alone_on_island(folder) as island:
+        from tapestry_node.governing import text_of  # noqa: PLC0415
         from tapestry_node.island import inner_settings, open_trainer  # noqa: PLC0415
 
+        data = text_of(island.home, data)
         chosen = island.all() if checkpoint is None else [island.named(checkpoint)]
         trainer = open_trainer(island, data, inner_settings(island, None))
         scores = {island.name_of(path): trainer.evaluate(path).bits_per_byte for path in chosen}

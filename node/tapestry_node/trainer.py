@@ -12,6 +12,8 @@ import numpy as np
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
+from tapestry.data.sources import CorpusSpec
+from tapestry.data.usage import RoundUse
 from tapestry.errors import RejectedError
 from tapestry.objectives.objective import Evaluation, Objective, objective_named
 from tapestry.objectives.training import (
@@ -24,6 +26,7 @@ from tapestry.objectives.training import (
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import fragment_of, load_extras, to_model
+from tapestry_node.governing import corpus_spec, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
@@ -59,16 +62,29 @@ class Trainer:
         self._sequence_tokens = sequence_tokens
         self._settings = settings
         self._first_checkpoint = first_checkpoint
-        self.corpus: Any = self._prepare(list(data), settings.held_out_fraction)
+        self._data = list(data)
+        self._spec = corpus_spec(home, self._data)
+        tell_left_out(self._spec)
+        self.corpus: Any = self._prepare(self._spec, settings.held_out_fraction)
+        self.use: RoundUse | None = None
+        """What of the corpus the newest round was trained on."""
         self._device = choose_device(settings.device)
         self.module = self.objective.build(first_checkpoint).to(self._device)
         self._pool: tuple[str, Any] | None = None
 
-    def _prepare(self, paths: list[Path], held_out_fraction: float) -> Any:  # noqa: ANN401
+    def refresh_corpus(self) -> None:
+        """Take up that a source was forgotten, has expired, or is described otherwise."""
+        spec = corpus_spec(self.home, self._data)
+        if spec != self._spec:
+            tell_left_out(spec)
+            self.corpus = self._prepare(spec, self._settings.held_out_fraction)
+            self._spec = spec
+
+    def _prepare(self, text: CorpusSpec | Sequence[Path], held_out_fraction: float) -> Any:  # noqa: ANN401
         return self.objective.prepare(
-            paths,
+            text,
             self._first_checkpoint,
-            cache=self.home.folder / "corpus",
+            cache=self.home.corpus,
             sequence_tokens=self._sequence_tokens,
             held_out_fraction=held_out_fraction,
             held_out_bytes=self._settings.held_out_bytes,
@@ -113,19 +129,27 @@ class Trainer:
             The inner optimizer after them, the base, and each step's loss; fewer losses than
             steps if `on_step` ended it.
         """
+        self.refresh_corpus()
         base = self.load(checkpoint)
         self.objective.begin_round(self.module, plan.statistics)
         optimizer = InnerOptimizer(self.module, plan.inner)
         if previous_state is not None and previous_state.is_file():
             optimizer.load(previous_state)
+        batches, first = self.batches(plan), optimizer.steps_done * plan.inner.accumulation
         losses = train(
             self.objective,
             self.module,
             optimizer,
-            self.batches(plan),
-            first_batch=optimizer.steps_done * plan.inner.accumulation,
+            batches,
+            first_batch=first,
             on_step=on_step,
             rows=rows,
+        )
+        self.use = self.objective.used(
+            self.corpus,
+            batches,
+            first_batch=first,
+            batches_taken=len(losses) * plan.inner.accumulation,
         )
         return optimizer, base, losses
 
@@ -189,7 +213,8 @@ class Trainer:
         return Made(
             tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
             steps=len(losses),
-            documents=self.corpus.train_documents,
+            documents=self.use.documents if self.use is not None else 0,
+            use=self.use,
             loss_first=losses[0],
             loss_last=losses[-1],
             statistics=dict(self.objective.round_statistics(self.module, self.batches(plan))),

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ class _Session:
             "documents": made.documents,
             "loss_first": made.loss_first,
             "loss_last": made.loss_last,
+            "use": None if made.use is None else asdict(made.use),
             "statistics": {name: list(values) for name, values in made.statistics.items()},
         }
 

@@ -121,12 +121,21 @@ class Live:
         self.call("node", "join", self.invite(member), "--dir", str(node), "--language", language)
         return node
 
+    def describe(self, member: str, language: str) -> None:
+        """Describe a node's text in `corpus.toml`; then it is not named when the node runs."""
+        (self.folder / member / "corpus.toml").write_text(
+            '[filters]\nduplicates = "exact"\nwrong_language = "keep"\n'
+            f'[[source]]\nname = "archive"\npath = "../{member}-text"\nlanguage = "{language}"\n'
+            'licence = "CC0-1.0"\njurisdiction = "EU"\ncategory = "private"\n'
+            'consent = "registry 7"\n',
+            encoding="utf-8",
+        )
+
     def run_node(self, member: str) -> None:
         """Start a node's daemon; it ends when no further round is planned."""
-        self.start(
-            member, "node", "run", str(self.folder / member), "--until-finished",
-            "--data", str(self.folder / f"{member}-text"),
-        )  # fmt: skip
+        is_described = (self.folder / member / "corpus.toml").is_file()
+        data = () if is_described else ("--data", str(self.folder / f"{member}-text"))
+        self.start(member, "node", "run", str(self.folder / member), "--until-finished", *data)
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a `tapestry` process."""

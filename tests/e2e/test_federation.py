@@ -23,6 +23,8 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     live.serve()
     for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):
         live.join(member, language)
+    live.describe("eu-lib", "eus")
+    for member in ("fr-bnf", "eu-lib"):
         live.run_node(member)
     live.wait_done("fr-bnf")
     live.wait_done("eu-lib")
@@ -57,6 +59,15 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     pulled = live.folder / "pulled"
     live.call("checkpoint", "pull", str(pulled), "--dir", str(live.folder / "fr-bnf"))
     assert verify_checkpoint(pulled).manifest_digest == verified.manifest_digest
+
+    history = json.loads(
+        live.call("node", "corpus", "history", str(live.folder / "eu-lib"), "--json")
+    )
+    assert [(e["round"], e["has_receipt"]) for e in history["entries"]] == [(1, True), (2, True)]
+    sources = [source for entry in history["entries"] for source in entry["sources"]]
+    assert {(one["name"], one["category"]) for one in sources} == {("archive", "private")}
+    # of 6 sequences in each round a quarter is from the pool: 1, then 3 of 12 in all
+    assert [one["tokens"] for one in sources] == [5 * 32, 4 * 32]
 
     audit = json.loads(live.call("node", "audit", str(live.folder / "fr-bnf"), "--json"))
     sent = audit["by_call"]["TransferService/PutFragment"]["bytes"]

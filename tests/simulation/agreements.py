@@ -75,6 +75,9 @@ def measured_first(history: History) -> Iterator[Violation]:
     plans, policies = _plans(history), _policies(history)
     proposed = _by_round(history, Proposed)
     for manifest, _digest, _made_by in _made(history):
+        if not plans[manifest.round]:
+            yield Violation("A", f"round {manifest.round}: was published without a plan")
+            continue
         policy = policies[plans[manifest.round][-1].policy]
         wanted = 0 if policy.no_harm.action == "publish" else 1
         count = len(proposed[manifest.round])
@@ -107,7 +110,7 @@ def gate_is_kept(history: History) -> Iterator[Violation]:
     for manifest, digest, made in _made(history):
         number = manifest.round
         state = last.get(number)
-        if state is None or not state.candidate:
+        if state is None or not state.candidate or not plans[number]:
             continue
         is_ruled = bool(ruled[number])
         if is_ruled and number not in rulings:

@@ -40,6 +40,9 @@ class Context:
     def peer(self) -> str:
         return "simulated"
 
+    def is_active(self) -> bool:
+        return True
+
     def set_trailing_metadata(self, metadata: Any) -> None:
         self._metadata = metadata
 

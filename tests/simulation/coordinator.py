@@ -311,7 +311,7 @@ class Coordinator:
         return self._call(lambda p, c: p.transfer.OpenUpload(request, c), certificate)
 
     def put(self, certificate: bytes, request: PutFragment) -> Any:
-        return self._call(lambda p, c: p.transfer.put_fragment(request, c), certificate)
+        return self._call(lambda p, c: p.transfer.put_fragment(iter([request]), c), certificate)
 
     def commit(self, certificate: bytes, request: transfer_pb2.CommitRequest) -> Any:
         return self._call(lambda p, c: p.transfer.Commit(request, c), certificate)

@@ -74,6 +74,11 @@ class ModelStore:
         have.add(index)
         failpoints.reach("fragment-stored")
 
+    def take(self, number: int, member_id: str, *, index: int, pieces: Iterator[bytes]) -> int:
+        data = b"".join(pieces)
+        self.put(number, member_id, index=index, data=data)
+        return len(data)
+
     def finish(self, number: int, member_id: str) -> tuple[bytes, float]:
         key = (number, member_id)
         digests, have = self._disk.uploads.get(key, ((), set()))

@@ -284,10 +284,8 @@ class Line:
         )
 
     def put(self, number: int, index: int, data: bytes) -> None:
-        self.transfer.PutFragment(
-            transfer_pb2.PutFragmentRequest(round=number, index=index, data=data),
-            timeout=CALL_SECONDS,
-        )
+        request = transfer_pb2.PutFragmentRequest(round=number, index=index, data=data)
+        self.transfer.PutFragment(iter([request]), timeout=CALL_SECONDS)
 
     def commit(self, envelope: Envelope) -> Envelope:
         response = self.transfer.Commit(

@@ -1,5 +1,6 @@
 """Calls that are begun and not gone on with, over real connections; only the clock is ours."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -254,3 +255,25 @@ def test_a_fragment_that_stops_half_way_is_ended_and_can_be_sent_again(
         for index, data in enumerate(fragments):
             other.put(1, index, data)
         other.commit(other.declared(plan, fragments, norm=0.0))
+
+
+def test_pieces_that_come_one_by_one_have_the_time_of_one_fragment(
+    coordinator: Coordinator, other: Line
+) -> None:
+    """Else a member that sends a byte every nine minutes would keep its place for ever."""
+    plan = plan_for(coordinator, other)
+    other.open_upload(plan, [bytes(4 * FRAGMENT_ELEMENTS), bytes(8)])
+    pieces: queue.Queue[PutFragment | None] = queue.Queue()
+    call = BulkStub(other.channel).put_pieces.future(iter(pieces.get, None))
+    for sent in (1, 2, 3):
+        pieces.put(PutFragment(1, 0, bytes(1000)))
+        eventually(lambda: pieces.empty() and coordinator.places.waiting == 1)
+        time.sleep(0.1)  # until what came is taken
+        coordinator.clock.forward(COMMIT_SECONDS / 2.5)
+        coordinator.places.end_stalled()
+        time.sleep(0.1)
+        assert call.done() == (sent == 3)
+    pieces.put(None)
+    assert call.code() is grpc.StatusCode.CANCELLED
+    eventually(lambda: coordinator.places.waiting == 0)
+    other.put(1, 0, bytes(4 * FRAGMENT_ELEMENTS))
