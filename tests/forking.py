@@ -24,7 +24,7 @@ _PRELOADED = (
     "tapestry_coordinator.standby",
     "tapestry_finetune.commands",
     "tapestry_finetune.language",
-    "tapestry_finetune.sampling",
+    "tapestry.objectives.sampling",
     "tapestry_node.commands",
     "tapestry_node.daemon",
     "tapestry_node.finishing",

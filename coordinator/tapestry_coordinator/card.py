@@ -23,6 +23,7 @@ from tapestry.checkpoints.manifest import (
     CardEntry,
     DissentEntry,
     FileEntry,
+    GenesisRecord,
     Lineage,
     Manifest,
 )
@@ -246,6 +247,7 @@ def _readme(
         "",
         f"- federation (digest of the genesis manifest): `{genesis.genesis_digest}`",
         f"- coordinator's signing key: `{origin.coordinator_key}`",
+        *_before(origin),
         f"- root of the parameter vector: `{manifest.vector_root}`",
         "",
         (
@@ -255,6 +257,19 @@ def _readme(
         "",
     ]
     return "\n".join(lines)
+
+
+def _before(origin: GenesisRecord) -> list[str]:
+    """Return the line about the federation that this one goes on from, if there is one."""
+    was = origin.continues
+    if was is None:
+        return []
+    return [
+        (
+            f"- goes on from checkpoint {was.round} of *{was.federation}*, "
+            f"manifest `{was.manifest}`, identity `{was.genesis}`"
+        )
+    ]
 
 
 def _cell(text: str) -> str:

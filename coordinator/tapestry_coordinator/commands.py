@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.cli.running import log_to_stderr
 from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
@@ -18,6 +20,9 @@ from tapestry_coordinator.operator_commands import Dir
 from tapestry_coordinator.policy_commands import app as policy_app
 from tapestry_coordinator.web import commands as web_commands
 from tapestry_coordinator.web.settings import PageSettings
+
+if TYPE_CHECKING:
+    from tapestry_coordinator.continuing import Origin
 
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
@@ -53,9 +58,21 @@ def init(
     address: Annotated[
         str, typer.Option(help="host:port under which members reach this machine.")
     ] = "localhost:7443",
+    origin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Go on with another federation's model, tokenizer, objective and policy: an "
+            "export that a member took along (`tapestry node leave --export`), or a published "
+            "checkpoint.",
+        ),
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="Model from scratch: tiny (1M), small (30M), base (0.1B), 1b.")
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="Model from scratch: tiny (1M), small (30M), base (0.1B), 1b; default: tiny."
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(help="Adopt this model (a folder in transformers' format) instead."),
@@ -71,12 +88,17 @@ def init(
         ),
     ] = None,
     vocabulary: Annotated[int | None, typer.Option(help="Size of a new vocabulary.")] = None,
-    quorum: Annotated[int, typer.Option(help="Fewest contributions that make an update.")] = 2,
+    quorum: Annotated[
+        int | None,
+        typer.Option(help="Fewest contributions that make an update; default: 2, or as before."),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds to run; 0: without end.")] = 0,
     inner_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps a member takes in a round (H).")
     ] = None,
-    objective: Annotated[str, typer.Option(help="What is trained.")] = "causal-lm",
+    objective: Annotated[
+        str | None, typer.Option(help="What is trained; default: causal-lm, or as before.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights and data order.")] = 0,
     database: Database = "",
     blobs: BlobStore = "",
@@ -84,10 +106,14 @@ def init(
     """Make a federation: root of trust, signing key, genesis checkpoint, settings.
 
     Example: tapestry coordinator init fed --name europe --pool open-texts/ --size small
+
+    From what a member took along: tapestry coordinator init fed2 --name north --from our-export
     """
     from tapestry.objectives.objective import objective_named  # noqa: PLC0415 - imports torch
     from tapestry_coordinator.founding import Founding, found  # noqa: PLC0415
 
+    create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
+    older = None if origin is None else _origin(origin, {**create, "objective": objective})
     enrolment = _next_port(address)
     storage = parse_settings(
         {"database": database, "blobs": blobs}, settings_module.StorageSettings, where="init"
@@ -103,19 +129,24 @@ def init(
                 address=address,
                 enrolment_address=enrolment,
             ),
-            rounds=settings_module.RoundsSettings(quorum=quorum, total=rounds),
+            rounds=settings_module.RoundsSettings(
+                quorum=quorum or (older and older.quorum) or 2, total=rounds
+            ),
             inner=inner,
             storage=storage,
             page=PageSettings(listen=f"127.0.0.1:{_page_port(enrolment)}"),
         )
 
-    create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
     founding = Founding(
         federation=name,
-        objective=objective_named(objective),
-        create={key: value for key, value in create.items() if value is not None},
-        pool=pool or [],
+        objective=objective_named(
+            older.lineage.origin.objective if older else objective or "causal-lm"
+        ),
+        create={"size": "tiny", **{key: v for key, v in create.items() if v is not None}},
+        pool=pool or ([older.pool] if older and older.pool else []),
         seed=seed,
+        policy=older.policy if older else FederationPolicy(),
+        start=older.start() if older else None,
     )
     found(folder, founding, settings_for, now=Now())
     home = CoordinatorHome(folder.resolve())
@@ -123,6 +154,11 @@ def init(
     typer.echo(f"federation {name} is founded in {folder}")
     typer.echo(f"  identity   {genesis.genesis_digest}")
     typer.echo(f"  model      {genesis.newest.elements:,} parameters")
+    if genesis.origin.continues is not None:
+        was = genesis.origin.continues
+        typer.echo(
+            f"  goes on    from checkpoint {was.round} of {was.federation} {was.genesis[:16]}"
+        )
     typer.echo(f"  settings   {folder / settings_module.SETTINGS_FILE}")
     typer.echo("next:")
     typer.echo(f"  tapestry coordinator invite MEMBER --dir {folder}    (one for each institution)")
@@ -186,6 +222,19 @@ def annotate(
     with alone(home.folder, who="the coordinator"):
         annotate_card(home, number, notes, image or [])
     typer.echo(f"{home.checkpoint(number) / 'README.md'} is renewed")
+
+
+def _origin(folder: Path, chosen: Mapping[str, object]) -> "Origin":
+    """Return what a federation is founded upon, which leaves nothing of `chosen` to choose."""
+    from tapestry_coordinator.continuing import open_origin  # noqa: PLC0415
+
+    taken = [f"--{name}" for name, value in chosen.items() if value is not None]
+    if taken:
+        raise ConfigError(
+            f"{' and '.join(taken)}: --from {folder} brings model, tokenizer and objective along; "
+            "give one or the other"
+        )
+    return open_origin(folder)
 
 
 def _page_port(enrolment: str) -> int:

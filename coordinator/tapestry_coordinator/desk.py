@@ -36,6 +36,7 @@ from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
     ACTIVE,
     CONTRIBUTOR,
+    LEFT,
     Attendance,
     Member,
     PolicyVersion,
@@ -332,24 +333,25 @@ class Desk:
     def _look_who_left(self) -> None:
         """Read who contributes, and go on without those who are members no more.
 
-        What a revoked member handed in counts no more, unless its round has closed.
+        What a revoked member handed in counts no more, unless its round has closed; what one handed
+        in that then left by itself does.
         """
         members = self.registry.members()
         self._enrolled = [m for m in members if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)]
         self._is_enrolled_known = True
         self._contributors = frozenset(m.member_id for m in self._enrolled)
-        active = {m.member_id for m in members if m.status == ACTIVE}
+        standing = {m.member_id for m in members if m.status in (ACTIVE, LEFT)}
         if self.state.phase in (Phase.WAITING, Phase.OPEN, Phase.MEASURING):
             asked = {*self.state.cohort, *self.state.arrived}
             for member_id in sorted(asked - self._contributors - set(self.state.left)):
-                self._let_go(member_id, is_member=member_id in active)
+                self._let_go(member_id, is_standing=member_id in standing)
 
-    def _let_go(self, member_id: str, *, is_member: bool) -> None:
+    def _let_go(self, member_id: str, *, is_standing: bool) -> None:
         """Go on without somebody who contributes no more; who only changed its role has done so."""
         number = self.state.number
         if member_id not in self.state.arrived:
             self._apply(Left(member_id=member_id, reason="not a member any more"))
-        elif not is_member:
+        elif not is_standing:
             stored = self.registry.contributions(number)
             tokens = sum(s.declared.tokens for s in stored if s.member_id == member_id)
             reason = "not a member any more when the round closed"

@@ -11,7 +11,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import building, file_entry, write_statements
-from tapestry.checkpoints.manifest import GenesisRecord, Manifest
+from tapestry.checkpoints.manifest import ContinuedRecord, GenesisRecord, Manifest
 from tapestry.checkpoints.policy import FederationPolicy, save_policy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import (
@@ -33,7 +33,7 @@ from tapestry.identity.certificates import (
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import generate_signing_key, public_bytes, save_private_key
 from tapestry.objectives.objective import Created, Objective
-from tapestry.objectives.sizes import SIZES, Size
+from tapestry.objectives.sizes import nearest_size
 from tapestry.params.layout import ParameterLayout
 from tapestry.params.modules import from_model, layout_of, outside_the_vector
 from tapestry.storage.atomic import replacing
@@ -69,6 +69,30 @@ class Founding:
     """Files or folders of open text; may be empty."""
     seed: int
     policy: FederationPolicy = field(default_factory=FederationPolicy)
+    start: "Start | None" = None
+    """What genesis is, if the objective does not create it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """A genesis that is to be written."""
+
+    inner: InnerTable
+    """Inner settings that suit its model."""
+    settings: Mapping[str, Any]
+    """What the objective was created with."""
+    write: Callable[[Path], "WrittenStart"]
+    """Puts the files into an empty folder."""
+    continues: ContinuedRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenStart:
+    """A genesis whose files are there."""
+
+    layout: ParameterLayout
+    vector_root: bytes
+    names: Sequence[str]
 
 
 def found(
@@ -114,8 +138,8 @@ def _found(
     create = dict(founding.create)
     if founding.pool:
         create["text"] = [str(home.pool)]
-    created = founding.objective.create(create, seed=founding.seed)
-    settings = settings_for(inner_for(created))
+    start = founding.start or _created(founding, create)
+    settings = settings_for(start.inner)
     founding.policy.require_quorum(settings.rounds.quorum)
     settings_module.save(home.folder, settings)
     save_policy(home.policy, founding.policy)
@@ -128,7 +152,7 @@ def _found(
     key = generate_signing_key()
     save_private_key(home.signing_key, key)
     save_private_key(home.tls_key, create_tls_key())
-    envelope = _publish_genesis(home, founding, created, authority, key, now=now)
+    envelope = _publish_genesis(home, founding, start, authority, key, now=now)
     registry = Registry(database_url(home))
     blobs = blobs_of(home)
     if blobs is not None:
@@ -141,7 +165,8 @@ def _found(
 
 def inner_for(created: Created) -> InnerTable:
     """Return inner settings that suit a model: its named size's, or those of the nearest one."""
-    size = _nearest_size(created)
+    elements = sum(parameter.numel() for parameter in created.module.parameters())
+    size = nearest_size(created.settings, elements)
     return InnerTable(
         steps=size.inner_steps,
         sequences=size.sequences,
@@ -150,12 +175,20 @@ def inner_for(created: Created) -> InnerTable:
     )
 
 
-def _nearest_size(created: Created) -> Size:
-    named = created.settings.get("size")
-    if isinstance(named, str):
-        return SIZES[named]
-    elements = sum(parameter.numel() for parameter in created.module.parameters())
-    return SIZES["small" if elements < 3e8 else "base" if elements < 1e9 else "1b"]
+def _created(founding: Founding, create: Mapping[str, Any]) -> Start:
+    """Return a genesis that the objective creates."""
+    created = founding.objective.create(create, seed=founding.seed)
+    module = created.module
+    layout = layout_of(module, exclude=founding.objective.non_averageable(module))
+
+    def write(folder: Path) -> WrittenStart:
+        for name, content in created.files.items():
+            (folder / name).write_bytes(content)
+        written = _write_vector(folder / MODEL_FILE, module, layout)
+        names = [*created.files, MODEL_FILE]
+        return WrittenStart(layout=layout, vector_root=written.root, names=names)
+
+    return Start(inner=inner_for(created), settings=created.settings, write=write)
 
 
 def _write_pool(target: Path, paths: Sequence[Path]) -> None:
@@ -168,35 +201,31 @@ def _write_pool(target: Path, paths: Sequence[Path]) -> None:
 def _publish_genesis(
     home: CoordinatorHome,
     founding: Founding,
-    created: Created,
+    start: Start,
     authority: Authority,
     key: Ed25519PrivateKey,
     *,
     now: float,
 ) -> Envelope:
-    module = created.module
-    layout = layout_of(module, exclude=founding.objective.non_averageable(module))
     with building(home.checkpoint(0)) as folder:
-        for name, content in created.files.items():
-            (folder / name).write_bytes(content)
-        written = _write_vector(folder / MODEL_FILE, module, layout)
-        names = [*created.files, MODEL_FILE]
+        written = start.write(folder)
         manifest = Manifest(
             round=0,
             genesis=None,
             parent=None,
             created_at=now,
-            layout=layout.digest,
-            elements=layout.elements,
-            vector_root=written.root.hex(),
-            files=tuple(file_entry(folder, name) for name in sorted(names)),
+            layout=written.layout.digest,
+            elements=written.layout.elements,
+            vector_root=written.vector_root.hex(),
+            files=tuple(file_entry(folder, name) for name in sorted(written.names)),
             origin=GenesisRecord(
                 federation=founding.federation,
                 coordinator_key=public_bytes(key).hex(),
                 root_certificate=fingerprint(authority.certificate_pem).hex(),
                 objective=founding.objective.name,
-                settings=dict(created.settings),
+                settings=dict(start.settings),
                 seed=founding.seed,
+                continues=start.continues,
             ),
             software=software(),
         )

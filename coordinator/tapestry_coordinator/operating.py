@@ -13,7 +13,7 @@ from tapestry_coordinator import views
 from tapestry_coordinator.actions import PAUSE, RESUME, newest_pause, record
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import new_invitation
-from tapestry_coordinator.registry import CONTRIBUTOR, REVOKED, ROLES, Registry
+from tapestry_coordinator.registry import CONTRIBUTOR, LEFT, REVOKED, ROLES, Registry
 from tapestry_coordinator.status import status_table
 
 _MAX_REASON = 500
@@ -96,8 +96,9 @@ class Operator:
         was_member, withdrawn = self._registry.revoke(member_id, now=self._clock())
         self._record("revoke", member_id)
         members = views.members_table(self._home, self._registry, last=0, now=self._clock())
+        gone = {REVOKED, LEFT}
         active = [
-            m for m in members["members"] if m["status"] != REVOKED and m["role"] == CONTRIBUTOR
+            m for m in members["members"] if m["status"] not in gone and m["role"] == CONTRIBUTOR
         ]
         return {
             "member_id": member_id,

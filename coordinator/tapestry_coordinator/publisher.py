@@ -286,6 +286,7 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     """Copy what stays the same between checkpoints: configuration and tokenizer."""
     entries = [e for e in base.files if e.name not in {MODEL_FILE, POLICY_JSON}]
     for entry in entries:
+        (folder / entry.name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / entry.name, folder / entry.name)
         if file_entry(folder, entry.name) != entry:
             raise UnavailableError(

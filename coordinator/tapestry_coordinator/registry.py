@@ -50,6 +50,8 @@ ACTIVE = "active"
 _MOST_EXCLUSIONS = 20
 """On record of one member in one round."""
 REVOKED = "revoked"
+LEFT = "left"
+"""By itself."""
 CONTRIBUTOR = "contributor"
 OBSERVER = "observer"
 OPERATOR = "operator"

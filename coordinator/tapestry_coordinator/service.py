@@ -44,8 +44,16 @@ from tapestry_coordinator.arrivals import rejoined
 from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals, require_floor
+from tapestry_coordinator.leaving import end_membership
 from tapestry_coordinator.operating import Operator
-from tapestry_coordinator.registry import ACTIVE, CONTRIBUTOR, OPERATOR, Member, StoredEvaluation
+from tapestry_coordinator.registry import (
+    ACTIVE,
+    CONTRIBUTOR,
+    LEFT,
+    OPERATOR,
+    Member,
+    StoredEvaluation,
+)
 from tapestry_coordinator.uploads import FragmentStore
 from tapestry_coordinator.windows import Windows
 
@@ -65,19 +73,21 @@ def identify(context: grpc.ServicerContext, desk: Desk) -> Member:
         UntrustedError: Not a member of this federation, or not any more.
     """
     try:
-        return _identified(context, desk)
+        return _identified(context, desk, statuses=(ACTIVE,))
     except UntrustedError as error:
         _refusals.note(str(error), peer=context.peer())
         raise
 
 
-def _identified(context: grpc.ServicerContext, desk: Desk) -> Member:
+def _identified(context: grpc.ServicerContext, desk: Desk, *, statuses: tuple[str, ...]) -> Member:
     pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
     certificate = read_member_certificate(bytes(pem), federation=desk.genesis.origin.federation)
     member = desk.registry.member(certificate.member_id)
-    if member is None or member.status != ACTIVE:
+    if member is None or member.status not in statuses:
+        has_left = member is not None and member.status == LEFT
+        says = "has left this federation" if has_left else "is not a member of this federation"
         raise UntrustedError(
-            f"{certificate.member_id} is not a member of this federation any more: ask the "
+            f"{certificate.member_id} {says}{'' if has_left else ' any more'}: ask the "
             "coordinator's operator"
         )
     now = datetime.fromtimestamp(desk.calendar(), UTC)
@@ -160,6 +170,21 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             serial = _serial(certificate, self._desk.genesis.origin.federation)
             self._desk.registry.renew(member.member_id, certificate_serial=serial)
         return enrolment_pb2.RenewResponse(certificate=certificate)
+
+    def Leave(
+        self, request: enrolment_pb2.LeaveRequest, context: grpc.ServicerContext
+    ) -> enrolment_pb2.LeaveResponse:
+        """End the caller's own membership; served over mutual TLS only."""
+        with status_from_errors(context):
+            member = _identified(context, self._desk, statuses=(ACTIVE, LEFT))
+            now = self._desk.calendar()
+            left_at = end_membership(
+                self._desk.registry, member.member_id, reason=_one_line(request.reason), now=now
+            )
+            self._desk.note_who_left()
+            self._desk.wake()
+        _log.info("%s left", member.member_id)
+        return enrolment_pb2.LeaveResponse(left_at=left_at)
 
     def _issue(self, request: bytes, member_id: str, now: float) -> bytes:
         return issue_member_certificate(

@@ -22,7 +22,7 @@ _PRELOADED = (
     "tapestry.objectives.causal_lm",
     "tapestry_demo.comparison",
     "tapestry_finetune.language",
-    "tapestry_finetune.sampling",
+    "tapestry.objectives.sampling",
     "tapestry_node.finishing",
 )
 

@@ -88,6 +88,6 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
 ) -> None:
     """Let a model continue a text. A base model continues; it does not answer."""
-    from tapestry_finetune.sampling import sample_text  # noqa: PLC0415 - imports torch
+    from tapestry.objectives.sampling import sample_text  # noqa: PLC0415 - imports torch
 
     typer.echo(sample_text(model, prompt=prompt, tokens=tokens, temperature=temperature, seed=seed))

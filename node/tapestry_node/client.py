@@ -260,3 +260,14 @@ class NodeClient:
                 enrolment_pb2.RenewRequest(certificate_request=request), timeout=CALL_SECONDS
             )
         self._identity.replace_certificate(response.certificate, key)
+
+    def leave(self, reason: str) -> float:
+        """End this node's own membership; return when, in Unix seconds by the coordinator's clock.
+
+        Can be repeated after any failure.
+        """
+        with errors_from_status(self.address):
+            response = self._enrolment.Leave(
+                enrolment_pb2.LeaveRequest(reason=reason), timeout=CALL_SECONDS
+            )
+        return response.left_at

@@ -18,6 +18,8 @@ from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_node import audit_commands
 from tapestry_node.corpus_commands import corpus, forget
+from tapestry_node.leaving_commands import add_to as add_leaving_to
+from tapestry_node.progress import silence
 
 if TYPE_CHECKING:
     from tapestry_node.client import NodeClient
@@ -28,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+
+add_leaving_to(app)
 
 Dir = Annotated[
     Path | None,
@@ -100,9 +104,11 @@ def run(
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
     from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
+    from tapestry_node.leaving import require_member  # noqa: PLC0415
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
+    require_member(home)
     daemon = Daemon(home, text_of(home, data), until_finished=until_finished)
     stops = 0
 
@@ -149,6 +155,11 @@ def status(
         typer.echo(json.dumps(table, indent=1))
         return
     scores = table.pop("bits_per_byte", None) or {}
+    waiting = silence(table.pop("silent_since", 0.0), now=_clock())
+    if waiting:
+        typer.echo(waiting)
+    if home.left.is_file():
+        typer.echo("this node has left the federation; `tapestry node island` works as before")
     for key, value in table.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         typer.echo(f"{key.replace('_', ' '):<20} {'none yet' if value in (-1, '') else shown}")

@@ -16,6 +16,7 @@ from tapestry.identity.membership import Membership
 from tapestry.storage.atomic import sync_path
 from tapestry.wire.fetching import Fetcher
 from tapestry_node.home import NodeHome, NodeState
+from tapestry_node.lineage import LineageFile
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Consensus:
         self._membership = membership
         self._key = bytes.fromhex(membership.coordinator_key)
         self._standing = standing
+        self._lineage = LineageFile(home.lineage)
         self._fetcher = fetcher
         self._tell = tell
         self._sound = -1
@@ -78,6 +80,8 @@ class Consensus:
         digest = payload_digest(envelope)
         state = self._standing.state
         if digest == state.manifest:
+            if self._lineage.newest != digest:
+                self._from_genesis(manifest, digest)
             return manifest
         if manifest.round <= state.round:
             raise UntrustedError(
@@ -85,7 +89,10 @@ class Consensus:
                 f"verified {state.round}: its history was changed; ask its operator"
             )
         objective = state.objective
-        if manifest.parent != state.manifest or manifest.round != state.round + 1:
+        is_next = manifest.parent == state.manifest and manifest.round == state.round + 1
+        if is_next and self._lineage.newest == state.manifest:
+            self._lineage.append(envelope)
+        else:
             objective = self._from_genesis(manifest, digest).origin.objective
         self._standing.change(round=manifest.round, manifest=digest, objective=objective)
         return manifest
@@ -103,6 +110,7 @@ class Consensus:
             )
         if lineage.coordinator_key != self._key:
             raise UntrustedError("the lineage is signed by another key than the pinned one")
+        self._lineage.replace(envelopes)
         return lineage
 
     def checkpoint(self, manifest: Manifest, envelope: Envelope) -> Path:

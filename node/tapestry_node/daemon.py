@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
+from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
@@ -25,13 +25,13 @@ from tapestry.wire.kernel import KernelCount
 from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.consensus import Consensus, Standing
+from tapestry_node.delivering import deliver
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
-from tapestry_node.keeping import keep_contribution, keep_policy, keep_receipt
+from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.messages import Step
 from tapestry_node.progress import ProgressFile
-from tapestry_node.residual import accept_residual
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tapestry_node.watching import StepWatch
@@ -116,6 +116,7 @@ class Daemon:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
                 streams = listener.streams
+                self._note_silence(listener)
                 try:
                     self._renew_if_due(listener)
                     if told is None or (newest == version and not self._waits_for_person):
@@ -135,6 +136,7 @@ class Daemon:
             listener.stop()
             if self._trainer is not None:
                 self._trainer.stop()
+            self._progress.now.silent_since = 0.0
             self._write_progress("stopped")
             _log.info("stopped")
             self._kernel.stop()
@@ -145,10 +147,23 @@ class Daemon:
         """Wait before trying again: for a line that is down, until it comes back."""
         deadline = time.monotonic() + seconds
         while not self._stopping.is_set():
+            self._note_silence(listener)
             if listener.wait_for_stream(after=streams, timeout_seconds=min(seconds, _POLL_SECONDS)):
                 return
             if listener.is_told and time.monotonic() >= deadline:
                 return
+
+    def _note_silence(self, listener: Listener) -> None:
+        """Put down since when the coordinator tells nothing, for `tapestry node status`."""
+        now = self._progress.now
+        if listener.is_told:
+            if now.silent_since:
+                now.silent_since = 0.0
+                self._write_progress(None)
+            return
+        if not now.silent_since:
+            now.silent_since = time.time()  # noqa: TID251 - for a person, beside the log's times
+        self._write_progress(None)
 
     def _connect(self) -> NodeClient:
         """Make the one connection over which everything goes; nothing is sent yet."""
@@ -444,34 +459,18 @@ class Daemon:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
         number = spooled.contribution.round
         self._write_progress(f"sending the contribution to round {number}")
-        with spooled.becoming_durable():
-            receipt_envelope = self._client.upload(
-                spooled.contribution,
-                spooled.envelope,
-                spooled.digests,
-                spooled.read_fragment,
-                on_bytes=lambda _size: self._write_progress(None),
-            )
-        what = f"receipt of round {number}"
-        receipt = Receipt.opened(receipt_envelope, public_key=self._coordinator_key, what=what)
-        if receipt.contribution != payload_digest(spooled.envelope):
-            raise RejectedError(
-                f"{what}: is for another contribution of this node, {receipt.contribution[:16]}: "
-                "it had sent one before it lost its state"
-            )
         sent = spooled.size_bytes
-        keep_receipt(self._home, spooled, receipt_envelope)
-        state = self._standing.state
-        self._standing.change(
-            contributed=max(number, state.contributed),
-            answered=max(number, receipt.used_round, state.answered),
+        receipt = deliver(
+            self._client,
+            spooled,
+            self._home,
+            self._standing,
+            coordinator_key=self._coordinator_key,
+            on_bytes=lambda _size: self._write_progress(None),
+            keep=self._settings.node.keep_last_contribution,
         )
         self._ledger.allowed_by = self._settings.policy.digest()
         self._kernel.note()
-        accept_residual(spooled.folder, self._home.residual)
-        if self._settings.node.keep_last_contribution:
-            keep_contribution(self._home, spooled)
-        spooled.remove(self._home.spare_spools)
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
         _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)
 

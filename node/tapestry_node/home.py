@@ -16,6 +16,9 @@ egress-kernel.jsonl   what the kernel says was sent (tapestry.wire.kernel)
 policies/      every version of the policy under which something left, by its digest
 canaries/      random text planted on request, to measure memorisation (0700)
 kept/          the last contribution, if `keep_last_contribution` says so
+lineage.jsonl  every manifest from genesis to the newest that was verified
+island/        checkpoints that this node has trained on its own, apart from the consensus
+left.json      when this node ended its membership, if it did
 state.json     where this node stands
 progress.json  what it does right now, for status and the demonstration
 .spare/        files of finished rounds whose space the next ones use again
@@ -123,6 +126,21 @@ class NodeHome:
     def checkpoints(self) -> Path:
         """Fetched checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def lineage(self) -> Path:
+        """Manifests from genesis on, one a line."""
+        return self.folder / "lineage.jsonl"
+
+    @property
+    def island(self) -> Path:
+        """What this node has trained on its own."""
+        return self.folder / "island"
+
+    @property
+    def left(self) -> Path:
+        """When this node ended its membership; absent while it is a member."""
+        return self.folder / "left.json"
 
     @property
     def progress(self) -> Path:

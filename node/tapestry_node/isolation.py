@@ -48,8 +48,12 @@ class Isolation:
     """Why not both."""
 
 
-def isolate(keys: Path) -> Isolation:
+def isolate(keys: Path, *, dies_with_parent: bool = True) -> Isolation:
     """Give up the network and the folder `keys`; the process must have one thread.
+
+    Args:
+        keys: Folder that is empty from now on.
+        dies_with_parent: Whether this process is ended when its parent ends.
 
     Returns:
         What came of it; nothing is raised where the kernel does not allow it.
@@ -57,7 +61,8 @@ def isolate(keys: Path) -> Isolation:
     if not sys.platform.startswith("linux"):
         return Isolation(network=False, keys=False, obstacle=f"no namespaces on {sys.platform}")
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if dies_with_parent:
+        libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     try:
         _unshare(libc)
     except OSError as error:

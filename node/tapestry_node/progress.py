@@ -28,6 +28,8 @@ class Progress:
     """By round of the checkpoint."""
     trainer: str = ""
     """What the trainer is not kept from; empty if from everything."""
+    silent_since: float = 0.0
+    """Unix seconds since when the coordinator has told nothing; 0: it tells."""
 
 
 class ProgressFile:
@@ -52,6 +54,19 @@ class ProgressFile:
                 temporary = self._path.with_suffix(".part")
                 temporary.write_text(json.dumps(asdict(self.now)), encoding="utf-8")
                 temporary.replace(self._path)
+
+
+def silence(since: float, *, now: float) -> str:
+    """Return how long the coordinator has not answered, and what to do; empty if it answers."""
+    if since <= 0:
+        return ""
+    minutes, seconds = divmod(max(0, int(now - since)), 60)
+    hours, minutes = divmod(minutes, 60)
+    long = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    return (
+        f"the coordinator has not answered for {long}; the node goes on when it does. "
+        "Without it: tapestry node island --help"
+    )
 
 
 def _scores(progress: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ README.md                                          the model card
 tapestry/manifest.json                             signed: what the checkpoint is
 tapestry/policy.json                               what the federation had agreed upon
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
+tapestry/ancestry.jsonl                            manifests of the federation it goes on from
 tapestry/card.json                                 signed: README.md and the results
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
 ```

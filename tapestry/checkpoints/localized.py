@@ -3,6 +3,7 @@
 ```
 model.safetensors config.json tokenizer.json ...   what transformers loads
 tapestry-parent.json                               the consensus checkpoint it was made from
+README.md                                          what it is, if its maker says so
 ```
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tapestry.checkpoints.folder import POLICY_JSON, building
+from tapestry.checkpoints.folder import STATEMENTS, building
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, ExtraTensor, VectorWriter
 from tapestry.params.codecs import Float32Array
@@ -47,6 +48,7 @@ def write_localized(
     extras: dict[str, ExtraTensor],
     read_fragment: Callable[[int], Float32Array],
     parentage: Parentage,
+    readme: str = "",
 ) -> None:
     """Write a model of the base's architecture with other parameters; whole or not at all.
 
@@ -58,10 +60,11 @@ def write_localized(
         extras: Tensors beside the vector.
         read_fragment: Fragment index -> float32 elements.
         parentage: Goes into `tapestry-parent.json`.
+        readme: Markdown that goes beside it.
     """
     with building(target.resolve()) as folder:
         for entry in manifest.files:
-            if entry.name not in {MODEL_FILE, POLICY_JSON}:
+            if entry.name != MODEL_FILE and not entry.name.startswith(f"{STATEMENTS}/"):
                 shutil.copyfile(base / entry.name, folder / entry.name)
         with (folder / MODEL_FILE).open("wb") as file:
             writer = VectorWriter(file, layout, extras)
@@ -70,3 +73,5 @@ def write_localized(
             writer.finish()
         text = json.dumps(asdict(parentage), indent=1) + "\n"
         (folder / PARENT_FILE).write_text(text, encoding="utf-8")
+        if readme:
+            (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -125,6 +125,17 @@ class RevertRecord(Statement):
     """What members found, or the operator's words."""
 
 
+class ContinuedRecord(Statement):
+    """The checkpoint of an older federation that is a new one's genesis, vector and all."""
+
+    federation: str
+    genesis: HexDigest
+    """Manifest digest of the older federation's genesis: its identity."""
+    manifest: HexDigest
+    """Manifest digest of the checkpoint."""
+    round: Count
+
+
 class GenesisRecord(Statement):
     """What only the first manifest says."""
 
@@ -137,6 +148,9 @@ class GenesisRecord(Statement):
     settings: dict[str, str | int | float | bool | None]
     """What the objective was created with, for people and for repetition."""
     seed: Count
+    continues: ContinuedRecord | None = None
+    """If the federation goes on with another one's model; that one's manifests are then in
+    `tapestry/ancestry.jsonl`."""
 
 
 class RoundRecord(Statement):
@@ -253,7 +267,7 @@ class Lineage:
                 f"expected {pinned[:16]}"
             )
         self.origin = claimed.origin
-        self.newest = claimed
+        self.genesis = self.newest = claimed
         self.newest_digest = self.genesis_digest
 
     def extend(self, envelope: Envelope) -> Manifest:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tapestry.checkpoints.ancestry import require_ancestry
 from tapestry.checkpoints.folder import (
     CARD_FILE,
     OWN_FILES,
@@ -47,6 +48,23 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
     Raises:
         UntrustedError: Something is missing, changed, added, or signed by somebody else.
     """
+    lineage = verify_content(folder, federation=federation)
+    card = _verify_card(folder, lineage)
+    return VerifiedCheckpoint(
+        folder=folder,
+        manifest=lineage.newest,
+        manifest_digest=lineage.newest_digest,
+        genesis_digest=lineage.genesis_digest,
+        lineage=lineage,
+        card=card,
+    )
+
+
+def verify_content(folder: Path, *, federation: str | None = None) -> Lineage:
+    """Verify what the manifest of a checkpoint says, without the card; return its lineage.
+
+    Arguments and refusals are those of `verify_checkpoint`.
+    """
     if federation is not None and len(federation) < FEWEST_DIGITS:
         raise ValueError(f"{len(federation)} digits do not name a federation: {FEWEST_DIGITS} do")
     lineage = verify_lineage(read_lineage(folder))
@@ -65,15 +83,8 @@ def verify_checkpoint(folder: Path, *, federation: str | None = None) -> Verifie
         raise UntrustedError(f"{folder / MODEL_FILE}: its tensors are not those of the manifest")
     if model.root().hex() != manifest.vector_root:
         raise UntrustedError(f"{folder / MODEL_FILE}: the vector's root is not the manifest's")
-    card = _verify_card(folder, lineage)
-    return VerifiedCheckpoint(
-        folder=folder,
-        manifest=manifest,
-        manifest_digest=lineage.newest_digest,
-        genesis_digest=lineage.genesis_digest,
-        lineage=lineage,
-        card=card,
-    )
+    require_ancestry(folder, lineage)
+    return lineage
 
 
 def _verify_file(folder: Path, entry: FileEntry, earlier: Sequence[FileEntry] = ()) -> None:

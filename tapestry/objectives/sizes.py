@@ -5,6 +5,7 @@ SwiGLU, grouped-query attention) plus a norm on queries and keys, which keeps sm
 spiking (arXiv 2503.09799). llama.cpp and every common server know it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,14 @@ SIZES = {
         sequence_tokens=2048, sequences=64, inner_steps=200, learning_rate=3e-4,
     ),
 }  # fmt: skip
+
+
+def nearest_size(settings: Mapping[str, Any], elements: int) -> Size:
+    """Return the size that a model was created with, or the nearest one for an adopted model."""
+    named = settings.get("size")
+    if isinstance(named, str):
+        return SIZES[named]
+    return SIZES["small" if elements < 3e8 else "base" if elements < 1e9 else "1b"]
 
 
 def size_named(name: str) -> Size:

@@ -47,6 +47,11 @@ class EnrolmentServiceStub(object):
                 request_serializer=tapestry_dot_v1_dot_enrolment__pb2.RenewRequest.SerializeToString,
                 response_deserializer=tapestry_dot_v1_dot_enrolment__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/tapestry.v1.EnrolmentService/Leave',
+                request_serializer=tapestry_dot_v1_dot_enrolment__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=tapestry_dot_v1_dot_enrolment__pb2.LeaveResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServiceServicer(object):
@@ -69,6 +74,14 @@ class EnrolmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """Ends the caller's own membership, in force at its next call; over mutual TLS. Repeating it with
+        the same certificate is answered as the first time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +94,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=tapestry_dot_v1_dot_enrolment__pb2.RenewRequest.FromString,
                     response_serializer=tapestry_dot_v1_dot_enrolment__pb2.RenewResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=tapestry_dot_v1_dot_enrolment__pb2.LeaveRequest.FromString,
+                    response_serializer=tapestry_dot_v1_dot_enrolment__pb2.LeaveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +158,33 @@ class EnrolmentService(object):
             '/tapestry.v1.EnrolmentService/Renew',
             tapestry_dot_v1_dot_enrolment__pb2.RenewRequest.SerializeToString,
             tapestry_dot_v1_dot_enrolment__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tapestry.v1.EnrolmentService/Leave',
+            tapestry_dot_v1_dot_enrolment__pb2.LeaveRequest.SerializeToString,
+            tapestry_dot_v1_dot_enrolment__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

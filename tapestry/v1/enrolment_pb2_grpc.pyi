@@ -40,6 +40,10 @@ class EnrolmentServiceStub:
     """Turns an invitation into a member certificate. The keys never leave the member."""
     Renew: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RenewRequest, _enrolment_pb2.RenewResponse]
     """Replaces a certificate before it expires; over mutual TLS, with the one still valid."""
+    Leave: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveRequest, _enrolment_pb2.LeaveResponse]
+    """Ends the caller's own membership, in force at its next call; over mutual TLS. Repeating it with
+    the same certificate is answered as the first time.
+    """
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
@@ -53,6 +57,10 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     """Turns an invitation into a member certificate. The keys never leave the member."""
     Renew: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RenewRequest, _enrolment_pb2.RenewResponse]  # type: ignore[assignment]
     """Replaces a certificate before it expires; over mutual TLS, with the one still valid."""
+    Leave: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.LeaveRequest, _enrolment_pb2.LeaveResponse]  # type: ignore[assignment]
+    """Ends the caller's own membership, in force at its next call; over mutual TLS. Repeating it with
+    the same certificate is answered as the first time.
+    """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Enrol is the only call of the protocol without a client certificate: the caller knows the
@@ -75,5 +83,15 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.RenewResponse, _abc.Awaitable[_enrolment_pb2.RenewResponse]]:
         """Replaces a certificate before it expires; over mutual TLS, with the one still valid."""
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _enrolment_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.LeaveResponse, _abc.Awaitable[_enrolment_pb2.LeaveResponse]]:
+        """Ends the caller's own membership, in force at its next call; over mutual TLS. Repeating it with
+        the same certificate is answered as the first time.
+        """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ BLOCKED = "blocked/"
 """Begins the call of a line about what did not leave: the trainer tried to reach a network."""
 FIRST = "0" * 64
 _TAIL_BYTES = 4096
-_DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol")
+_DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol", "Leave")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

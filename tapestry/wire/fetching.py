@@ -218,12 +218,12 @@ class Fetcher:
         with building(target) as folder:
             self.fetch_files(lineage.newest.files, folder, parts=parts, on_bytes=on_bytes)
             write_statements(folder, envelopes)
-            self._fetch_card(folder, claimed.round, key=lineage.coordinator_key, parts=parts)
+            self.fetch_card(folder, claimed.round, key=lineage.coordinator_key, parts=parts)
             verify_checkpoint(folder, federation=federation)
         shutil.rmtree(parts, ignore_errors=True)
         return verify_checkpoint(target, federation=federation)
 
-    def _fetch_card(self, folder: Path, round_number: int, *, key: bytes, parts: Path) -> None:
+    def fetch_card(self, folder: Path, round_number: int, *, key: bytes, parts: Path) -> None:
         """Put card and its files into `folder`; once more if it is renewed meanwhile."""
         while True:
             _manifest, envelope = self.describe(round_number)

@@ -16,7 +16,12 @@ HEAVY = ("torch", "grpc", "transformers", "datasets", "numpy", "typer", "pydanti
 
 OPTIONS = {
     "demo": ["--quick", "--keep", "--data"],
-    "node": ["join", "run", "status", "audit", "finish", "exclusions", "answer"],
+    "node": ["join", "run", "status", "audit", "finish", "exclusions", "answer", "leave", "island"],
+    "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes"],
+    "node verify-export": ["--json"],
+    "node verify-report": ["--json"],
+    "node island": ["train", "evaluate", "sample", "list"],
+    "node canaries": ["plant", "remove"],
     "node exclusions": ["--json"],
     "node answer": [],
     "node join": ["INVITATION", "--dir", "--language"],
@@ -25,7 +30,7 @@ OPTIONS = {
     "node approve": [],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node status": ["FOLDER", "--json"],
-    "node audit": ["FOLDER", "--json"],
+    "node audit": ["FOLDER", "--json", "--export", "--leakage"],
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": [
         *("init", "serve", "invite", "status", "members", "annotate", "revoke", "pause", "resume"),

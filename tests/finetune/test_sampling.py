@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tapestry.errors import ConfigError
-from tapestry_finetune.sampling import sample_text
+from tapestry.objectives.sampling import sample_text
 from tests.conftest import Federation
 
 

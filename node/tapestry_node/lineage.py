@@ -1,0 +1,54 @@
+"""The manifests from genesis to the newest verified one, kept so that they need no coordinator."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tapestry.checkpoints.statements import payload_digest
+from tapestry.errors import UntrustedError
+from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.storage.atomic import write_atomic
+
+
+class LineageFile:
+    """A file of envelopes, oldest first, that this node has verified."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on where the file ends."""
+        self._path = path
+        self._newest: str | None = None
+
+    @property
+    def newest(self) -> str:
+        """Manifest digest of the last; empty if there is none, or the file is damaged."""
+        if self._newest is None:
+            try:
+                self._newest = payload_digest(self.read()[-1])
+            except (UntrustedError, IndexError):
+                self._newest = ""
+        return self._newest
+
+    def read(self) -> list[Envelope]:
+        """Return all of them.
+
+        Raises:
+            UntrustedError: A line is not an envelope.
+        """
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [from_json(line, what=f"{self._path}:{i}") for i, line in enumerate(lines, 1)]
+
+    def replace(self, envelopes: Sequence[Envelope]) -> None:
+        """Write the file anew."""
+        write_atomic(self._path, b"".join(to_json(one) + b"\n" for one in envelopes))
+        self._newest = payload_digest(envelopes[-1])
+
+    def append(self, envelope: Envelope) -> None:
+        """Add the next one, durably."""
+        with self._path.open("ab") as file:
+            file.write(to_json(envelope) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._newest = payload_digest(envelope)
