@@ -83,12 +83,21 @@ def run(
     until_finished: Annotated[
         bool, typer.Option("--until-finished", help="Stop when no further round is planned.")
     ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes that train together: one for each GPU of this machine."
+        ),
+    ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Take part: wait for plans, train, send parameter vectors, measure; until Ctrl-C.
 
-    Can be stopped and started at any point; a finished contribution is never lost.
+    Can be stopped and started at any point; a finished contribution is never lost, and a round that
+    is being trained goes on from what was kept.
+
+    Example: tapestry node run --data corpus/ --nproc 4
     """
     from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
     from tapestry.storage.locks import alone  # noqa: PLC0415
@@ -100,7 +109,7 @@ def run(
     if not data:
         raise ConfigError("no text given: add --data PATH (a file or a folder)")
     list_files(data)
-    daemon = Daemon(home, data, until_finished=until_finished)
+    daemon = Daemon(home, data, until_finished=until_finished, processes=nproc)
     stops = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -200,7 +200,7 @@ def choose_device(name: str = "auto", *, rank: int = 0, processes: int = 1) -> t
     there = torch.cuda.device_count()
     if device.index is not None and name != "auto":
         raise ConfigError(
-            f"{processes} processes cannot share device {name!r}: set [node] device = \"cuda\", or "
+            f'{processes} processes cannot share device {name!r}: set [node] device = "cuda", or '
             "processes = 1"
         )
     if there < processes:
@@ -279,7 +279,7 @@ def train(
     for step in range(len(losses), settings.steps):
         numbers = range(settings.accumulation * step, settings.accumulation * (step + 1))
         micro_batches = [batches.batch(first_batch + number) for number in numbers]
-        losses.append(_step(objective, module, optimizer, micro_batches, rows, ranks))
+        losses.append(_step(objective, module, optimizer, micro_batches, rows=rows, ranks=ranks))
         tokens = settings.accumulation * settings.sequences * settings.sequence_tokens
         report = StepReport(step=step + 1, loss=losses[-1], tokens=tokens)
         goes_on = on_step is None or on_step(report)
@@ -297,6 +297,7 @@ def _step(
     module: torch.nn.Module,
     optimizer: InnerOptimizer,
     micro_batches: Sequence[np.ndarray],
+    *,
     rows: int,
     ranks: Ranks,
 ) -> float:
