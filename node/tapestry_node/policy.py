@@ -35,8 +35,8 @@ class NodeTable(Settings):
     """What is multiplied in; `auto`: bf16 on GPUs that have it, fp16 on others, fp32 on CPUs."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: longer sequences fit, a third slower."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether layers are compiled (torch.compile); `auto`: on GPUs."""
+    compile: bool = False
+    """Whether layers are compiled (torch.compile): often faster on GPUs; needs a C++ compiler."""
     save_every_minutes: Annotated[FiniteFloat, Field(ge=0)] = 10.0
     """How often a round that is being trained is kept on the disk; 0: never."""
     held_out_fraction: Annotated[FiniteFloat, Field(gt=0, lt=0.5)] = 0.05

@@ -106,7 +106,8 @@ class Trainer:
         """Fit the model to this machine; return whether every process keeps a part only."""
         if self._settings.gradient_checkpointing:
             checkpoint_activations(self.module)
-        compile_blocks(self.module, self._settings.compile, self._device)
+        if self._settings.compile:
+            compile_blocks(self.module)
         if not isinstance(self.ranks, Group):
             return False
         is_large = self.layout.elements >= SHARDED_ELEMENTS

@@ -3,7 +3,6 @@
 None of it changes what is computed, beyond the order and the width of floats.
 """
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,6 @@ from tapestry.errors import ConfigError
 from tapestry.objectives.ranks import Group
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Choice = Literal["auto", "on", "off"]
 
 SHARDED_ELEMENTS = 500_000_000
 """From this many parameters on, each of several processes keeps a part of the model only: with its
@@ -61,15 +59,10 @@ def checkpoint_activations(module: torch.nn.Module) -> None:
     switch(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def compile_blocks(module: torch.nn.Module, choice: Choice, device: torch.device) -> None:
-    """Have the layers compiled when they are first used, where that helps.
-
-    `auto`: on a GPU with Triton. Layers are alike, so that one compilation serves them all.
-    """
-    has_triton = importlib.util.find_spec("triton") is not None
-    if choice == "on" or (choice == "auto" and device.type == "cuda" and has_triton):
-        for block in blocks_of(module) or [module]:
-            block.compile()
+def compile_blocks(module: torch.nn.Module) -> None:
+    """Have the layers compiled when they are first used; being alike, one compilation serves all."""
+    for block in blocks_of(module) or [module]:
+        block.compile()
 
 
 def shard(module: torch.nn.Module, group: Group) -> None:

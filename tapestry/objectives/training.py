@@ -198,7 +198,7 @@ def choose_device(name: str = "auto", *, rank: int = 0, processes: int = 1) -> t
     if processes == 1 or device.type != "cuda":
         return device
     there = torch.cuda.device_count()
-    if device.index is not None and name != "auto":
+    if ":" in name:
         raise ConfigError(
             f'{processes} processes cannot share device {name!r}: set [node] device = "cuda", or '
             "processes = 1"
