@@ -50,17 +50,21 @@ def checkpoint_activations(module: torch.nn.Module) -> None:
     Raises:
         ConfigError: The model cannot do that.
     """
-    switch: Any = getattr(module, "gradient_checkpointing_enable", None)
+    switch: Any = getattr(
+        module,
+        "activation_checkpointing_enable",  # its new name in transformers
+        getattr(module, "gradient_checkpointing_enable", None),
+    )
     if switch is None or not getattr(module, "supports_gradient_checkpointing", True):
         raise ConfigError(
             f"{type(module).__name__} has no gradient checkpointing: set "
             "[node] gradient_checkpointing = false"
         )
-    switch(gradient_checkpointing_kwargs={"use_reentrant": False})
+    switch({"use_reentrant": False})
 
 
 def compile_blocks(module: torch.nn.Module) -> None:
-    """Have the layers compiled when they are first used; being alike, one compilation serves all."""
+    """Have the layers compiled when they are first used; they are alike: one compilation serves."""
     for block in blocks_of(module) or [module]:
         block.compile()
 
