@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := benchmarks/.peers
+JOBS ?= 2
 
 .PHONY: help setup demo test check format protos peers clean
 
@@ -24,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run a whole federation on this machine, measured (about five minutes)
 	$(BIN)/tapestry demo
 
-test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run all tests, JOBS=2 at a time
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 check: $(STAMP) ## what CI runs before the tests: format, lint, types, imports, protos
 	$(BIN)/ruff format --check .

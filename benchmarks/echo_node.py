@@ -23,6 +23,7 @@ from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragments_root
+from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome, require_node
@@ -125,6 +126,7 @@ class EchoNode:
 
 def main() -> None:
     """Answer for every folder named, until no further round is planned."""
+    spare_what_is_there()
     noise = np.random.default_rng(os.getpid()).standard_normal(2**21, np.float32) * _NOISE
     nodes = [EchoNode(require_node(Path(folder)), noise) for folder in sys.argv[1:]]
     with ThreadPoolExecutor(len(nodes)) as threads:

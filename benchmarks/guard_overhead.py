@@ -142,7 +142,9 @@ def plan_for(layout: ParameterLayout, codec: str) -> RoundPlan:
         grace_seconds=0.0,
         deadline=1e12,
         objective="causal-lm",
-        inner=InnerSettings(steps=1, sequences=1, sequence_tokens=1, learning_rate=1e-3),
+        inner=InnerSettings(
+            steps=1, sequences=1, sequence_tokens=8, learning_rate=1e-3, warmup_steps=0
+        ),
         codec=codec,
         max_element=10.0,
         seed=0,

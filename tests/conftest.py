@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,11 +28,34 @@ from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.uploads import FragmentStore
+from tests.forking import Forks
 from tests.servers import Postgres, running_postgres
 
 FOUNDED_AT = 1_750_000_000.0
 CODEC = "int8"
 TOKENS = {"fr-bnf": 10_000, "is-lbs": 2_500}
+
+
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests between processes, if there are several."""
+    from tests.sharing import FromBothEnds  # noqa: PLC0415 - needs pytest-xdist
+
+    return FromBothEnds(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Line the tests up for the processes that share them."""
+    if hasattr(config, "workerinput"):
+        from tests.sharing import place  # noqa: PLC0415 - needs pytest-xdist
+
+        items.sort(key=place)
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,12 @@ def settings_for(inner: InnerTable) -> CoordinatorSettings:
     """Return a federation's settings with the defaults."""
     network = NetworkSettings(address="localhost:7443", enrolment_address="localhost:7444")
     return CoordinatorSettings(network=network, inner=inner)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Forks:
+    """What starts `tapestry` processes without importing everything anew."""
+    return Forks()
 
 
 @pytest.fixture(scope="session")

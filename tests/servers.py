@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,16 +20,10 @@ import psycopg
 from moto.server import ThreadedMotoServer
 from sqlalchemy import make_url
 
+from tapestry_demo.federation import free_port_pair
+
 _UP_SECONDS = 60.0
 _USER = "tapestry"
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
 
 
 def _binaries() -> Path:
@@ -132,7 +125,7 @@ class Postgres:
 def running_postgres() -> Iterator[Postgres]:
     """A server that ends with the block; its folder is outside pytest's, which is root's alone."""
     folder = Path(tempfile.mkdtemp(prefix="tapestry-pg-"))
-    server = Postgres(folder, free_port())
+    server = Postgres(folder, free_port_pair())
     try:
         server.make()
         server.start()
@@ -182,7 +175,7 @@ def running_store() -> Iterator[Store]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     before = os.environ.copy()
-    store = Store(free_port())
+    store = Store(free_port_pair())
     os.environ.update(credentials)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     store.start()

@@ -50,6 +50,7 @@ from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.pace import buffer_of
 from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 
@@ -99,7 +100,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
-        newcomers: frozenset[str] = frozenset(),
+        weightless: Mapping[str, str],
     ) -> AggregatedRound:
         """Write `model.safetensors` into `folder`, and the outer state into the home; not durable.
 
@@ -109,7 +110,7 @@ class Aggregator:
             plan_digest: Of the signed plan.
             base: Manifest of the checkpoint that the round started from.
             folder: Of the checkpoint that is being built.
-            newcomers: Members whose contributions are recorded without a weight.
+            weightless: Why contributions are recorded without a weight, by member.
 
         Raises:
             ConfigError: The aggregation rule cannot hold with so few contributions.
@@ -123,7 +124,7 @@ class Aggregator:
                 plan_digest=plan_digest,
                 base=base,
                 folder=folder,
-                newcomers=newcomers,
+                weightless=weightless,
             )
 
     def _aggregate(
@@ -135,7 +136,7 @@ class Aggregator:
         plan_digest: str,
         base: Manifest,
         folder: Path,
-        newcomers: frozenset[str],
+        weightless: Mapping[str, str],
     ) -> AggregatedRound:
         path = self.home.checkpoint(plan.round - 1) / MODEL_FILE
         vector = open_vector_file(path)
@@ -145,7 +146,7 @@ class Aggregator:
         counted = [
             pair
             for pair in zip(stored, declared, strict=True)
-            if pair[0].member_id not in newcomers
+            if pair[0].member_id not in weightless
         ]
         weighted = decide(
             self._contributions(counted, count, threads),
@@ -186,7 +187,7 @@ class Aggregator:
                 gamma=0.0 if one_vote else self.policy.aggregation.gamma,
                 influence_cap=1.0 if one_vote else self._cap(len(weighted)),
                 clip=self.policy.aggregation.clip,
-                participation=_participation(weighted, stored, declared),
+                participation=_participation(weighted, stored, declared, weightless),
                 outer=_outer_record(optimizer, written.state_root),
                 downlink=self.policy.aggregation.downlink,
             ),
@@ -197,7 +198,8 @@ class Aggregator:
         policy = self.policy.aggregation
         if policy.optimizer != "delayed-nesterov":
             return policy.outer_optimizer(members)
-        period = max(1, -(-len(plan.cohort) // plan.quorum)) if plan.is_asynchronous else 1
+        used = max(plan.quorum, buffer_of(self.policy.pace, len(plan.cohort)))
+        period = max(1, -(-len(plan.cohort) // used)) if plan.is_asynchronous else 1
         before = None if base.made is None else base.made.outer
         position = 1
         if before is not None and before.optimizer == policy.optimizer:
@@ -228,17 +230,21 @@ class Aggregator:
         factors = clip_factors({one.member_id: one.norm for one, _ in counted}, clip=policy.clip)
         if policy.aggregation_rule().is_one_vote_each:
             factors = {member: factors[member] * discounts[member] for member in factors}
+        one_by_one = sorted((one for one, _ in counted), key=lambda one: one.member_id)
+        places = {one.member_id: k for k, one in enumerate(one_by_one)}
+
+        def read(place: int) -> bytes:
+            index, k = divmod(place, len(one_by_one))
+            return self.store.read(one_by_one[k].round, one_by_one[k].member_id, index)
+
+        ahead = ReadAhead(read, count=count * len(one_by_one), threads=threads)
         return [
             WeightedContribution(
                 member_id=one.member_id,
                 weight=weights[one.member_id],
                 clip_factor=factors[one.member_id],
                 codec=codec_named(made.codec),
-                read_fragment=ReadAhead(
-                    partial(self.store.read, one.round, one.member_id),
-                    count=count,
-                    threads=threads,
-                ),
+                read_fragment=partial(_read_in_turn, ahead, places[one.member_id], len(places)),
             )
             for one, made in counted
         ]
@@ -410,6 +416,14 @@ def kept_vectors(checkpoint: Manifest) -> int:
     return state_vectors(made.outer.optimizer) + (made.downlink != "float32")
 
 
+def _read_in_turn(ahead: ReadAhead[bytes], place: int, members: int, index: int) -> bytes:
+    """Return a member's fragment; all read theirs of one index before any reads the next.
+
+    So one fragment is read ahead, however many members there are.
+    """
+    return ahead(index * members + place)
+
+
 def _stored(vector: VectorFile, index: int) -> tuple[tuple[Float32Array, ...], list[memoryview]]:
     values, data = vector.read_stored(index)
     return (values,), [data]
@@ -480,6 +494,7 @@ def _participation(
     weighted: Sequence[WeightedContribution],
     stored: Sequence[StoredContribution],
     declared: Sequence[Contribution],
+    weightless: Mapping[str, str],
 ) -> tuple[Participation, ...]:
     """Return everybody's part, in the order in which the contributions are stored."""
     decided: Mapping[str, WeightedContribution] = {part.member_id: part for part in weighted}
@@ -495,17 +510,15 @@ def _participation(
             staleness=record.staleness,
             base_round=record.round - 1 if record.staleness else None,
             neighbours=() if part is None else part.neighbours,
-            reason=_reason(part),
+            reason=weightless[record.member_id] if part is None else _reason(part),
         )
         for record, contribution in zip(stored, declared, strict=True)
         for part in (decided.get(contribution.member_id),)
     )
 
 
-def _reason(part: WeightedContribution | None) -> str:
-    """Return why a contribution has no weight."""
-    if part is None:
-        return "a newcomer's first contributions have no weight: influence.newcomer_rounds"
+def _reason(part: WeightedContribution) -> str:
+    """Return why the rule gave a contribution no weight; empty if it has one."""
     if part.weight > 0:
         return ""
     return (

@@ -48,6 +48,7 @@ from tapestry_coordinator.rounds import (
     Declined,
     Effect,
     Event,
+    Left,
     Measured,
     Phase,
     Proposed,
@@ -168,8 +169,10 @@ class Desk:
         return state
 
     def _recovered_candidate(self) -> Envelope | None:
-        """Return the manifest of what members are measuring."""
+        """Return the manifest of what members are measuring; None once the operator has ruled."""
         if self.state.phase is not Phase.MEASURING:
+            return None
+        if self.registry.ruling(self.state.number) is not None:
             return None
         path = self.home.candidate(self.state.number) / MANIFEST_FILE
         return read_envelope(path, what="candidate's manifest")
@@ -264,24 +267,24 @@ class Desk:
         """
         with self._changed:
             self._refresh()
-            if look or not self._is_enrolled_known:
+            has_looked = look or not self._is_enrolled_known
+            if has_looked:
                 self._look()
             event = self._tick()
             _after, effects = tick(self.state, event, now=self.clock())
+            if effects and not has_looked:  # what opens or closes goes by what is written now
+                self._look()
+                event = self._tick()
+                _after, effects = tick(self.state, event, now=self.clock())
             if Effect.ANNOUNCE_PLAN in effects and self._planner.take_newest_policy():
                 event = self._tick()  # it may go at another pace
             self._apply(event)
 
     def _look(self) -> None:
         """Take up what operators have done since."""
-        self._enrolled = [
-            m for m in self.registry.members() if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)
-        ]
-        self._is_enrolled_known = True
-        self._contributors = frozenset(m.member_id for m in self._enrolled)
         self._note_pause(pause_in_force(self.registry))
         self._take_ruling()
-        self._give_up(set(self.state.cohort) - self._contributors)
+        self._look_who_left()
 
     def _tick(self) -> Tick:
         """Return how things stand, under the policy in force."""
@@ -317,12 +320,40 @@ class Desk:
         has_missed = 0 < after <= member.missed_rounds
         return has_missed and member.member_id not in self._returned
 
-    def _give_up(self, gone: set[str]) -> None:
-        """Stop waiting for members of an open round that are none any more."""
-        if self.state.phase is Phase.OPEN:
-            for member_id in sorted(gone - {*self.state.arrived, *self.state.declined}):
-                _log.info("round %d: %s is not a member any more", self.state.number, member_id)
-                self._apply(Declined(member_id=member_id, reason="not a member any more"))
+    def note_who_left(self) -> None:
+        """Let the round go on without members that were revoked since anybody looked.
+
+        To be called before somebody who was revoked becomes a member again.
+        """
+        with self._changed:
+            self._refresh()
+            self._look_who_left()
+
+    def _look_who_left(self) -> None:
+        """Read who contributes, and go on without those who are members no more.
+
+        What a revoked member handed in counts no more, unless its round has closed.
+        """
+        members = self.registry.members()
+        self._enrolled = [m for m in members if (m.status, m.role) == (ACTIVE, CONTRIBUTOR)]
+        self._is_enrolled_known = True
+        self._contributors = frozenset(m.member_id for m in self._enrolled)
+        active = {m.member_id for m in members if m.status == ACTIVE}
+        if self.state.phase in (Phase.WAITING, Phase.OPEN, Phase.MEASURING):
+            asked = {*self.state.cohort, *self.state.arrived}
+            for member_id in sorted(asked - self._contributors - set(self.state.left)):
+                self._let_go(member_id, is_member=member_id in active)
+
+    def _let_go(self, member_id: str, *, is_member: bool) -> None:
+        """Go on without somebody who contributes no more; who only changed its role has done so."""
+        number = self.state.number
+        if member_id not in self.state.arrived:
+            self._apply(Left(member_id=member_id, reason="not a member any more"))
+        elif not is_member:
+            stored = self.registry.contributions(number)
+            tokens = sum(s.declared.tokens for s in stored if s.member_id == member_id)
+            reason = "not a member any more when the round closed"
+            self._apply(Left(member_id=member_id, reason=reason, tokens=tokens))
 
     def decline(self, member_id: str, *, round_number: int, reason: str) -> None:
         """Record that a member will not answer the open plan.
@@ -337,6 +368,7 @@ class Desk:
                     f"round {round_number} is over, round {self.state.number} is "
                     f"{self.state.phase}: wait for the next plan"
                 )
+            self._look_who_left()
             self._apply(Declined(member_id=member_id, reason=reason))
         _log.warning("round %d: %s declined: %s", round_number, member_id, reason)
 
@@ -389,6 +421,8 @@ class Desk:
         """
         digest = payload_digest(envelope)
         with self._changed:
+            self._refresh()
+            self._look_who_left()
             plan, staleness = self._answered(contribution.round, member_id)
             require_fit(contribution, plan.of(member_id))
             now = self.clock()
@@ -419,7 +453,7 @@ class Desk:
             speed = speed_of(
                 contribution.tokens,
                 seconds=contribution.metrics.get("seconds", 0.0),
-                at_most_seconds=now - (plan.deadline - self.settings.rounds.deadline_seconds),
+                at_most_seconds=now - self._begun_at(contribution.round),
             )
             self._apply(arrived, contribution=stored, speed=speed)
             count, cohort = len(self.state.arrived), len(self.state.cohort)
@@ -428,6 +462,14 @@ class Desk:
             "round %d: %s is in%s (%d of %d)", stored.used_round, member_id, late, count, cohort
         )
         return receipt
+
+    def _begun_at(self, number: int) -> float:
+        """Return when a round was planned first: since then members may have trained for it."""
+        first = self.registry.plan(number, 1)
+        if first is None:
+            return self.clock()
+        deadline = RoundPlan.parsed(first.payload, what=f"plan of round {number}").deadline
+        return deadline - self.settings.rounds.deadline_seconds
 
     def propose(self, envelope: Envelope, gate: NoHarmPolicy) -> None:
         """Let members measure a checkpoint that lies in its candidate's folder, unless they do."""

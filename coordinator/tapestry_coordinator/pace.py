@@ -35,7 +35,8 @@ def steps_for(speeds: Mapping[str, float], pace: PacePolicy, *, step_tokens: int
 def paced(rules: RoundRules, pace: PacePolicy, *, active: int) -> RoundRules:
     """Return the rules of a round in the federation's mode.
 
-    An asynchronous round closes after `buffer` arrivals, at once, whatever round they began in.
+    An asynchronous round closes after `buffer` arrivals, at once, whatever round they began in; at
+    its deadline with the quorum, as others do.
 
     Args:
         rules: As configured.
@@ -44,9 +45,13 @@ def paced(rules: RoundRules, pace: PacePolicy, *, active: int) -> RoundRules:
     """
     if pace.mode == "synchronous":
         return rules
-    buffer = pace.buffer or min(-(-active // 2), _MOST_BUFFERED)
-    buffer = min(buffer, active)
-    return replace(rules, quorum=max(rules.quorum, buffer), grace_seconds=0.0, is_asynchronous=True)
+    buffer = max(rules.quorum, buffer_of(pace, active))
+    return replace(rules, buffer=buffer, grace_seconds=0.0, is_asynchronous=True)
+
+
+def buffer_of(pace: PacePolicy, active: int) -> int:
+    """Return after how many arrivals an asynchronous round closes, but for its quorum."""
+    return min(pace.buffer or min(-(-active // 2), _MOST_BUFFERED), active)
 
 
 def speed_of(tokens: int, *, seconds: float, at_most_seconds: float) -> float:

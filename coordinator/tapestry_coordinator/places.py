@@ -77,6 +77,9 @@ class Places(grpc.ServerInterceptor):
         is_fragment = handler_call_details.method == PUT_FRAGMENT  # behind others, and large
         stall_seconds = COMMIT_SECONDS if is_fragment else STALL_SECONDS
         codecs = (handler.request_deserializer, handler.response_serializer)
+        if handler.request_streaming:
+            gathering = self._gathering(handler.stream_unary, stall_seconds)
+            return grpc.stream_unary_rpc_method_handler(gathering, *codecs)
         if handler.response_streaming:
             streaming = self._streaming(handler.unary_stream, stall_seconds)
             return grpc.stream_stream_rpc_method_handler(streaming, *codecs)
@@ -103,6 +106,31 @@ class Places(grpc.ServerInterceptor):
 
         return placed
 
+    def _gathering(
+        self,
+        serve: Callable[[Iterator[Any], grpc.ServicerContext], Any],
+        stall_seconds: float,
+    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Any]:
+        def placed(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:  # noqa: ANN401
+            with self._place(context, stall_seconds) as place:
+                place.waits_since = self._clock()  # for its turn too, behind others of its caller
+                return serve(self._each(requests, place), context)
+
+        return placed
+
+    def _each(self, requests: Iterator[Any], place: _Place) -> Iterator[Any]:
+        """Yield the messages of a call; to wait for all of them is one waiting."""
+        since = place.waits_since or self._clock()
+        while True:
+            with self._waiting(place, since=since):
+                request = next(requests, None)
+            if request is None:
+                return
+            paused = self._clock()
+            yield request
+            del request  # so that no piece is held while the next one comes
+            since += self._clock() - paused
+
     def _only(self, requests: Iterator[Any], context: grpc.ServicerContext, place: _Place) -> Any:  # noqa: ANN401
         """Return the call's one message."""
         with self._waiting(place):
@@ -112,8 +140,8 @@ class Places(grpc.ServerInterceptor):
         return request
 
     @contextmanager
-    def _waiting(self, place: _Place) -> Iterator[None]:
-        place.waits_since = self._clock()
+    def _waiting(self, place: _Place, *, since: float | None = None) -> Iterator[None]:
+        place.waits_since = self._clock() if since is None else since
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from tapestry.errors import RejectedError
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.pace import steps_for
 from tapestry_coordinator.registry import PolicyVersion, Registry
-from tapestry_coordinator.rounds import RoundState
+from tapestry_coordinator.rounds import Published, RoundState, folded
 from tapestry_coordinator.settings import CoordinatorSettings
 
 _log = logging.getLogger(__name__)
@@ -127,7 +127,13 @@ class Planner:
 
     def _statistics(self, number: int) -> dict[str, tuple[float, ...]]:
         """Add up the statistics that every contribution of a round has, and of one length."""
-        parts = [stored.declared.statistics for stored in self._registry.contributions(number)]
+        events = self._registry.round_events(number)
+        state = folded(number, [(at, e) for at, e in events if not isinstance(e, Published)])
+        parts = [
+            stored.declared.statistics
+            for stored in self._registry.contributions(number)
+            if stored.member_id not in state.excluded
+        ]
         sums: dict[str, tuple[float, ...]] = {}
         for name in sorted(parts[0]) if parts else ():
             columns = [part.get(name, ()) for part in parts]

@@ -49,6 +49,7 @@ from tapestry_coordinator.uploads import FragmentStore
 _log = logging.getLogger(__name__)
 
 _COPY_BYTES = 8 * 2**20
+_NEWCOMER = "a newcomer's first contributions have no weight: influence.newcomer_rounds"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,14 +72,21 @@ class ClosedRound:
     """Why that is not published; empty if it is."""
     earlier: Mapping[str, int] = field(default_factory=dict)
     """How many contributions each member had made before."""
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    """Why a contribution does not count, by member."""
 
     @property
-    def newcomers(self) -> frozenset[str]:
-        """Members whose contribution has no weight yet; nobody, if without them is no quorum."""
+    def weightless(self) -> Mapping[str, str]:
+        """Why members whose contribution is here have no weight, whatever the rule says.
+
+        Newcomers have, if without them is no quorum.
+        """
         needed = self.policy.influence.newcomer_rounds
-        known = {one.member_id for one in self.contributions}
+        known = {one.member_id for one in self.contributions} - set(self.excluded)
         new = {member for member in known if self.earlier.get(member, 0) < needed}
-        return frozenset(new if len(known - new) >= self.plan.quorum else ())
+        if len(known - new) < self.plan.quorum:
+            new = set()
+        return {**self.excluded, **dict.fromkeys(new, _NEWCOMER)}
 
     @classmethod
     def recorded(cls, registry: Registry, state: RoundState) -> "ClosedRound":
@@ -92,7 +100,7 @@ class ClosedRound:
             contributions=[
                 stored
                 for stored in registry.contributions(state.number)
-                if stored.member_id in state.arrived
+                if stored.member_id in state.arrived or stored.member_id in state.excluded
             ],
             declined=state.declined,
             lineage=registry.lineage(state.number - 1),
@@ -100,6 +108,7 @@ class ClosedRound:
             candidate=state.candidate,
             reverted=state.reverted,
             earlier=registry.contributions_before(state.number),
+            excluded=state.excluded,
         )
 
 
@@ -134,7 +143,8 @@ class Publisher:
         Raises:
             OSError: The disk is full; nothing is left of the attempt.
             ConfigError: The aggregation rule cannot hold with so few contributions.
-            UnavailableError: A recorded contribution or the outer state is damaged on this disk.
+            UnavailableError: A recorded contribution or the outer state is damaged on this disk, or
+                what comes out is not what members have measured.
         """
         number = closed.plan.round
         target, candidate = self.home.checkpoint(number), self.home.candidate(number)
@@ -153,7 +163,8 @@ class Publisher:
         Raises:
             OSError: The disk is full; nothing is left of the attempt.
             ConfigError: The aggregation rule cannot hold with so few contributions.
-            UnavailableError: A recorded contribution or the outer state is damaged on this disk.
+            UnavailableError: A recorded contribution or the outer state is damaged on this disk, or
+                what comes out is not what members are measuring.
         """
         number = closed.plan.round
         target = self.home.candidate(number)
@@ -166,6 +177,18 @@ class Publisher:
         return envelope
 
     def _make(self, closed: ClosedRound, target: Path, *, durable: bool) -> Envelope:
+        """Have a round aggregated in `target`: just what members measured, if they did."""
+        envelope = self._made(closed, target, durable=durable)
+        if closed.candidate and payload_digest(envelope) != closed.candidate:
+            shutil.rmtree(target)
+            raise UnavailableError(
+                f"the candidate of round {closed.plan.round} comes out differently here than "
+                "members measured it: the software changed since. Undo that; or, while it is being "
+                f"measured or held, `tapestry coordinator revert {closed.plan.round}`"
+            )
+        return envelope
+
+    def _made(self, closed: ClosedRound, target: Path, *, durable: bool) -> Envelope:
         """Aggregate a round into `target`, unless it is there."""
         number = closed.plan.round
         if target.is_dir():
@@ -179,7 +202,7 @@ class Publisher:
                 plan_digest=closed.plan_digest,
                 base=base,
                 folder=folder,
-                newcomers=closed.newcomers,
+                weightless=closed.weightless,
             )
             files = _carry_over(base, self.home.checkpoint(number - 1), folder)
             files.append(_write_policy(closed.policy, folder))
@@ -234,7 +257,9 @@ class Publisher:
                 files.append(_write_policy(closed.policy, folder))
                 (model,) = [entry for entry in base.files if entry.name == MODEL_FILE]
                 shutil.copyfile(source / MODEL_FILE, folder / MODEL_FILE)
-                envelope = self._finish(_reverted(closed, base, [*files, model]), closed, folder)
+                envelope = self._finish(
+                    reverted_manifest(closed, base, [*files, model]), closed, folder
+                )
         shutil.rmtree(self.home.candidate(number), ignore_errors=True)
         _log.warning("checkpoint %d is the consensus as it was: %s", number, closed.reverted)
         return envelope
@@ -270,7 +295,7 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     return entries
 
 
-def _reverted(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:
+def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:
     """Return the manifest of a round that left the consensus as it was."""
     plan, before = closed.plan, base.made
     declared = [(one, one.declared) for one in closed.contributions]
@@ -285,7 +310,7 @@ def _reverted(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -
             contribution=payload_digest(one.envelope),
             staleness=one.staleness,
             base_round=one.round - 1 if one.staleness else None,
-            reason="the round left the consensus as it was",
+            reason=closed.excluded.get(one.member_id, "the round left the consensus as it was"),
         )
         for one, made in declared
     )

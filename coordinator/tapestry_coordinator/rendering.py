@@ -24,13 +24,14 @@ def _status(table: dict[str, Any]) -> Text:
         lines.append(f"  {pause_line(table)}")
     if table["cohort"]:
         lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
-        answered = {*table["arrived"], *table["declined"], *table["inactive"]}
+        answered = {*table["arrived"], *table["declined"], *table["inactive"], *table["excluded"]}
         waiting = sorted(set(table["cohort"]) - answered)
         lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
         if table["inactive"]:
             lines.append(f"  not waited for: {', '.join(table['inactive'])} (inactive)")
         lines += [f"  {m} is late: {s} rounds" for m, s in table["late"].items()]
         lines += [f"  declined: {m}: {reason}" for m, reason in table["declined"].items()]
+        lines += [f"  excluded: {m}: {reason}" for m, reason in table["excluded"].items()]
         lines.append(f"  deadline: {table['deadline']}")
     if table["candidate"]:
         lines.append(f"candidate {table['candidate'][:16]}, measured before it is published:")
@@ -99,7 +100,8 @@ def _rounds(table: dict[str, Any]) -> Table | str:
     shown = _table("round", "", "opened", "seconds", "in", "bytes", "absent")
     for row in table["rounds"]:
         again = f", attempt {row['attempts']}" if row["attempts"] > 1 else ""
-        absent = [f"{m}: {reason}" for m, reason in sorted(row["absent"].items())]
+        out = {**row["absent"], **row["excluded"]}
+        absent = [f"{m}: {reason}" for m, reason in sorted(out.items())]
         shown.add_row(
             str(row["round"]),
             f"{row['phase']}{again}",

@@ -16,6 +16,9 @@ the base stays as it is, and contributions that arrived stay in.
 
 A contribution whose own round has closed may be used by the round that is open or waited for now:
 it is then late by as many rounds as lie between, and its member has answered that round.
+
+A contribution whose member is revoked before its round has closed stays on record and has no
+weight; the others count as if it had never come.
 """
 
 import json
@@ -56,6 +59,8 @@ class RoundRules:
     """Fewest tokens of the contributions together, beside their number."""
     is_asynchronous: bool = False
     """Whether late contributions alone may close a round before its deadline."""
+    buffer: int = 0
+    """Of an asynchronous round: arrivals that close it before its deadline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +88,8 @@ class RoundState:
     """Of the contributions that arrived."""
     declined: dict[str, str] = field(default_factory=dict)
     """Reason by member."""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """By member whose contribution is here and counts no more: why."""
     closed_at: float = 0.0
     candidate: str = ""
     """Manifest digest of what members measure, by the no-harm gate."""
@@ -91,6 +98,8 @@ class RoundState:
     measured_until: float = 0.0
     dissent: dict[str, str] = field(default_factory=dict)
     """By member that measured the candidate: what it found, empty if it agrees."""
+    left: tuple[str, ...] = ()
+    """Who contributed and is not waited for while the others measure."""
     reverted: str = ""
     """Why the candidate is not published; empty if it is."""
 
@@ -132,6 +141,16 @@ class Declined:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """A member of the cohort, or one that contributed, is a member no more."""
+
+    member_id: str
+    reason: str
+    tokens: int = 0
+    """Of its contribution, if that is here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
     """The round's checkpoint is out."""
 
@@ -165,7 +184,7 @@ class Ruled:
     reason: str
 
 
-Event = Tick | Arrived | Declined | Published | Proposed | Measured | Ruled
+Event = Tick | Arrived | Declined | Left | Published | Proposed | Measured | Ruled
 
 
 class Effect(StrEnum):
@@ -192,6 +211,8 @@ def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, li
         return _arrive(state, event, now)
     if isinstance(event, Declined):
         return _decline(state, event, now)
+    if isinstance(event, Left):
+        return _leave(state, event, now)
     if isinstance(event, Published):
         return _publish(state)
     if isinstance(event, Proposed | Measured | Ruled):
@@ -212,6 +233,8 @@ def _arrive(state: RoundState, event: Arrived, now: float) -> tuple[RoundState, 
         raise RejectedError(
             f"{member_id} already contributed to round {state.number}, something else"
         )
+    if member_id in state.excluded:
+        raise RejectedError(_out_of(state, member_id))
     state = replace(
         state,
         arrived={**state.arrived, member_id: event.digest},
@@ -230,6 +253,45 @@ def _decline(state: RoundState, event: Declined, now: float) -> tuple[RoundState
         return state, []
     declined = {**state.declined, event.member_id: event.reason}
     return _close_if_due(replace(state, declined=declined), now, changed=True)
+
+
+def _leave(state: RoundState, event: Left, now: float) -> tuple[RoundState, list[Effect]]:
+    """Go on without a member; once a round has closed, what it is made of stays as it is."""
+    member_id = event.member_id
+    has_contributed = member_id in state.arrived
+    if state.phase is Phase.MEASURING and has_contributed and member_id not in state.left:
+        return _judge_if_due(replace(state, left=(*state.left, member_id)), now)
+    if state.phase is Phase.WAITING and has_contributed:
+        return _exclude(state, event), [Effect.ANNOUNCE_STATE]
+    if state.phase is not Phase.OPEN:
+        return state, []
+    if has_contributed:
+        return _close_if_due(_exclude(state, event), now, changed=True)
+    if member_id not in state.cohort or member_id in {*state.declined, *state.excluded}:
+        return state, []
+    declined = {**state.declined, member_id: event.reason}
+    return _close_if_due(replace(state, declined=declined), now, changed=True)
+
+
+def _exclude(state: RoundState, event: Left) -> RoundState:
+    """Let a contribution count no more; without it there may be no quorum."""
+    member_id = event.member_id
+    state = replace(
+        state,
+        arrived={m: digest for m, digest in state.arrived.items() if m != member_id},
+        late={m: rounds for m, rounds in state.late.items() if m != member_id},
+        tokens=state.tokens - event.tokens,
+        excluded={**state.excluded, member_id: event.reason},
+    )
+    has_quorum_still = state.rules is not None and _ends_with_grace(state, state.rules)
+    return state if has_quorum_still else replace(state, quorum_at=None)
+
+
+def _out_of(state: RoundState, member_id: str) -> str:
+    return (
+        f"the contribution of {member_id} to round {state.number} does not count "
+        f"({state.excluded[member_id]}), and nobody contributes twice: wait for the next plan"
+    )
 
 
 def folded(number: int, recorded: Iterable[tuple[float, Event]]) -> RoundState:
@@ -273,7 +335,8 @@ def staleness_of(state: RoundState, member_id: str, *, answers: int, most: int) 
     is_taken = state.phase is Phase.OPEN and staleness == 0
     if state.phase in (Phase.WAITING, Phase.OPEN):
         is_taken = is_taken or 1 <= staleness <= most
-    if is_taken and member_id not in state.arrived:
+    has_answered = member_id in state.arrived or member_id in state.excluded
+    if is_taken and not has_answered:
         if staleness == 0:
             require_open(state, member_id)
         return staleness
@@ -282,6 +345,8 @@ def staleness_of(state: RoundState, member_id: str, *, answers: int, most: int) 
             f"round {state.number} takes no more of {member_id}: its answer to round {answers} is "
             "for the next one; send it again soon"
         )
+    if is_taken and member_id in state.excluded:
+        raise RejectedError(_out_of(state, member_id))
     if is_taken:
         raise RejectedError(f"{member_id} already contributed to round {state.number}")
     if staleness == 0:
@@ -334,7 +399,7 @@ def _measure(state: RoundState, event: Measured, now: float) -> tuple[RoundState
 
 def _judge_if_due(state: RoundState, now: float) -> tuple[RoundState, list[Effect]]:
     """Decide about a candidate that all contributors have measured, or whose time is over."""
-    if now < state.measured_until and not set(state.arrived) <= set(state.dissent):
+    if now < state.measured_until and not set(state.arrived) <= {*state.dissent, *state.left}:
         return state, []
     dissent = [f"{member}: {words}" for member, words in sorted(state.dissent.items()) if words]
     if not dissent:
@@ -405,11 +470,12 @@ def _close_if_due(
     if not has_quorum(state, rules):
         return state, [Effect.ANNOUNCE_STATE] if changed else []
     due = state.deadline
-    if rules.is_asynchronous or len(state.arrived) > len(state.late):
+    if _ends_with_grace(state, rules):
         quorum_at = now if state.quorum_at is None else state.quorum_at
         state = replace(state, quorum_at=quorum_at)
         due = min(quorum_at + rules.grace_seconds, due)
-    everybody = set(state.cohort) <= {*state.arrived, *state.declined, *state.inactive}
+    answered = {*state.arrived, *state.declined, *state.excluded}
+    everybody = set(state.cohort) <= {*answered, *state.inactive}
     if everybody or now >= due:
         return replace(state, phase=Phase.AGGREGATING, closed_at=now), [Effect.AGGREGATE]
     return state, [Effect.ANNOUNCE_STATE] if changed else []
@@ -418,6 +484,15 @@ def _close_if_due(
 def has_quorum(state: RoundState, rules: RoundRules) -> bool:
     """Whether what arrived makes an update, by number and by tokens."""
     return len(state.arrived) >= rules.quorum and state.tokens >= rules.quorum_tokens
+
+
+def _ends_with_grace(state: RoundState, rules: RoundRules) -> bool:
+    """Whether a round waits for its grace only: late contributions alone wait for its deadline."""
+    if not has_quorum(state, rules):
+        return False
+    if rules.is_asynchronous:
+        return len(state.arrived) >= rules.buffer
+    return len(state.arrived) > len(state.late)
 
 
 def _replan_if_overdue(
@@ -436,6 +511,7 @@ _KINDS: dict[str, type[Event]] = {
     "tick": Tick,
     "arrived": Arrived,
     "declined": Declined,
+    "left": Left,
     "published": Published,
     "proposed": Proposed,
     "measured": Measured,

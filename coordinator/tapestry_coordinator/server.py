@@ -23,7 +23,7 @@ from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
-from tapestry.wire.allocation import reuse_large_blocks
+from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.limits import SERVER_OPTIONS
@@ -112,6 +112,7 @@ class CoordinatorServer:
         self._settling.recover()
         self._make_up()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._callers: list[ThreadPoolExecutor] = []
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
         self.desk = Desk(
@@ -132,7 +133,8 @@ class CoordinatorServer:
             record_weightless(self._registry, Manifest.parsed(manifest.payload, what="manifest"))
         number = newest + 1
         state = folded(number, self._registry.round_events(number))
-        if state.phase in (Phase.MEASURING, Phase.HELD):
+        is_undecided = state.phase in (Phase.MEASURING, Phase.HELD)
+        if is_undecided and self._registry.ruling(number) is None:
             self._publisher.propose(ClosedRound.recorded(self._registry, state))
 
     def serve(self) -> None:
@@ -142,6 +144,7 @@ class CoordinatorServer:
             ConfigError: A port is in use.
         """
         reuse_large_blocks()
+        spare_what_is_there()
         allow_files()
         servers = self._start_servers()
         if self._lease is None:
@@ -169,7 +172,8 @@ class CoordinatorServer:
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
-            self._threads.shutdown()
+            for threads in (*self._callers, self._threads):
+                threads.shutdown()  # whoever is in the middle of a call needs store and registry
             self._store.close()
             self._registry.close()
             _log.info("stopped")
@@ -246,9 +250,9 @@ class CoordinatorServer:
         return [members, door]
 
     def _server(self, workers: int) -> grpc.Server:
-        return grpc.server(
-            ThreadPoolExecutor(workers), interceptors=[self._places], options=SERVER_OPTIONS
-        )
+        threads = ThreadPoolExecutor(workers, thread_name_prefix="call")
+        self._callers.append(threads)
+        return grpc.server(threads, interceptors=[self._places], options=SERVER_OPTIONS)
 
     # Aggregation and cards, in one thread
 
@@ -281,6 +285,7 @@ class CoordinatorServer:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
         self._settle(state.number)
+        self._pass_time(look=False)  # the next round need not wait for a tick
 
     def _record(self, envelope: Envelope) -> None:
         """Publish a checkpoint; go on until the database has it, or another coordinator leads."""

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 
 import grpc
@@ -39,12 +40,14 @@ from tapestry.wire.limits import FETCH_CHUNK_BYTES, HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message, envelope_value
 from tapestry.wire.statuses import status_from_errors
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.arrivals import rejoined
 from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals, require_floor
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.registry import ACTIVE, CONTRIBUTOR, OPERATOR, Member, StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
+from tapestry_coordinator.windows import Windows
 
 ENROL_TYPE = "application/vnd.tapestry.enrol.v1"
 
@@ -130,6 +133,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
             token, now = token_digest(request.token), self._desk.calendar()
             self._desk.registry.require_invitation(token, member_id=request.member_id, now=now)
             certificate = self._issue(request.certificate_request, request.member_id, now)
+            self._desk.note_who_left()
             self._desk.registry.enrol(
                 token,
                 member_id=request.member_id,
@@ -315,6 +319,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
         self._desk = desk
         self._store = store
         self._layout = layout
+        self._windows = Windows()
 
     def Describe(
         self, request: transfer_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -377,23 +382,35 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     digests=digests,
                     max_element=plan.max_element,
                 )
-        return transfer_pb2.OpenUploadResponse(missing=pack_missing(missing))
+                grant = self._windows.open(member_id)
+        return transfer_pb2.OpenUploadResponse(
+            missing=pack_missing(missing), window=grant.fragments, piece_bytes=grant.piece_bytes
+        )
 
     def put_fragment(
-        self, request: PutFragment, context: grpc.ServicerContext
+        self, requests: Iterator[PutFragment], context: grpc.ServicerContext
     ) -> transfer_pb2.PutFragmentResponse:
-        """Validate and store one fragment."""
+        """Validate and store one fragment; nothing of it is read before the member's turn comes."""
         with status_from_errors(context):
             member_id = identify(context, self._desk).member_id
-            with recording_refusals(self._desk, member_id):
-                self._store.put(request.round, member_id, index=request.index, data=request.data)
-            self._desk.live.received(
-                member_id,
-                round_number=request.round,
-                size=len(request.data),
-                now=self._desk.clock(),
+            with self._windows.place(member_id, context.is_active):
+                self._take(requests, member_id)
+        grant = self._windows.granted(member_id)
+        return transfer_pb2.PutFragmentResponse(
+            window=grant.fragments, piece_bytes=grant.piece_bytes
+        )
+
+    def _take(self, requests: Iterator[PutFragment], member_id: str) -> None:
+        first = next(requests, None)
+        if first is None:
+            raise RejectedError("the call has no message: send a fragment, or none")
+        number, index, pieces = first.round, first.index, rejoined([first], requests)
+        del first  # here, so that no piece is held while the others come
+        with recording_refusals(self._desk, member_id):
+            size = self._store.take(
+                number, member_id, index=index, pieces=map(attrgetter("data"), pieces)
             )
-        return transfer_pb2.PutFragmentResponse()
+        self._desk.live.received(member_id, round_number=number, size=size, now=self._desk.clock())
 
     def Commit(
         self, request: transfer_pb2.CommitRequest, context: grpc.ServicerContext
@@ -430,6 +447,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                     failpoints.reach("contribution-durable")
                     receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
                     failpoints.reach("receipt-recorded")
+            self._windows.close(member.member_id)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))
 
 

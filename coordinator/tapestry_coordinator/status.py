@@ -37,6 +37,7 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
         "arrived": sorted(state.arrived),
         "late": state.late,
         "declined": state.declined,
+        "excluded": state.excluded,
         "deadline": readable_time(state.deadline) if state.deadline else None,
         "candidate": state.candidate,
         "measured": state.dissent,

@@ -20,12 +20,8 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
 
 from tapestry.aggregation.contributions import longest_fragment
 from tapestry.checkpoints.folder import folder_name
@@ -34,66 +30,16 @@ from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import RollingSync, sync_path, write_atomic
+from tapestry.storage.atomic import sync_path, write_atomic
 from tapestry.storage.blobs import Blobs
 from tapestry.storage.spares import Spares
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.arrivals import NOT_OPEN, Arrival, Upload, WorkPlaces, rejoined
 
 _log = logging.getLogger(__name__)
 _BLOBS = "contributions"
 _Key = tuple[int, str]
 """Round and member."""
-
-
-@dataclass(slots=True)
-class Upload:
-    """A contribution that is being received."""
-
-    path: Path
-    codec: Codec
-    digests: tuple[bytes, ...]
-    max_element: float
-    squared_norms: dict[int, float] = field(default_factory=dict)
-    """By fragment that is there."""
-    checksums: dict[int, bytes] = field(default_factory=dict)
-    """The same."""
-    file: BinaryIO | None = None
-    """Open for writing while fragments come in."""
-    sync: RollingSync | None = None
-
-    def missing(self) -> list[bool]:
-        """Return for each fragment whether it is missing."""
-        return [index not in self.squared_norms for index in range(len(self.digests))]
-
-    def keep(self, before: "Upload") -> None:
-        """Know as there what was there of another announcement, without reading it again."""
-        for index, squared in before.squared_norms.items():
-            if self.digests[index] == before.digests[index]:
-                self.squared_norms[index] = squared
-                self.checksums[index] = before.checksums[index]
-
-    def begin(self) -> None:
-        """Open the allocated file for fragments."""
-        self.file = self.path.open("r+b", buffering=0)
-        self.sync = RollingSync(self.file)
-
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of `data`; a short write is a full disk."""
-        if self.file is None or self.sync is None:
-            raise RejectedError("no upload is open: announce the contribution's digests first")
-        if os.pwrite(self.file.fileno(), data, offset) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.sync.wrote(len(data))
-
-    def end(self, *, durable: bool) -> None:
-        """Close the file; `durable` waits until its bytes are on the disk."""
-        if self.file is None or self.sync is None:
-            return
-        self.sync.close()
-        if durable:
-            os.fsync(self.file.fileno())
-        self.file.close()
-        self.file = self.sync = None
 
 
 class FragmentStore:
@@ -107,8 +53,7 @@ class FragmentStore:
         self._blobs = blobs
         self._layout = layout
         self._spares = Spares(folder, "contribution")
-        self._buffers: list[Float32Array] = []
-        """For decoding; as many as calls were ever at it at once."""
+        self._work_places = WorkPlaces(longest_fragment(layout))
         self._lock = threading.Lock()
         self._turns: dict[str, threading.RLock] = {}
         self._open: dict[_Key, Upload] = {}
@@ -190,17 +135,52 @@ class FragmentStore:
             start, stop = self._layout.bounds(index)
             upload = self._open.get((round_number, member_id))
             if upload is None:
-                self._require_held((round_number, member_id), index, data)
+                self._require_held((round_number, member_id), index, fragment_digest(data))
                 return
             if index in upload.squared_norms:
                 return
-            if fragment_digest(data) != upload.digests[index]:
-                raise RejectedError(f"fragment {index}: its bytes do not have the announced digest")
-            squared = self._validated(upload, index, data, stop - start)
+            upload.require_announced(index, data)
+            with self._work_places.one() as place:
+                squared = _validated(upload, index, data, place.decoded[: stop - start])
             upload.write(data, self._offset(upload.codec, index))
             upload.squared_norms[index] = squared
             upload.checksums[index] = fragment_checksum(data)
             failpoints.reach("fragment-stored")
+
+    def take(
+        self,
+        round_number: int,
+        member_id: str,
+        *,
+        index: int,
+        pieces: Iterator[bytes | memoryview],
+    ) -> int:
+        """Validate and store one fragment as it comes in; return its size.
+
+        No turn is held while a piece is waited for.
+
+        Raises:
+            RejectedError: As for `put`; what was written of it does not count.
+            UnavailableError: The disk is full, or another call brings the same fragment by now.
+        """
+        first, second = next(pieces, b""), next(pieces, None)
+        if second is None:  # all of it in one
+            self.put(round_number, member_id, index=index, data=first)
+            return len(first)
+        pieces = rejoined((first, second), pieces)
+        del first, second  # here and below, so that no piece is held while the next one comes
+        with self.turn(member_id), _or_unavailable():
+            arrival = self._arrival((round_number, member_id), index)
+        try:
+            for data in pieces:
+                with self.turn(member_id), _or_unavailable():
+                    arrival.write(data)
+                del data
+            with self.turn(member_id), _or_unavailable():
+                self._complete(arrival)
+        finally:
+            arrival.end()
+        return arrival.have
 
     def finish(self, round_number: int, member_id: str) -> tuple[bytes, float]:
         """Make a complete upload durable; return its root and the norm of what it decodes to.
@@ -357,13 +337,44 @@ class FragmentStore:
         is_same = (known_codec.name, known_digests) == (codec.name, digests)
         return is_same and self.finished(*key) is not None
 
-    def _require_held(self, key: _Key, index: int, data: bytes | memoryview) -> None:
+    def _arrival(self, key: _Key, index: int) -> Arrival:
+        """Begin to take a fragment's pieces; one that is there already only passes."""
+        start, stop = self._layout.bounds(index)
+        upload, held = self._open.get(key), self._path(key, "contribution")
+        if upload is not None:
+            codec = upload.codec
+        elif held.is_file():
+            codec = self._announced(key)[0]
+        else:
+            raise RejectedError(NOT_OPEN)
+        return Arrival(
+            key,
+            upload,
+            index,
+            size_bytes=codec.encoded_bytes(stop - start),
+            offset=self._offset(codec, index),
+        )
+
+    def _complete(self, arrival: Arrival) -> None:
+        """Look at a fragment all of whose pieces are in its place, and count it as there."""
+        upload, index = arrival.upload, arrival.index
+        if upload is None:
+            self._require_held(arrival.key, index, arrival.digest())
+        elif arrival.must_be_written():
+            start, stop = self._layout.bounds(index)
+            with self._work_places.one() as place:
+                data = arrival.read_again(place)
+                squared = _validated(upload, index, data, place.decoded[: stop - start])
+                upload.checksums[index] = fragment_checksum(data)
+            upload.squared_norms[index] = squared
+            failpoints.reach("fragment-stored")
+
+    def _require_held(self, key: _Key, index: int, digest: bytes) -> None:
         """Refuse a fragment for which no upload is open, unless it is there already."""
-        if self._path(key, "contribution").is_file():
-            _codec, digests = self._announced(key)
-            if fragment_digest(data) == digests[index]:
-                return
-        raise RejectedError("no upload is open: announce the contribution's digests first")
+        held = self._path(key, "contribution")
+        if held.is_file() and digest == self._announced(key)[1][index]:
+            return
+        raise RejectedError(NOT_OPEN)
 
     def _allocate(self, upload: Upload) -> bool:
         """Reserve the whole file before the first byte is accepted; tell if it was there."""
@@ -389,7 +400,8 @@ class FragmentStore:
             data = self._read_at(upload.path, upload.codec, index)
             if fragment_digest(data) == digest:
                 start, stop = self._layout.bounds(index)
-                squared = self._validated(upload, index, data, stop - start)
+                with self._work_places.one() as place:
+                    squared = _validated(upload, index, data, place.decoded[: stop - start])
                 upload.squared_norms[index] = squared
                 upload.checksums[index] = fragment_checksum(data)
 
@@ -405,31 +417,26 @@ class FragmentStore:
         start, stop = self._layout.bounds(0)
         return index * codec.encoded_bytes(stop - start)
 
-    def _validated(
-        self, upload: Upload, index: int, data: bytes | memoryview, elements: int
-    ) -> float:
-        """Decode a fragment; return its squared norm.
 
-        Raises:
-            RejectedError: Its size, finiteness or scale is wrong.
-        """
-        spare = self._buffers.pop() if self._buffers else None
-        buffer = np.empty(longest_fragment(self._layout), np.float32) if spare is None else spare
-        try:
-            values = buffer[:elements]
-            upload.codec.decode_into(data, values)
-            squared = squared_norm(values)
-            if squared > upload.max_element**2:  # else no element can be larger
-                largest = max(float(values.max()), -float(values.min()))
-                if largest > upload.max_element:
-                    raise RejectedError(
-                        f"fragment {index} has an element of {largest:.3g}, the federation accepts "
-                        f"up to {upload.max_element:g}: training has diverged; lower the learning "
-                        "rate"
-                    )
-            return squared
-        finally:
-            self._buffers.append(buffer)
+def _validated(
+    upload: Upload, index: int, data: bytes | memoryview, decoded: Float32Array
+) -> float:
+    """Decode a fragment into `decoded`; return its squared norm.
+
+    Raises:
+        RejectedError: Its size, finiteness or scale is wrong.
+    """
+    upload.codec.decode_into(data, decoded)
+    squared = squared_norm(decoded)
+    if squared > upload.max_element**2:  # else no element can be larger
+        largest = max(float(decoded.max()), -float(decoded.min()))
+        if largest > upload.max_element:
+            raise RejectedError(
+                f"fragment {index} has an element of {largest:.3g}, the federation accepts "
+                f"up to {upload.max_element:g}: training has diverged; lower the learning "
+                "rate"
+            )
+    return squared
 
 
 def _blob(round_number: int, member_id: str, root: str) -> str:

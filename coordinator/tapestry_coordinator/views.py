@@ -143,6 +143,7 @@ def _round_row(
         "seconds": end - begun if begun else None,
         "cohort": list(state.cohort),
         "contributions": sorted(state.arrived),
+        "excluded": state.excluded,
         "absent": _absent(state, None if envelope is None else envelope.payload),
         "bytes": _received_bytes(registry, layout, number),
     }
@@ -153,7 +154,7 @@ def _absent(state: RoundState, manifest: bytes | None) -> dict[str, str]:
     if manifest is not None:
         made = Manifest.parsed(manifest, what="manifest").made
         return {a.member_id: a.reason for a in made.absent} if made else {}
-    missing = sorted(set(state.cohort) - set(state.arrived))
+    missing = sorted(set(state.cohort) - {*state.arrived, *state.excluded})
     return {m: state.declined.get(m, "nothing came yet") for m in missing}
 
 

@@ -1,6 +1,7 @@
 """The demonstration's federation: real processes on this machine, over mutual TLS."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -24,6 +26,9 @@ from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 
 _STOP_SECONDS = 10.0
+_PORTS = range(12_000, 32_000)
+"""None that systems give to outgoing connections: what is free stays so until a process is up."""
+_PAIRS = count(secrets.randbelow(len(_PORTS)))
 _now = time.time  # noqa: TID251 - the edge that owns the clock
 
 
@@ -220,13 +225,10 @@ def coordinator_home(folder: Path) -> CoordinatorHome:
 
 
 def free_port_pair() -> int:
-    """Return a port that is free together with the next one."""
+    """Return a port that is free together with the next one, and another one the next time."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            if port >= 65_000:
-                continue
-            with suppress(OSError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
+        port = _PORTS[2 * next(_PAIRS) % len(_PORTS)]
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port

@@ -20,13 +20,16 @@ from tapestry.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
-from tapestry.wire.bulk import BulkStub, PutFragment
+from tapestry.wire.bulk import BulkStub, Pieces, PutFragment
 from tapestry.wire.egress import EgressLedger
 from tapestry.wire.fetching import Fetcher
-from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, UPLOADS_IN_FLIGHT
+from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, PIECE_BYTES, UPLOADS_IN_FLIGHT
 from tapestry.wire.members import open_member_channel
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
+
+_Granting = transfer_pb2.OpenUploadResponse | transfer_pb2.PutFragmentResponse
+"""Answers that say how much may be in flight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +200,7 @@ class NodeClient:
             if opened.HasField("receipt"):
                 return envelope_value(opened.receipt)
             missing = unpack_missing(opened.missing, len(digests))
-            self._put_all(number, missing, digests, read_fragment, on_bytes)
+            self._put_all(number, missing, digests, read_fragment, on_bytes, granted=opened)
             committed = self._transfer.Commit(
                 transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
                 timeout=COMMIT_SECONDS,
@@ -211,30 +214,39 @@ class NodeClient:
         digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
         on_bytes: Callable[[int], None] | None,
+        *,
+        granted: _Granting,
     ) -> None:
-        """Send fragments, several in flight."""
+        """Send fragments, as many in flight as the coordinator says in every answer."""
         in_flight: deque[tuple[grpc.Future, int]] = deque()  # type: ignore[type-arg]
 
         def wait_for_oldest() -> None:
+            nonlocal granted
             future, size = in_flight.popleft()
-            future.result()
+            granted = future.result()
             if on_bytes is not None:
                 on_bytes(size)
 
         try:
             for index in indices:
                 data = read_fragment(index)
-                request = PutFragment(number, index, data, digests[index])
-                in_flight.append(
-                    (self._bulk.put_fragment.future(request, timeout=COMMIT_SECONDS), len(data))
-                )
-                if len(in_flight) >= UPLOADS_IN_FLIGHT:
+                fragment = PutFragment(number, index, data, digests[index])
+                call = self._put(fragment, piece_bytes=max(PIECE_BYTES, granted.piece_bytes))
+                in_flight.append((call, len(data)))
+                while len(in_flight) >= max(1, min(granted.window, UPLOADS_IN_FLIGHT)):
                     wait_for_oldest()
             while in_flight:
                 wait_for_oldest()
         finally:
             for future, _size in in_flight:  # after a failure: they would meet those sent again
                 future.cancel()
+
+    def _put(self, fragment: PutFragment, *, piece_bytes: int) -> grpc.Future:  # type: ignore[type-arg]
+        """Begin to send a fragment, in one message if it may be."""
+        if len(fragment.data) <= piece_bytes:
+            return self._bulk.put_fragment.future(fragment, timeout=COMMIT_SECONDS)
+        pieces = Pieces(fragment, piece_bytes=piece_bytes)
+        return self._bulk.put_pieces.future(pieces, timeout=COMMIT_SECONDS)
 
     def renew(self) -> None:
         """Replace the member certificate by a fresh one with a new key.

@@ -17,6 +17,7 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_node.corpus_commands import corpus, forget
 
 if TYPE_CHECKING:
     from tapestry_node.client import NodeClient
@@ -38,9 +39,13 @@ Folder = Annotated[
 Data = Annotated[
     list[Path],
     typer.Option(
-        "--data", help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated."
+        "--data",
+        help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated. Not needed "
+        "with a corpus.toml.",
     ),
 ]
+app.add_typer(corpus, name="corpus")
+app.command()(forget)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 
 
@@ -99,17 +104,14 @@ def run(
 
     Example: tapestry node run --data corpus/ --nproc 4
     """
-    from tapestry.data.reading import list_files  # noqa: PLC0415 - imports datasets
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
+    from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
-    list_files(data)
-    daemon = Daemon(home, data, until_finished=until_finished, processes=nproc)
+    daemon = Daemon(home, text_of(home, data), until_finished=until_finished, processes=nproc)
     stops = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -307,12 +309,11 @@ def finish(
     Uses the moments that the inner optimizer kept, and sends nothing.
     """
     from tapestry_node.finishing import finish_locally  # noqa: PLC0415 - imports torch
+    from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
-    if not data:
-        raise ConfigError("no text given: add --data PATH (a file or a folder)")
-    parentage = finish_locally(home, data, out, steps=steps)
+    parentage = finish_locally(home, text_of(home, data), out, steps=steps)
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")

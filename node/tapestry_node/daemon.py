@@ -21,6 +21,7 @@ from tapestry.errors import ConfigError, RejectedError, UnavailableError, Untrus
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.params.layout import ParameterLayout
 from tapestry.storage.atomic import write_atomic
+from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient, Told
@@ -110,6 +111,7 @@ class Daemon:
             UntrustedError: The coordinator, a plan, or a checkpoint cannot be trusted.
             ConfigError: The data or a setting cannot be used.
         """
+        spare_what_is_there()
         self._start_trainer()
         listener = Listener(self._connected)
         version, backoff = 0, FIRST_BACKOFF_SECONDS

@@ -20,6 +20,7 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragments_root
 from tapestry.params.layout import ParameterLayout
+from tapestry_node.corpus_history import record_contribution
 from tapestry_node.home import NodeHome
 from tapestry_node.messages import Made
 from tapestry_node.policy import Policy
@@ -94,6 +95,10 @@ def sealed(
         },
         statistics=dict(made.statistics),
     )
+    if made.use is not None:
+        record_contribution(
+            home.corpus, round_number=plan.round, root=contribution.root, use=made.use
+        )
     return Spooled.completed(
         folder, contribution, contribution.signed(key), fragments=fragments, layout=layout
     )
@@ -161,7 +166,7 @@ def require_allowed(made: Made, plan: RoundPlan, policy: Policy, *, norm: float)
         ),
         (
             made.documents >= policy.min_documents,
-            f"min_documents = {policy.min_documents:,}, the corpus has {made.documents:,}",
+            f"min_documents = {policy.min_documents:,}, it was made of {made.documents:,}",
         ),
         (
             policy.max_norm == 0 or norm <= policy.max_norm,

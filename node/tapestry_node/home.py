@@ -2,10 +2,12 @@
 
 ```
 node.toml      the institution's policy, edited by people
+corpus.toml    the institution's text, source by source, edited by people (optional)
 identity/      keys and certificates (0600)
 checkpoints/   consensus checkpoints as fetched, the newest few
 pool/          the federation's open pool of text, if it has one
-corpus/        the institution's text, tokenized (0700); never leaves
+corpus/        the institution's text, tokenized (0700); history.jsonl: which sources took part in
+               which round; never leaves
 trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback;
                a round half trained
 spool/         a finished contribution until its receipt is here
@@ -82,6 +84,11 @@ class NodeHome:
     def egress(self) -> Path:
         """The record of everything that left."""
         return self.folder / EGRESS_FILE
+
+    @property
+    def corpus(self) -> Path:
+        """Packed text, and which of it took part in which round."""
+        return self.folder / "corpus"
 
     @property
     def checkpoints(self) -> Path:

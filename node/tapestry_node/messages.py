@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError, RejectedError, TapestryError, UntrustedError
 
 _MOST_BYTES = 2**24
@@ -56,10 +57,12 @@ class Made:
     tokens: int
     steps: int
     documents: int
-    """Of the corpus that was trained on."""
+    """Different ones that were trained on, whole or in part."""
     loss_first: float
     loss_last: float
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    use: RoundUse | None = None
+    """What of the corpus was trained on, for the node's own history."""
 
 
 class Line:

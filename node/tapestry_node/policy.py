@@ -11,6 +11,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.config import Settings
+from tapestry.data.categories import Category
 from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import canonical_json
 
@@ -52,6 +53,8 @@ class Policy(Settings):
     """What may be trained here."""
     codecs: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4", "topk")
     """How pseudo-gradients may be coded."""
+    categories: tuple[Category, ...] = tuple(Category)
+    """Which sources of `corpus.toml` may be trained on; others are left out."""
     min_quorum: Annotated[int, Field(ge=1)] = 2
     """A round that would publish an update made of fewer contributions is refused."""
     min_inner_steps: Annotated[int, Field(ge=1)] = 1
@@ -67,7 +70,7 @@ class Policy(Settings):
     min_tokens: Annotated[int, Field(ge=1)] = 1
     """A contribution made of fewer tokens does not leave: a million hide single texts better."""
     min_documents: Annotated[int, Field(ge=1)] = 1
-    """The same in documents of the corpus."""
+    """The same in different documents that were trained on, whole or in part."""
     max_norm: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """A pseudo-gradient that is longer does not leave; 0: any length."""
     metrics: tuple[Literal["loss_first", "loss_last", "seconds"], ...] = (

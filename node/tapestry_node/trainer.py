@@ -14,6 +14,8 @@ import torch
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
+from tapestry.data.sources import CorpusSpec
+from tapestry.data.usage import RoundUse
 from tapestry.errors import RejectedError
 from tapestry.objectives.fitting import (
     SHARDED_ELEMENTS,
@@ -34,6 +36,7 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import FragmentReader, load_extras, to_model
 from tapestry.params.tensor_file import take_part
+from tapestry_node.governing import corpus_spec, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
@@ -95,7 +98,12 @@ class Trainer:
         self._sequence_tokens = sequence_tokens
         self._settings = settings
         self._first_checkpoint = first_checkpoint
-        self.corpus: Any = self._prepare(list(data), settings.held_out_fraction)
+        self._data = list(data)
+        self._spec = corpus_spec(home, self._data)
+        tell_left_out(self._spec)
+        self.corpus: Any = self._prepare(self._spec, settings.held_out_fraction)
+        self.use: RoundUse | None = None
+        """What of the corpus the newest round was trained on."""
         self._device = choose_device(settings.device, rank=rank, processes=processes)
         self.ranks = join(self._device)
         self.module = self.objective.build(first_checkpoint).to(self._device)
@@ -116,11 +124,19 @@ class Trainer:
         shard(self.module, self.ranks)
         return True
 
-    def _prepare(self, paths: list[Path], held_out_fraction: float) -> Any:  # noqa: ANN401
+    def refresh_corpus(self) -> None:
+        """Take up that a source was forgotten, has expired, or is described otherwise."""
+        spec = corpus_spec(self.home, self._data)
+        if spec != self._spec:
+            tell_left_out(spec)
+            self.corpus = self._prepare(spec, self._settings.held_out_fraction)
+            self._spec = spec
+
+    def _prepare(self, text: CorpusSpec | Sequence[Path], held_out_fraction: float) -> Any:  # noqa: ANN401
         return self.objective.prepare(
-            paths,
+            text,
             self._first_checkpoint,
-            cache=self.home.folder / "corpus",
+            cache=self.home.corpus,
             sequence_tokens=self._sequence_tokens,
             held_out_fraction=held_out_fraction,
             held_out_bytes=self._settings.held_out_bytes,
@@ -176,6 +192,7 @@ class Trainer:
         Raises:
             RejectedError: The plan cannot be trained here.
         """
+        self.refresh_corpus()
         base = self.load(checkpoint)
         self.objective.begin_round(self.module, plan.statistics)
         optimizer = InnerOptimizer(
@@ -216,18 +233,26 @@ class Trainer:
     ) -> list[float]:
         """Take the inner steps of a round that was begun; return each step's loss."""
         inner, before = begun.plan.inner, begun.optimizer.steps_done - len(begun.done.losses)
-        return train(
+        first = before * inner.accumulation
+        losses = train(
             self.objective,
             self.module,
             begun.optimizer,
             begun.batches,
-            first_batch=before * inner.accumulation,
+            first_batch=first,
             on_step=on_step,
             rows=rows,
             ranks=self.ranks,
             done=begun.done.losses,
             keeper=begun.unfinished,
         )
+        self.use = self.objective.used(
+            self.corpus,
+            begun.batches,
+            first_batch=first,
+            batches_taken=len(losses) * inner.accumulation,
+        )
+        return losses
 
     def batches(self, plan: RoundPlan) -> Any:  # noqa: ANN401
         """Return the batches of a plan: own text, and its share of the open pool.
@@ -283,7 +308,8 @@ class Trainer:
         return Made(
             tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
             steps=len(losses),
-            documents=self.corpus.train_documents,
+            documents=self.use.documents if self.use is not None else 0,
+            use=self.use,
             loss_first=losses[0],
             loss_last=losses[-1],
             statistics=dict(self.objective.round_statistics(self.module, self.batches(plan))),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tapestry.checkpoints.statements import RoundPlan
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError, UnavailableError
 from tapestry_node.home import NodeHome
 from tapestry_node.isolation import protect_memory
@@ -155,7 +156,7 @@ class TrainerProcess:
             "write", on_event=lambda event: on_fragment(event["index"]), file=str(file)
         )
         statistics = {name: tuple(values) for name, values in done.pop("statistics").items()}
-        return Made(statistics=statistics, **done)
+        return Made(statistics=statistics, use=RoundUse.read(done.pop("use")), **done)
 
     def stop(self) -> None:
         """End the process."""

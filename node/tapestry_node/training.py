@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ class _Session:
 
         opened = RoundPlan.model_validate_json(plan)
         self._begun, self._losses = None, []
+        self._trainer.refresh_corpus()  # packed here first
         self._begun = self._together(
             "begin",
             lambda: self._trainer.begin(
@@ -235,6 +237,7 @@ class _Session:
             "documents": made.documents,
             "loss_first": made.loss_first,
             "loss_last": made.loss_last,
+            "use": None if made.use is None else asdict(made.use),
             "statistics": {name: list(values) for name, values in made.statistics.items()},
         }
 

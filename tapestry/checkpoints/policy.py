@@ -191,8 +191,8 @@ class PacePolicy(Settings):
     max_ratio: Annotated[FiniteFloat, Field(ge=1)] = 8.0
     """Most steps of a member over the fewest of another."""
     buffer: Count = 0
-    """Of asynchronous: arrivals after which a round closes, never fewer than the quorum. 0: half of
-    the active members, at most four."""
+    """Of asynchronous: arrivals that close a round before its deadline, never fewer than the
+    quorum. 0: half of the active members, at most four."""
 
 
 class ActivityPolicy(Settings):

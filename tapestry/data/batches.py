@@ -4,16 +4,16 @@ Shapes: S tokens of a stream, B sequences in a batch, T tokens predicted in a se
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from tapestry.data.corpus import Tokens
+from tapestry.data.mixing import Stream, schedule
 
 _OWN, _SHARED = 0, 1
-_NAMES = {_OWN: "own", _SHARED: "shared"}
 _DENOMINATOR = 10**6
 """Shared fractions are taken as the nearest fraction up to this: 0.29 is 29/100, and no float."""
 
@@ -26,7 +26,8 @@ class TrainingBatches:
 
     Stateless: batch s is the same whenever and wherever it is asked for, so a restarted node
     needs only the number. Sequence i of a stream is tokens i*T to i*T + T; each epoch visits all
-    in an order drawn from (seed, stream, epoch).
+    in an order drawn from (seed, stream, epoch). Which stream of one's own a sequence is from
+    follows from the streams' shares alone.
     """
 
     def __init__(
@@ -38,8 +39,18 @@ class TrainingBatches:
         sequence_tokens: int,
         shared_fraction: float,
         seed: int,
+        streams: Sequence[Stream] = (),
     ) -> None:
         """Draw from `own` [S] and, for `shared_fraction` of the sequences, from `shared` [S].
+
+        Args:
+            own: The institution's tokens.
+            shared: The open pool's.
+            sequences: B.
+            sequence_tokens: T.
+            shared_fraction: Of the sequences.
+            seed: Of the order.
+            streams: Pieces of `own` with their shares; none: all of it is one.
 
         Raises:
             ValueError: The fraction is not one of 0 to 1, it has no shared stream to draw from,
@@ -51,7 +62,20 @@ class TrainingBatches:
             raise ValueError(
                 f"{sequences} sequences of {sequence_tokens} tokens: expected 1 or more"
             )
-        self._streams = {_OWN: own}
+        pieces = tuple(streams) or (Stream("own", 0, len(own), 1.0),)
+        self._own = [_OWN, *range(_SHARED + 1, _SHARED + len(pieces))]
+        """Numbers of one's own streams; the shared one has its number whoever else there is."""
+        self._starts = dict(zip(self._own, (piece.start for piece in pieces), strict=True))
+        self._streams = {
+            number: own[piece.start : piece.start + piece.tokens]
+            for number, piece in zip(self._own, pieces, strict=True)
+        }
+        names = dict(zip(self._own, (piece.name for piece in pieces), strict=True))
+        names |= {_SHARED: "shared"} | ({_OWN: "own"} if len(pieces) == 1 else {})
+        self._cycle = schedule([piece.share for piece in pieces])
+        self._before = np.zeros((len(self._cycle) + 1, len(pieces)), np.int64)
+        """How many sequences of each stream the first places of a cycle have."""
+        self._before[1:] = np.cumsum(self._cycle[:, None] == np.arange(len(pieces)), axis=0)
         if shared_fraction > 0:
             if shared is None:
                 raise ValueError(
@@ -62,7 +86,7 @@ class TrainingBatches:
         for stream, count in self._counts.items():
             if count < 1:
                 raise ValueError(
-                    f"the {_NAMES[stream]} stream has {len(self._streams[stream]):,} tokens, "
+                    f"the {names[stream]} stream has {len(self._streams[stream]):,} tokens, "
                     f"a sequence needs {sequence_tokens + 1:,}"
                 )
         self._sequences = sequences
@@ -74,27 +98,51 @@ class TrainingBatches:
     @property
     def own_tokens_per_epoch(self) -> int:
         """How many tokens of the own stream are predicted before one comes again."""
-        return self._counts[_OWN] * self._tokens
+        return sum(self._counts[number] for number in self._own) * self._tokens
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return batch `step` (from 0): [B, T + 1]; inputs are [:, :-1], targets [:, 1:]."""
         if step < 0:
             raise ValueError(f"step is {step}, batches are numbered from 0")
-        shared_before, shared_after = self._shared_until(step), self._shared_until(step + 1)
-        own_before = step * self._sequences - shared_before
-        own_after = (step + 1) * self._sequences - shared_after
-        rows = [self._sequence(_OWN, n) for n in range(own_before, own_after)]
-        rows += [self._sequence(_SHARED, n) for n in range(shared_before, shared_after)]
+        rows = [self._sequence(*self._place(n)) for n in self._own_of(step)]
+        shared = range(self._shared_until(step), self._shared_until(step + 1))
+        rows += [self._sequence(_SHARED, n) for n in shared]
         return np.stack(rows).astype(np.int64)
+
+    def own_starts(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Return where in the own tokens the sequences of `count` batches from `first` begin."""
+        starts = []
+        for step in range(first, first + count):
+            for number in self._own_of(step):
+                stream, position = self._place(number)
+                starts.append(self._starts[stream] + self._start(stream, position))
+        return np.array(starts, np.int64)
+
+    def _own_of(self, step: int) -> range:
+        """Return the numbers of the own sequences in a batch, of all own ones ever drawn."""
+        return range(
+            step * self._sequences - self._shared_until(step),
+            (step + 1) * self._sequences - self._shared_until(step + 1),
+        )
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the stream of an own sequence, and its position there."""
+        cycle, place = divmod(number, len(self._cycle))
+        stream = int(self._cycle[place])
+        position = cycle * int(self._before[-1, stream]) + int(self._before[place, stream])
+        return self._own[stream], position
 
     def _shared_until(self, step: int) -> int:
         """Return how many sequences of the first `step` batches are shared."""
         return math.floor(step * self._shared_a_step)
 
     def _sequence(self, stream: int, position: int) -> Tokens:
-        epoch, place = divmod(position, self._counts[stream])
-        start = int(self._order(stream, epoch)[place]) * self._tokens
+        start = self._start(stream, position)
         return self._streams[stream][start : start + self._tokens + 1]
+
+    def _start(self, stream: int, position: int) -> int:
+        epoch, place = divmod(position, self._counts[stream])
+        return int(self._order(stream, epoch)[place]) * self._tokens
 
     def _order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:
         kept = self._orders.get(stream)

@@ -1,31 +1,25 @@
 """Documents out of an institution's files, streamed: memory stays small, nothing is copied.
 
-| suffix     | a document is                                 |
-|------------|-----------------------------------------------|
-| `.txt`     | a block of lines: blank lines part documents  |
-| `.md`      | a file                                        |
-| `.jsonl`   | a line, its field `text`                      |
-| `.parquet` | a row, its column `text`                      |
+`tapestry.data.files` says which files are read and what a document is. Long documents are cut at
+line or sentence ends, so that one large file can be split too.
 
-Long documents are cut at line or sentence ends, so that one large file can be split too.
-
-Text comes from `datasets` by line, and blocks and JSON are made of lines here: its own paragraphs
-hold a file without blank lines in memory and overlook blank lines with a space in them; its JSON
-reader guesses types (a text that looks like a date is no text any more).
+Text comes from `datasets` in blocks of whole lines, and documents are made of them here: its own
+lines cost a row each, its paragraphs hold a file without blank lines in memory and overlook blank
+lines with a space in them, and its JSON reader guesses types (a text that looks like a date is no
+text any more). Compressed files are read through it too.
 """
 
 import tapestry.offline  # noqa: F401 - before datasets is imported
 
 # isort: split
-import codecs
-import errno
 import json
-import os
-import stat
+import lzma
+import re
+import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,78 +28,74 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
+from tapestry.data.files import list_files, named, text_suffix, what_is_read
+from tapestry.data.streaming import BROKEN, text_blocks
 from tapestry.errors import ConfigError
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+else:
+    from backports.zstd import ZstdError
 
 LONGEST_DOCUMENT_CHARACTERS = 65_536
 """A longer document is cut into pieces, each a document of its own."""
 
 _TEXT_FIELD = "text"
 _CONVERT = "convert it, for example with `iconv -f ISO-8859-1 -t UTF-8`, so that no letter is lost"
-_BLOCK_BYTES = 2**20
 _ROWS_AT_ONCE = 256
-_LINES = {
-    "path": "text",
-    "sample_by": "line",
-    "keep_linebreaks": True,
-    "encoding": "utf-8-sig",
-    "chunksize": _BLOCK_BYTES,
-}
-_ROWS = {"path": "parquet", "columns": [_TEXT_FIELD], "batch_size": _ROWS_AT_ONCE}
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_FAILURES = (
+    OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, ZstdError,
+    pa.ArrowException, DatasetsError,
+)  # fmt: skip
 
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 
+OnUnreadable = Callable[[Path, int, str], None]
+"""Called with a file, a line (0: the rest of the file) and what is wrong there."""
+
+_Complain = Callable[[int, str], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A piece of running text and the file it is from."""
+    """A piece of running text and where it is from."""
 
     text: str
     source: Path
+    line: int = field(default=1, compare=False)
+    """Line or row where it begins, from 1."""
 
 
-def list_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that hold text below `paths`, in a fixed order, each once.
-
-    Folders are searched to any depth, through links too; hidden files and folders inside them
-    are left out, and so is a link that leads to itself.
-
-    Raises:
-        ConfigError: A path is missing or cannot be read, or nothing there holds text.
-    """
-    files: list[Path] = []
-    others: Counter[str] = Counter()
-    seen: set[Path] = set()
-    for path in paths:
-        for file in _walk(path, seen):
-            if file.suffix.lower() in SUFFIXES:
-                files.append(file)
-            else:
-                others[file.suffix or file.name] += 1
-    if not files:
-        named = [
-            f"{count:,} {name}" if count > 1 else name for name, count in others.most_common(5)
-        ]
-        found = f" (found only {', '.join(sorted(named))})" if others else " (it is empty)"
-        raise ConfigError(f"{_named(paths)}: no text{found}; {_what_is_read()}")
-    return files
-
-
-def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
+def read_documents(
+    paths: Sequence[Path], *, on_unreadable: OnUnreadable | None = None
+) -> Iterator[Document]:
     """Yield the documents in `paths`, file by file.
 
+    Args:
+        paths: Files and folders.
+        on_unreadable: Told of what cannot be read, which is left out; without it that is an error.
+
     Raises:
-        ConfigError: A file cannot be read; the message names it, and the byte or line.
+        ConfigError: Something cannot be read; the message names the file, and the line.
     """
     is_empty = True
-    with tempfile.TemporaryDirectory(prefix="tapestry-reading-") as workspace:
-        for file in list_files(paths):
-            for text in _read_file(file, Path(workspace)):
-                is_empty = False
-                yield Document(text, file)
+    for source, line, text in read_files(list_files(paths), on_unreadable=on_unreadable):
+        is_empty = False
+        yield Document(text, source, line)
     if is_empty:
-        raise ConfigError(f"{_named(paths)}: the files hold no text at all; {_what_is_read()}")
+        raise ConfigError(f"{named(paths)}: the files hold no text at all; {what_is_read()}")
+
+
+def read_files(
+    files: Iterable[Path], *, on_unreadable: OnUnreadable | None = None
+) -> Iterator[tuple[Path, int, str]]:
+    """Yield file, line and text of each document of `files`; see `read_documents`."""
+    with tempfile.TemporaryDirectory(prefix="tapestry-reading-") as workspace:
+        for file in files:
+            for line, text in _read_file(file, Path(workspace), on_unreadable):
+                yield file, line, text
 
 
 def split_long(parts: Iterable[str]) -> Iterator[str]:
@@ -114,24 +104,51 @@ def split_long(parts: Iterable[str]) -> Iterator[str]:
     A piece has at most `LONGEST_DOCUMENT_CHARACTERS`; time is linear, and memory holds one piece
     and one part.
     """
-    held: list[str] = []
-    size = 0
-    for part in parts:
-        held.append(part)
-        size += len(part)
-        if size > LONGEST_DOCUMENT_CHARACTERS:
-            text, start = "".join(held), 0
-            while len(text) - start > LONGEST_DOCUMENT_CHARACTERS:
-                cut = _best_cut(text, start)
-                yield from _stripped(text[start:cut])
-                start = cut
-            held, size = [text[start:]], len(text) - start
-    yield from _stripped("".join(held))
-
-
-def _stripped(text: str) -> Iterator[str]:
-    if text := text.strip():
+    for _line, text in _documents(parts, are_parted=False):
         yield text
+
+
+def _documents(blocks: Iterable[str], *, are_parted: bool) -> Iterator[tuple[int, str]]:
+    """Yield documents with the line where each begins; those of `.txt` `are_parted` by blanks."""
+    line, held = 1, ""
+    for block in blocks:
+        text, start = held + block, 0
+        if are_parted:
+            for blank in _BLANK_LINES.finditer(text):
+                end = blank.start()
+                if end - start > LONGEST_DOCUMENT_CHARACTERS:
+                    yield from _pieces(text[start:end], line)
+                elif start < end and (kept := text[start:end].strip()):
+                    yield line + _blank_lines(text, start), kept
+                line += text.count("\n", start, blank.end())
+                start = blank.end()
+        while len(text) - start > LONGEST_DOCUMENT_CHARACTERS:
+            cut = _best_cut(text, start)
+            yield from _pieces(text[start:cut], line)
+            line += text.count("\n", start, cut)
+            start = cut
+        held = text[start:]
+    yield from _pieces(held, line)
+
+
+def _pieces(text: str, line: int) -> Iterator[tuple[int, str]]:
+    """Yield a whole document, cut where it is too long."""
+    start = 0
+    while start < len(text):
+        is_long = len(text) - start > LONGEST_DOCUMENT_CHARACTERS
+        cut = _best_cut(text, start) if is_long else len(text)
+        if kept := text[start:cut].strip():
+            yield line + _blank_lines(text, start), kept
+        line += text.count("\n", start, cut)
+        start = cut
+
+
+def _blank_lines(text: str, start: int) -> int:
+    """Return how many lines of blanks come before the first letter from `start` on."""
+    if not text[start].isspace():
+        return 0
+    blanks = len(text) - start - len(text[start:].lstrip())
+    return text.count("\n", start, start + blanks)
 
 
 def _best_cut(text: str, start: int) -> int:
@@ -144,184 +161,150 @@ def _best_cut(text: str, start: int) -> int:
     return end
 
 
-def _walk(path: Path, seen: set[Path], *, is_named: bool = True) -> Iterator[Path]:
-    """Yield the files below `path` not yet `seen`; it `is_named` by a person or is in a folder."""
+def _read_file(
+    file: Path, workspace: Path, on_unreadable: OnUnreadable | None
+) -> Iterator[tuple[int, str]]:
+    """Yield the documents of one file, each with its line."""
+
+    def complain(line: int, what: str) -> None:
+        if on_unreadable is None:
+            raise ConfigError(f"{file}:{line}: {what}" if line else f"{file}: {what}")
+        on_unreadable(file, line, what)
+
+    kind = text_suffix(file)
     try:
-        mode = path.stat().st_mode
-        real = path.resolve()
-        entries = sorted(path.iterdir()) if stat.S_ISDIR(mode) else []
-    except OSError as error:
-        if error.errno == errno.ELOOP and not is_named:
+        if kind == ".parquet":
+            if _has_text_column(file, complain):
+                yield from _rows(_stream_rows(file, workspace), complain)
             return
-        raise ConfigError(f"{path}: {_why_closed(path, error)}") from error
-    if real in seen:
-        return
-    seen.add(real)
-    if stat.S_ISREG(mode):
-        if not os.access(path, os.R_OK):
-            raise ConfigError(f"{path}: not readable by this user; check its permissions")
-        yield path
-    elif is_named and not stat.S_ISDIR(mode):
-        raise ConfigError(f"{path}: neither a file nor a folder; name one of these")
-    for entry in entries:
-        if not entry.name.startswith("."):
-            yield from _walk(entry, seen, is_named=False)
+        blocks = text_blocks(file, workspace)
+        if kind == ".jsonl":
+            yield from _json_lines(blocks, complain)
+        else:
+            yield from _whole_letters(_documents(blocks, are_parted=kind == ".txt"), complain)
+    except _FAILURES as error:
+        complain(0, _why(error))
 
 
-def _why_closed(path: Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        is_link = path.is_symlink()
-        return "a link to nothing; mend or remove it" if is_link else "no such file or folder"
-    return f"cannot be read: {error.strerror}; check its permissions"
+def _whole_letters(
+    documents: Iterable[tuple[int, str]], complain: _Complain
+) -> Iterator[tuple[int, str]]:
+    """Leave out documents with bytes that are not UTF-8."""
+    for line, text in documents:
+        if BROKEN in text:
+            _complain_of_bytes(line, text, complain)
+        else:
+            yield line, text
 
 
-def _read_file(file: Path, workspace: Path) -> Iterator[str]:
-    """Yield the texts of one file; an error of a library is explained by a second look."""
-    try:
-        match file.suffix.lower():
-            case ".txt":
-                yield from _blocks(_stream(file, workspace, _LINES))
-            case ".md":
-                yield from split_long(_stream(file, workspace, _LINES))
-            case ".jsonl":
-                yield from _json_lines(file, _stream(file, workspace, _LINES))
-            case _:
-                _require_text_column(file)
-                yield from _rows(file, _stream(file, workspace, _ROWS))
-    except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:
-        raise ConfigError(_explain(file, error)) from error
+def _complain_of_bytes(line: int, text: str, complain: _Complain) -> None:
+    """Name each line with bytes that are not UTF-8."""
+    for number, one in enumerate(text.split("\n"), line):
+        if (at := one.find(BROKEN)) >= 0:
+            complain(number, f"not UTF-8 after letter {at:,} of the line; {_CONVERT}")
 
 
-def _stream(file: Path, workspace: Path, options: dict[str, Any]) -> Iterator[Any]:
-    """Yield the column `text` of `file`.
-
-    `datasets` sees a link with a plain name, since it takes `*`, `[` or `::` in names for
-    patterns, and keeps its lock files beside that link, not in the user's cache.
-    """
-    link = workspace / f"file{file.suffix.lower()}"
+def _stream_rows(file: Path, workspace: Path) -> Iterator[Any]:
+    """Yield the column `text` of a Parquet file; the link is as in `text_blocks`."""
+    link = workspace / "file.parquet"
     link.unlink(missing_ok=True)
     link.symlink_to(file.resolve())
     rows = datasets.load_dataset(
+        "parquet",
         data_files={"train": [str(link)]},
         split="train",
         streaming=True,
         cache_dir=str(workspace),
-        **options,
+        columns=[_TEXT_FIELD],
+        batch_size=_ROWS_AT_ONCE,
     )
     for batch in rows.iter(batch_size=_ROWS_AT_ONCE):
         yield from batch[_TEXT_FIELD]
 
 
-def _blocks(lines: Iterator[str]) -> Iterator[str]:
-    """Yield the documents between blank lines; a long one is cut before its end is read."""
-    for line in lines:
-        if line.strip():
-            yield from split_long(_until_blank(line, lines))
+def _json_lines(blocks: Iterator[str], complain: _Complain) -> Iterator[tuple[int, str]]:
+    number = 0
+    for block in blocks:
+        lines = block.split("\n")
+        if not lines[-1]:  # a block ends with its last line's end
+            lines.pop()
+        for line in lines:
+            number += 1
+            if line.strip() and (text := _text_of(line, number, complain)) is not None:
+                for _line, piece in _documents([text], are_parted=False):
+                    yield number, piece
 
 
-def _until_blank(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    for line in lines:
-        if not line.strip():
-            return
-        yield line
-
-
-def _json_lines(file: Path, lines: Iterator[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            cause = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise ConfigError(
-                f"{file}:{number}: not JSON: {cause}; each line must look like "
-                f'{{"{_TEXT_FIELD}": "..."}}'
-            ) from error
-        text = row.get(_TEXT_FIELD) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            has = ", ".join(sorted(row)[:8]) if isinstance(row, dict) else type(row).__name__
-            raise ConfigError(
-                f'{file}:{number}: no string field "{_TEXT_FIELD}" (it has: {has}); each line '
-                f'must look like {{"{_TEXT_FIELD}": "..."}}'
-            )
-        yield from split_long([_whole_letters(text, f"{file}:{number}")])
-
-
-def _whole_letters(text: str, where: str) -> str:
-    """Return `text` unless JSON escapes made half a letter of it, which UTF-8 cannot write."""
+def _text_of(line: str, number: int, complain: _Complain) -> str | None:
+    """Return the text of a JSON line, or None after a complaint."""
+    if BROKEN in line:
+        _complain_of_bytes(number, line, complain)
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        cause = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        complain(number, f'not JSON: {cause}; each line must look like {{"{_TEXT_FIELD}": "..."}}')
+        return None
+    text = row.get(_TEXT_FIELD) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(sorted(row)[:8]) if isinstance(row, dict) else type(row).__name__
+        complain(
+            number,
+            f'no string field "{_TEXT_FIELD}" (it has: {has}); each line must look like '
+            f'{{"{_TEXT_FIELD}": "..."}}',
+        )
+        return None
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{where}: half a surrogate pair at letter {error.start:,} of the text; "
-            "write the letter itself, in UTF-8"
-        ) from error
+    except UnicodeEncodeError as error:  # JSON escapes can make half a letter
+        complain(
+            number,
+            f"half a surrogate pair at letter {error.start:,} of the text; "
+            "write the letter itself, in UTF-8",
+        )
+        return None
     return text
 
 
-def _require_text_column(file: Path) -> None:
+def _has_text_column(file: Path, complain: _Complain) -> bool:
     try:
         schema = pq.read_schema(file)
     except pa.ArrowException as error:
-        raise ConfigError(
-            f"{file}: not a whole Parquet file: {_first_line(error)}; export it again"
-        ) from error
+        complain(0, f"not a whole Parquet file: {_first_line(error)}; export it again")
+        return False
     if _TEXT_FIELD not in schema.names:
-        raise ConfigError(
-            f"{file}: no column {_TEXT_FIELD!r}; its columns are {', '.join(schema.names)}: "
-            "rename the one that holds the text"
+        complain(
+            0,
+            f"no column {_TEXT_FIELD!r}; its columns are {', '.join(schema.names)}: "
+            "rename the one that holds the text",
         )
+        return False
+    return True
 
 
-def _rows(file: Path, rows: Iterator[Any]) -> Iterator[str]:
+def _rows(rows: Iterator[Any], complain: _Complain) -> Iterator[tuple[int, str]]:
     for number, text in enumerate(rows, 1):
-        if not isinstance(text, str):
+        if isinstance(text, str):
+            for _line, piece in _documents([text], are_parted=False):
+                yield number, piece
+        else:
             came = "nothing" if text is None else type(text).__name__
-            raise ConfigError(
-                f"{file}: row {number:,}: {came} where text is expected; "
-                f"fill or drop such rows of the column {_TEXT_FIELD!r}"
+            complain(
+                number,
+                f"{came} where text is expected; fill or drop such rows of the column "
+                f"{_TEXT_FIELD!r}",
             )
-        yield from split_long([text])
 
 
-def _explain(file: Path, error: Exception) -> str:
-    """Return one line that says what is wrong with `file`, and where."""
+def _why(error: Exception) -> str:
+    """Return one line that says why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "is gone since the files were listed; put it back, or start again without it"
     if isinstance(error, OSError) and error.strerror:
-        return f"{file}: cannot be read: {error.strerror}"
-    if isinstance(error, UnicodeDecodeError) and file.suffix.lower() != ".parquet":
-        try:
-            return f"{file}: not UTF-8 at byte {_first_foreign_byte(file):,}; {_CONVERT}"
-        except OSError as second:
-            return f"{file}: cannot be read: {second.strerror}"
-    return f"{file}: cannot be read: {_first_line(error)}"
-
-
-def _first_foreign_byte(file: Path) -> int:
-    """Return the offset of the first byte that is not UTF-8, or the size if all are."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
-    with file.open("rb") as stream:
-        while True:
-            block = stream.read(_BLOCK_BYTES)
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                return done - pending + error.start
-            if not block:
-                return done
-            done += len(block)
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be read: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
-
-
-def _what_is_read() -> str:
-    return f"files that are read: {', '.join(SUFFIXES)}"

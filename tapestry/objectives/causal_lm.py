@@ -8,7 +8,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 # isort: split
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tapestry.data.batches import TrainingBatches, evaluation_windows
 from tapestry.data.corpus import Corpus, prepare_corpus
+from tapestry.data.counting import use_of
 from tapestry.data.reading import read_documents
+from tapestry.data.sources import CorpusSpec
 from tapestry.data.tokenizer import (
     byte_tokenizer,
     end_of_text_id,
@@ -28,6 +30,7 @@ from tapestry.data.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import build_model, load_model
 from tapestry.objectives.objective import Batches, Created, Evaluation, Statistics
@@ -92,7 +95,7 @@ class CausalLM:
 
     def prepare(
         self,
-        paths: list[Path],
+        text: CorpusSpec | Sequence[Path],
         checkpoint: Path,
         *,
         cache: Path,
@@ -100,10 +103,10 @@ class CausalLM:
         held_out_fraction: float,
         held_out_bytes: int,
     ) -> Corpus:
-        """Tokenize and pack `paths` with the tokenizer of `checkpoint`, once."""
+        """Tokenize and pack `text` with the tokenizer of `checkpoint`, once."""
         tokenizer = load_tokenizer(checkpoint)
         return prepare_corpus(
-            paths,
+            text,
             tokenizer,
             end_of_text_id=_end_id(tokenizer, checkpoint),
             cache_folder=cache,
@@ -130,7 +133,14 @@ class CausalLM:
             sequence_tokens=sequence_tokens,
             shared_fraction=shared_fraction,
             seed=seed,
+            streams=own.streams,
         )
+
+    def used(
+        self, corpus: Corpus, batches: TrainingBatches, *, first_batch: int, batches_taken: int
+    ) -> RoundUse:
+        """Return what of `corpus` some of its batches held, source by source."""
+        return use_of(corpus, batches, first_batch=first_batch, batches_taken=batches_taken)
 
     def loss(self, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of `batch` [B, T+1], in nats per token."""

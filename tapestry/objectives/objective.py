@@ -8,7 +8,7 @@ computes the loss, and measures the result. Objectives are found by name in the 
 Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tapestry.data.sources import CorpusSpec
+from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 
 
@@ -74,7 +76,7 @@ class Objective(Protocol):
 
     def prepare(
         self,
-        paths: list[Path],
+        text: CorpusSpec | Sequence[Path],
         checkpoint: Path,
         *,
         cache: Path,
@@ -82,7 +84,7 @@ class Objective(Protocol):
         held_out_fraction: float,
         held_out_bytes: int,
     ) -> Any:  # noqa: ANN401 - a corpus is whatever the objective's own methods take
-        """Turn the institution's files into a corpus, once; later calls find it in `cache`."""
+        """Turn the institution's text into a corpus, once; later calls find it in `cache`."""
         ...
 
     def batches(
@@ -96,6 +98,17 @@ class Objective(Protocol):
         seed: int,
     ) -> Batches:
         """Return the training batches of a corpus, a fraction of each from the shared one."""
+        ...
+
+    def used(
+        self,
+        corpus: Any,  # noqa: ANN401
+        batches: Any,  # noqa: ANN401
+        *,
+        first_batch: int,
+        batches_taken: int,
+    ) -> RoundUse:
+        """Return what of a corpus some of its batches held, source by source."""
         ...
 
     def loss(self, module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:

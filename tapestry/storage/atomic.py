@@ -61,6 +61,16 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, durable: b
 
 
 @contextmanager
+def owned(path: Path) -> Iterator[BinaryIO]:
+    """Yield an empty file that only its owner can read; at the end it is on the disk."""
+    path.touch(mode=0o600)
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
 def giving_up(folder: Path) -> Iterator[None]:
     """Remove a folder: its name before the block runs, its files after; never half of them.
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tapestry.v1 import envelope_pb2 as tapestry_dot_v1_dot_envelope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atapestry/v1/transfer.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"/\n\x0f\x44\x65scribeRequest\x12\x12\n\x05round\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\"l\n\x10\x44\x65scribeResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12)\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"$\n\x0eLineageRequest\x12\x12\n\nlast_round\x18\x01 \x01(\x04\"@\n\x0fLineageResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"`\n\x11OpenUploadRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x18\n\x10\x66ragment_digests\x18\x04 \x01(\x0c\"S\n\x12OpenUploadResponse\x12\x0f\n\x07missing\x18\x01 \x01(\x0c\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"@\n\x12PutFragmentRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x15\n\x13PutFragmentResponse\"B\n\rCommitRequest\x12\x31\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\">\n\x0e\x43ommitResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope2\xc8\x03\n\x0fTransferService\x12G\n\x08\x44\x65scribe\x12\x1c.tapestry.v1.DescribeRequest\x1a\x1d.tapestry.v1.DescribeResponse\x12\x46\n\x07Lineage\x12\x1b.tapestry.v1.LineageRequest\x1a\x1c.tapestry.v1.LineageResponse0\x01\x12@\n\x05\x46\x65tch\x12\x19.tapestry.v1.FetchRequest\x1a\x1a.tapestry.v1.FetchResponse0\x01\x12M\n\nOpenUpload\x12\x1e.tapestry.v1.OpenUploadRequest\x1a\x1f.tapestry.v1.OpenUploadResponse\x12P\n\x0bPutFragment\x12\x1f.tapestry.v1.PutFragmentRequest\x1a .tapestry.v1.PutFragmentResponse\x12\x41\n\x06\x43ommit\x12\x1a.tapestry.v1.CommitRequest\x1a\x1b.tapestry.v1.CommitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atapestry/v1/transfer.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"/\n\x0f\x44\x65scribeRequest\x12\x12\n\x05round\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\"l\n\x10\x44\x65scribeResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12)\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"$\n\x0eLineageRequest\x12\x12\n\nlast_round\x18\x01 \x01(\x04\"@\n\x0fLineageResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"`\n\x11OpenUploadRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x18\n\x10\x66ragment_digests\x18\x04 \x01(\x0c\"x\n\x12OpenUploadResponse\x12\x0f\n\x07missing\x18\x01 \x01(\x0c\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\r\"@\n\x12PutFragmentRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x13PutFragmentResponse\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x02 \x01(\r\"B\n\rCommitRequest\x12\x31\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\">\n\x0e\x43ommitResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope2\xca\x03\n\x0fTransferService\x12G\n\x08\x44\x65scribe\x12\x1c.tapestry.v1.DescribeRequest\x1a\x1d.tapestry.v1.DescribeResponse\x12\x46\n\x07Lineage\x12\x1b.tapestry.v1.LineageRequest\x1a\x1c.tapestry.v1.LineageResponse0\x01\x12@\n\x05\x46\x65tch\x12\x19.tapestry.v1.FetchRequest\x1a\x1a.tapestry.v1.FetchResponse0\x01\x12M\n\nOpenUpload\x12\x1e.tapestry.v1.OpenUploadRequest\x1a\x1f.tapestry.v1.OpenUploadResponse\x12R\n\x0bPutFragment\x12\x1f.tapestry.v1.PutFragmentRequest\x1a .tapestry.v1.PutFragmentResponse(\x01\x12\x41\n\x06\x43ommit\x12\x1a.tapestry.v1.CommitRequest\x1a\x1b.tapestry.v1.CommitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,15 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENUPLOADREQUEST']._serialized_start=419
   _globals['_OPENUPLOADREQUEST']._serialized_end=515
   _globals['_OPENUPLOADRESPONSE']._serialized_start=517
-  _globals['_OPENUPLOADRESPONSE']._serialized_end=600
-  _globals['_PUTFRAGMENTREQUEST']._serialized_start=602
-  _globals['_PUTFRAGMENTREQUEST']._serialized_end=666
-  _globals['_PUTFRAGMENTRESPONSE']._serialized_start=668
-  _globals['_PUTFRAGMENTRESPONSE']._serialized_end=689
-  _globals['_COMMITREQUEST']._serialized_start=691
-  _globals['_COMMITREQUEST']._serialized_end=757
-  _globals['_COMMITRESPONSE']._serialized_start=759
-  _globals['_COMMITRESPONSE']._serialized_end=821
-  _globals['_TRANSFERSERVICE']._serialized_start=824
-  _globals['_TRANSFERSERVICE']._serialized_end=1280
+  _globals['_OPENUPLOADRESPONSE']._serialized_end=637
+  _globals['_PUTFRAGMENTREQUEST']._serialized_start=639
+  _globals['_PUTFRAGMENTREQUEST']._serialized_end=703
+  _globals['_PUTFRAGMENTRESPONSE']._serialized_start=705
+  _globals['_PUTFRAGMENTRESPONSE']._serialized_end=763
+  _globals['_COMMITREQUEST']._serialized_start=765
+  _globals['_COMMITREQUEST']._serialized_end=831
+  _globals['_COMMITRESPONSE']._serialized_start=833
+  _globals['_COMMITRESPONSE']._serialized_end=895
+  _globals['_TRANSFERSERVICE']._serialized_start=898
+  _globals['_TRANSFERSERVICE']._serialized_end=1356
 # @@protoc_insertion_point(module_scope)

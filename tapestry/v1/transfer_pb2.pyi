@@ -203,8 +203,14 @@ class OpenUploadResponse(_message.Message):
 
     MISSING_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PIECE_BYTES_FIELD_NUMBER: _builtins.int
     missing: _builtins.bytes
     """one bit a fragment, index order, least significant bit first; 1 = missing"""
+    window: _builtins.int
+    """fragments that may be in flight now, at least 1; more are kept waiting"""
+    piece_bytes: _builtins.int
+    """of a fragment, how much a message should have; at least 1 MiB"""
     @_builtins.property
     def receipt(self) -> _envelope_pb2.SignedEnvelope: ...
     def __init__(
@@ -212,10 +218,12 @@ class OpenUploadResponse(_message.Message):
         *,
         missing: _builtins.bytes = ...,
         receipt: _envelope_pb2.SignedEnvelope | None = ...,
+        window: _builtins.int = ...,
+        piece_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "piece_bytes", b"piece_bytes", "receipt", b"receipt", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,7 +231,7 @@ Global___OpenUploadResponse: _TypeAlias = OpenUploadResponse  # noqa: Y015
 
 @_typing.final
 class PutFragmentRequest(_message.Message):
-    """One encoded fragment. Sending it twice is harmless."""
+    """A piece of one encoded fragment, in order. Sending a fragment twice is harmless."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,10 +239,11 @@ class PutFragmentRequest(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """the same in all pieces; the first one's counts"""
     index: _builtins.int
-    """from 0"""
+    """from 0; likewise"""
     data: _builtins.bytes
-    """exactly the codec's size for this fragment, at most 4 MiB"""
+    """all of them together have exactly the codec's size for this fragment"""
     def __init__(
         self,
         *,
@@ -252,16 +261,24 @@ Global___PutFragmentRequest: _TypeAlias = PutFragmentRequest  # noqa: Y015
 
 @_typing.final
 class PutFragmentResponse(_message.Message):
-    """"Stored." """
+    """"Stored; so many may be in flight from now on." """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PIECE_BYTES_FIELD_NUMBER: _builtins.int
+    window: _builtins.int
+    """this and the next as in OpenUploadResponse, and in its place"""
+    piece_bytes: _builtins.int
     def __init__(
         self,
+        *,
+        window: _builtins.int = ...,
+        piece_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["piece_bytes", b"piece_bytes", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

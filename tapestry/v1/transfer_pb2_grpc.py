@@ -55,7 +55,7 @@ class TransferServiceStub(object):
                 request_serializer=tapestry_dot_v1_dot_transfer__pb2.OpenUploadRequest.SerializeToString,
                 response_deserializer=tapestry_dot_v1_dot_transfer__pb2.OpenUploadResponse.FromString,
                 _registered_method=True)
-        self.PutFragment = channel.unary_unary(
+        self.PutFragment = channel.stream_unary(
                 '/tapestry.v1.TransferService/PutFragment',
                 request_serializer=tapestry_dot_v1_dot_transfer__pb2.PutFragmentRequest.SerializeToString,
                 response_deserializer=tapestry_dot_v1_dot_transfer__pb2.PutFragmentResponse.FromString,
@@ -99,8 +99,9 @@ class TransferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PutFragment(self, request, context):
-        """Stores one fragment; its size, digest, finiteness and scale are validated on arrival.
+    def PutFragment(self, request_iterator, context):
+        """Stores one fragment, which comes in pieces; its size, digest, finiteness and scale are validated
+        before it counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +138,7 @@ def add_TransferServiceServicer_to_server(servicer, server):
                     request_deserializer=tapestry_dot_v1_dot_transfer__pb2.OpenUploadRequest.FromString,
                     response_serializer=tapestry_dot_v1_dot_transfer__pb2.OpenUploadResponse.SerializeToString,
             ),
-            'PutFragment': grpc.unary_unary_rpc_method_handler(
+            'PutFragment': grpc.stream_unary_rpc_method_handler(
                     servicer.PutFragment,
                     request_deserializer=tapestry_dot_v1_dot_transfer__pb2.PutFragmentRequest.FromString,
                     response_serializer=tapestry_dot_v1_dot_transfer__pb2.PutFragmentResponse.SerializeToString,
@@ -268,7 +269,7 @@ class TransferService(object):
             _registered_method=True)
 
     @staticmethod
-    def PutFragment(request,
+    def PutFragment(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -278,8 +279,8 @@ class TransferService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/tapestry.v1.TransferService/PutFragment',
             tapestry_dot_v1_dot_transfer__pb2.PutFragmentRequest.SerializeToString,

@@ -41,8 +41,10 @@ class TransferServiceStub:
     """A file that a manifest, a card or a plan names, by its digest, from an offset on."""
     OpenUpload: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.OpenUploadRequest, _transfer_pb2.OpenUploadResponse]
     """Announces a contribution and asks which of its fragments are still missing."""
-    PutFragment: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]
-    """Stores one fragment; its size, digest, finiteness and scale are validated on arrival."""
+    PutFragment: _grpc.StreamUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]
+    """Stores one fragment, which comes in pieces; its size, digest, finiteness and scale are validated
+    before it counts.
+    """
     Commit: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitResponse]
     """Hands in the signed contribution. A second commit returns the first receipt, which names the
     round that uses it.
@@ -61,8 +63,10 @@ class TransferServiceAsyncStub(TransferServiceStub):
     """A file that a manifest, a card or a plan names, by its digest, from an offset on."""
     OpenUpload: _aio.UnaryUnaryMultiCallable[_transfer_pb2.OpenUploadRequest, _transfer_pb2.OpenUploadResponse]  # type: ignore[assignment]
     """Announces a contribution and asks which of its fragments are still missing."""
-    PutFragment: _aio.UnaryUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]  # type: ignore[assignment]
-    """Stores one fragment; its size, digest, finiteness and scale are validated on arrival."""
+    PutFragment: _aio.StreamUnaryMultiCallable[_transfer_pb2.PutFragmentRequest, _transfer_pb2.PutFragmentResponse]  # type: ignore[assignment]
+    """Stores one fragment, which comes in pieces; its size, digest, finiteness and scale are validated
+    before it counts.
+    """
     Commit: _aio.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitResponse]  # type: ignore[assignment]
     """Hands in the signed contribution. A second commit returns the first receipt, which names the
     round that uses it.
@@ -106,10 +110,12 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def PutFragment(
         self,
-        request: _transfer_pb2.PutFragmentRequest,
+        request_iterator: _MaybeAsyncIterator[_transfer_pb2.PutFragmentRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.PutFragmentResponse, _abc.Awaitable[_transfer_pb2.PutFragmentResponse]]:
-        """Stores one fragment; its size, digest, finiteness and scale are validated on arrival."""
+        """Stores one fragment, which comes in pieces; its size, digest, finiteness and scale are validated
+        before it counts.
+        """
 
     @_abc_1.abstractmethod
     def Commit(

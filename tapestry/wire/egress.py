@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 
 from tapestry.errors import UntrustedError
-from tapestry.wire.bulk import PutFragment
+from tapestry.wire.bulk import Pieces, PutFragment
 
 EGRESS_FILE = "egress.jsonl"
 BLOCKED = "blocked/"
@@ -153,6 +153,7 @@ class EgressLedger:
 class EgressInterceptor(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
 ):
     """Writes each request into the ledger before it is sent."""
 
@@ -169,6 +170,18 @@ class EgressInterceptor(
         """Record, then send."""
         self._record(details, request)
         return continuation(details, request)
+
+    def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:  # noqa: ANN401
+        """Record a fragment whole, of other streams each message; then send."""
+        if isinstance(requests, Pieces):
+            self._record(details, requests.fragment)
+            return continuation(details, requests)
+        return continuation(details, self._recorded(details, requests))
+
+    def _recorded(self, details: Any, requests: Iterator[Any]) -> Iterator[Any]:  # noqa: ANN401
+        for request in requests:
+            self._record(details, request)
+            yield request
 
     def _record(self, details: Any, request: Any) -> None:  # noqa: ANN401 - any message
         """Enter of a fragment its data, of other messages all."""

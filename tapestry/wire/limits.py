@@ -3,7 +3,8 @@
 KIBIBYTE = 2**10
 MEBIBYTE = 2**20
 
-MAX_MESSAGE_BYTES = 4 * MEBIBYTE + 64 * KIBIBYTE
+FRAGMENT_BYTES = 4 * MEBIBYTE
+MAX_MESSAGE_BYTES = FRAGMENT_BYTES + 64 * KIBIBYTE
 """A float32 fragment (4 MiB) and its header."""
 FETCH_CHUNK_BYTES = MEBIBYTE
 MAX_FETCH_SECONDS = 24 * 3600.0
@@ -11,7 +12,15 @@ CALL_SECONDS = 60.0
 """Deadline of a unary call."""
 COMMIT_SECONDS = 600.0
 """Deadline of calls after which the coordinator may have gigabytes to flush or to hash."""
+PIECE_BYTES = MEBIBYTE
+"""A fragment goes up in messages of this size where more members send than whole ones have room.
+
+Else it goes in one, which takes a fifth less of both sides' processors.
+"""
 UPLOADS_IN_FLIGHT = 4
+"""Fragments that a member sends at once, at most."""
+FRAGMENTS_IN_FLIGHT = 8
+"""Fragments that all members together send at once, unless they are more than that: one each."""
 HEARTBEAT_SECONDS = 5.0
 """The coordinator says how things stand at least this often, to every node that listens.
 
@@ -29,7 +38,9 @@ Without it, ten thousand strangers that say nothing took 210 MB and as many file
 operating system's scarcer good. A stranger keeps its place for the time of a handshake.
 """
 WINDOW_BYTES = 8 * MEBIBYTE
-"""What one stream may send ahead of its reader: 8 MiB fill 600 Mbit/s at a round trip of 100 ms."""
+"""Of a download, what the coordinator may send ahead: 600 Mbit/s at a round trip of 100 ms."""
+UPLOAD_WINDOW_BYTES = MEBIBYTE
+"""What a member may send ahead on one of its streams, while the coordinator holds it for all."""
 
 _COMMON = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -37,7 +48,6 @@ _COMMON = [
     ("grpc.max_metadata_size", 16 * KIBIBYTE),
     ("grpc.default_compression_algorithm", 0),
     ("grpc.http2.bdp_probe", 0),  # else windows, and memory with them, grow to the line's product
-    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     # TCP gives up what nobody acknowledges for 15 s (its user timeout). It sends again at doubling
     # intervals, so after an outage of d seconds it may wait for as long again: with this limit for
     # 7.5 s at most, and a new connection takes the rest of the 10 s within which all goes on.
@@ -49,6 +59,7 @@ _COMMON = [
 
 SERVER_OPTIONS = [
     *_COMMON,
+    ("grpc.http2.lookahead_bytes", UPLOAD_WINDOW_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 32),
@@ -68,6 +79,7 @@ SERVER_OPTIONS = [
 
 CHANNEL_OPTIONS = [
     *_COMMON,
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     # Longer than TCP's 15 s: a coordinator that has given the connection up answers with a reset.
     # Longer than some heartbeats: a ping is sent only if they fail to come.
     ("grpc.keepalive_time_ms", 20_000),

@@ -182,10 +182,12 @@ def test_nothing_has_left_a_node_that_has_not_run(run: Run, home: NodeHome) -> N
 def test_running_without_text_says_what_to_add(run: Run, home: NodeHome) -> None:
     code, said, errors = run("run", home.folder)
     assert (code, said) == (1, "")
-    assert errors == "tapestry: no text given: add --data PATH (a file or a folder)\n"
+    assert errors.startswith("tapestry: no text given: add --data PATH (a file or a folder), or ")
+    assert f"{home.folder}/corpus.toml (`tapestry node corpus init PATH`" in errors
     code, _said, errors = run("finish", home.folder / "out", "--dir", home.folder)
     assert code == 1
-    assert errors == "tapestry: no text given: add --data PATH (a file or a folder)\n"
+    assert errors.startswith("tapestry: no text given: add --data PATH (a file or a folder), or ")
+    assert f"{home.folder}/corpus.toml (`tapestry node corpus init PATH`" in errors
 
 
 def test_finishing_before_the_first_round_says_what_to_do(

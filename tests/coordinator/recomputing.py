@@ -42,6 +42,7 @@ def substance(envelope: Envelope) -> dict[str, object]:
         "vector": manifest.vector_root,
         "state": manifest.made.outer.state_root,
         "files": [(e.name, e.digest) for e in manifest.files],
+        "reverted": manifest.made.reverted is not None,
         "parts": [
             (p.member_id, p.weight, p.clip_factor, p.norm, p.root, p.tokens)
             for p in manifest.made.participation

@@ -7,7 +7,8 @@ import pytest
 from tapestry.checkpoints.policy import FederationPolicy, LatenessPolicy, PacePolicy
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.pace import MOST_STEPS, paced, speed_of, steps_for
-from tapestry_coordinator.rounds import RoundRules
+from tapestry_coordinator.rounds import Phase, RoundRules, RoundState, Tick
+from tests.coordinator.test_rounds import after, arrived
 
 RULES = RoundRules(
     quorum=2, gather_seconds=10.0, grace_seconds=30.0, deadline_seconds=100.0, total=0
@@ -53,15 +54,32 @@ def test_a_synchronous_federation_keeps_its_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffer", "active", "quorum"),
+    ("buffer", "active", "arrivals"),
     [(0, 2, 2), (0, 3, 2), (0, 5, 3), (0, 100, 4), (7, 100, 7), (7, 5, 5), (1, 100, 2)],
 )
 def test_an_asynchronous_round_closes_after_its_buffer_and_never_below_the_quorum(
-    buffer: int, active: int, quorum: int
+    buffer: int, active: int, arrivals: int
 ) -> None:
     rules = paced(RULES, PacePolicy(mode="asynchronous", buffer=buffer), active=active)
-    assert (rules.quorum, rules.grace_seconds, rules.is_asynchronous) == (quorum, 0.0, True)
+    assert (rules.buffer, rules.grace_seconds, rules.is_asynchronous) == (arrivals, 0.0, True)
+    assert rules.quorum == RULES.quorum
     assert rules.deadline_seconds == RULES.deadline_seconds
+
+
+def test_members_that_never_come_do_not_keep_an_asynchronous_round_from_its_end() -> None:
+    rules = paced(RULES, PacePolicy(mode="asynchronous"), active=7)  # four of seven close a round
+    late = Tick(ready=("a", "b"), enrolled=7, rules=rules)
+    state = after(RoundState(number=1), (0.0, late), (10.0, late))
+    assert state.phase is Phase.OPEN, "a quorum is here"
+    state = after(state, (11.0, arrived("a")), (12.0, arrived("b")))
+    assert state.phase is Phase.AGGREGATING, "all who were asked have answered"
+
+    some = Tick(ready=("a", "b", "c", "d", "e"), enrolled=7, rules=rules)
+    state = after(RoundState(number=1), (0.0, some), (10.0, some))
+    state = after(state, (11.0, arrived("a")), (12.0, arrived("b")), (13.0, arrived("c")))
+    assert after(state, (14.0, arrived("d"))).phase is Phase.AGGREGATING, "at once"
+    assert after(state, (109.0, some)).phase is Phase.OPEN
+    assert after(state, (110.0, some)).phase is Phase.AGGREGATING, "a quorum, at the deadline"
 
 
 def test_an_asynchronous_federation_that_refuses_late_ones_is_refused() -> None:

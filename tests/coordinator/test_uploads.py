@@ -5,9 +5,12 @@ The vector has 2^20 + 2 elements: fragment 0 is whole, fragment 1 has two elemen
 
 import errno
 import os
+import queue
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -456,3 +459,160 @@ def test_old_rounds_are_removed_and_new_ones_stay(store: FragmentStore, tmp_path
     store.prune(before=3)
     shutil.rmtree(tmp_path)
     store.prune(before=3)
+
+
+# Pieces
+
+
+def pieces(data: bytes, size: int = 2**20) -> Iterator[bytes]:
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
+def take(store: FragmentStore, data: bytes, *, index: int = 0, size: int = 2**20) -> int:
+    return store.take(1, MEMBER, index=index, pieces=pieces(data, size))
+
+
+@pytest.mark.parametrize("size", [2**20, 1_000_001, FULL_BYTES - 1, FULL_BYTES])
+def test_a_fragment_in_pieces_is_the_same_as_in_one(store: FragmentStore, size: int) -> None:
+    opened(store)
+    assert take(store, FRAGMENTS[1], index=1, size=3) == 8
+    assert take(store, FRAGMENTS[0], size=size) == FULL_BYTES
+    assert opened(store) == [False, False]
+    assert store.finish(1, MEMBER)[1] == 5.0
+    assert [store.read(1, MEMBER, index) for index in range(2)] == FRAGMENTS
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "int8"])
+def test_every_codec_comes_in_pieces(store: FragmentStore, codec: str) -> None:
+    fragments = encoded(vector(), codec)
+    opened(store, fragments, codec=codec)
+    for index, data in enumerate(fragments):
+        take(store, data, index=index, size=100_000)
+    assert store.finish(1, MEMBER)[1] == pytest.approx(5.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        pytest.param(FRAGMENTS[0][:-1], "has 4,194,304 bytes, and 4,194,303 came", id="short"),
+        pytest.param(FRAGMENTS[0] + b"\0", "has 4,194,304 bytes, and more came", id="long"),
+        pytest.param(OTHERS[0], "do not have the announced digest", id="another"),
+        pytest.param(FRAGMENTS[0][:-1] + b"\1", "do not have the announced digest", id="one bit"),
+    ],
+)
+def test_pieces_that_are_not_what_was_announced_do_not_count(
+    store: FragmentStore, data: bytes, cause: str
+) -> None:
+    opened(store)
+    with pytest.raises(RejectedError, match=cause):
+        take(store, data)
+    assert opened(store) == [True, True]
+    take(store, FRAGMENTS[0])
+    assert opened(store) == [False, True]
+
+
+def test_pieces_of_what_is_no_part_of_a_vector_are_refused(store: FragmentStore) -> None:
+    odd = [np.full(FRAGMENT_ELEMENTS, np.nan, np.float32).tobytes(), FRAGMENTS[1]]
+    opened(store, odd)
+    with pytest.raises(RejectedError, match=r"finite|NaN"):
+        take(store, odd[0])
+    assert opened(store, odd) == [True, True]
+
+
+def test_pieces_that_stop_coming_leave_the_fragment_missing(
+    store: FragmentStore, tmp_path: Path
+) -> None:
+    full = encoded(np.ones(LAYOUT.elements, np.float32))
+
+    def broken() -> Iterator[bytes]:
+        yield full[0][: 2**20]
+        yield full[0][2**20 : 2**21]
+        raise ConnectionResetError
+
+    opened(store, full)
+    with pytest.raises(ConnectionResetError):
+        store.take(1, MEMBER, index=0, pieces=broken())
+    assert opened(store, full) == [True, True]
+    assert opened(again(tmp_path), full) == [True, True]
+    take(store, full[0])
+    assert opened(store, full) == [False, True]
+
+
+def test_a_fragment_that_is_there_is_not_written_over(store: FragmentStore) -> None:
+    sent(store)
+    assert take(store, OTHERS[0]) == FULL_BYTES
+    store.finish(1, MEMBER)
+    assert store.read(1, MEMBER, 0) == FRAGMENTS[0]
+    assert take(store, FRAGMENTS[0]) == FULL_BYTES, "repeated after the commit"
+    with pytest.raises(RejectedError, match="no upload is open"):
+        take(store, OTHERS[0])
+
+
+def test_the_newest_call_brings_a_fragment_and_older_ones_end(store: FragmentStore) -> None:
+    """A line broke: what it had under way is sent again while the old call still hangs."""
+    opened(store)
+
+    def overtaken() -> Iterator[bytes]:
+        yield OTHERS[0][: 2**20]
+        yield OTHERS[0][2**20 : 2**21]
+        take(store, FRAGMENTS[0])
+        yield OTHERS[0][2**21 :]
+
+    store.take(1, MEMBER, index=0, pieces=overtaken())  # what came later is there: it passes
+    assert opened(store) == [False, True]
+    store.put(1, MEMBER, index=1, data=FRAGMENTS[1])
+    store.finish(1, MEMBER)
+    assert [store.read(1, MEMBER, index) for index in range(2)] == FRAGMENTS
+
+
+def test_a_call_that_was_overtaken_writes_no_more(store: FragmentStore) -> None:
+    opened(store)
+    old: queue.Queue[bytes] = queue.Queue()
+    new: queue.Queue[bytes] = queue.Queue()
+
+    def begun(pieces: queue.Queue[bytes], data: bytes) -> Future[int]:
+        for start in (0, 2**20):
+            pieces.put(data[start : start + 2**20])
+        coming = iter(lambda: pieces.get(timeout=30), b"")
+        return pool.submit(store.take, 1, MEMBER, index=0, pieces=coming)
+
+    with ThreadPoolExecutor(2) as pool:
+        older = begun(old, OTHERS[0])
+        while not old.empty():
+            time.sleep(0.01)
+        newer = begun(new, FRAGMENTS[0])
+        while not new.empty():
+            time.sleep(0.01)
+        time.sleep(0.1)  # until both wait for their third piece
+        old.put(OTHERS[0][2**21 : 3 * 2**20])
+        with pytest.raises(UnavailableError, match="fragment 0 is brought by another call"):
+            older.result()
+        for data in (FRAGMENTS[0][2**21 :], b""):
+            new.put(data)
+        assert newer.result() == FULL_BYTES
+    assert opened(store) == [False, True]
+    store.put(1, MEMBER, index=1, data=FRAGMENTS[1])
+    store.finish(1, MEMBER)
+    assert store.read(1, MEMBER, 0) == FRAGMENTS[0]
+
+
+def test_an_upload_replaced_between_two_pieces_keeps_nothing_of_the_old_one(
+    store: FragmentStore,
+) -> None:
+    opened(store)
+
+    def replaced() -> Iterator[bytes]:
+        yield FRAGMENTS[0][: 2**20]
+        yield FRAGMENTS[0][2**20 : 2**21]
+        sent(store, OTHERS)
+        yield FRAGMENTS[0][2**21 :]
+
+    with pytest.raises(RejectedError, match="no upload is open"):
+        store.take(1, MEMBER, index=0, pieces=replaced())
+    store.finish(1, MEMBER)
+    assert [store.read(1, MEMBER, index) for index in range(2)] == OTHERS
+
+
+def test_pieces_without_an_upload_are_refused(store: FragmentStore) -> None:
+    with pytest.raises(RejectedError, match="no upload is open"):
+        take(store, FRAGMENTS[0])

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tapestry.data.corpus import Corpus, hashed_share, prepare_corpus
+from tapestry.data.corpus import (
+    Corpus,
+    hashed_share,
+    packed_corpora,
+    prepare_corpus,
+    remove_packed,
+)
+from tapestry.data.sources import CorpusSpec, Filters, Source
 from tapestry.data.tokenizer import byte_tokenizer, train_tokenizer
 from tapestry.errors import ConfigError
 
@@ -27,14 +34,17 @@ Prepare = Callable[..., Corpus]
 def prepare(tmp_path: Path) -> Prepare:
     """Return a function that packs `tmp_path / "text"` with few settings to repeat."""
 
-    def call(*paths: Path, tokenizer: Tokenizer | None = None, **settings: Any) -> Corpus:
+    def call(
+        *paths: Path | CorpusSpec, tokenizer: Tokenizer | None = None, **settings: Any
+    ) -> Corpus:
+        text = paths[0] if paths and isinstance(paths[0], CorpusSpec) else paths
         given: dict[str, Any] = {
             "end_of_text_id": END,
             "cache_folder": tmp_path / "cache",
             "sequence_tokens": 8,
         }
         return prepare_corpus(
-            paths or [tmp_path / "text"], tokenizer or byte_tokenizer(), **(given | settings)
+            text or [tmp_path / "text"], tokenizer or byte_tokenizer(), **(given | settings)
         )
 
     return call
@@ -160,7 +170,7 @@ def test_a_second_call_packs_nothing(tmp_path: Path, prepare: Prepare) -> None:
     written(tmp_path / "text" / "a.txt", DOCUMENTS)
     told: list[tuple[int, int]] = []
     first = prepare(on_progress=lambda done, total: told.append((done, total)))
-    total = (tmp_path / "text" / "a.txt").stat().st_size
+    total = sum(len(text.encode()) for text in DOCUMENTS)
     assert told == sorted(told)
     assert told[-1] == (total, total)
     made = (first.folder / "train.bin").stat()
@@ -251,7 +261,7 @@ def test_a_build_that_was_killed_is_neither_used_nor_kept(tmp_path: Path, prepar
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path, prepare: Prepare) -> None:
     written(tmp_path / "text" / "a.txt", DOCUMENTS)
     (tmp_path / "text" / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match=r"b\.txt: not UTF-8 at byte 0"):
+    with pytest.raises(ConfigError, match=r"b\.txt:1: not UTF-8 after letter 0"):
         prepare()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -302,3 +312,106 @@ def test_one_large_file_without_blank_lines_is_split_too(tmp_path: Path, prepare
     corpus = prepare()
     assert corpus.held_out_documents >= 1
     assert corpus.train_documents >= 1
+
+
+# Sources
+
+
+SENTENCE = "the traveller wrote home from the far north about ice, dogs and the long light of"
+
+
+def letter(number: int) -> str:
+    return " ".join(f"{SENTENCE} {number * 31 + n * n}." for n in range(12))
+
+
+def described(folder: Path, **settings: Any) -> CorpusSpec:
+    sources = [
+        Source(name=path.stem, paths=(path,), language=path.stem.split("-")[0])
+        for path in sorted(folder.iterdir())
+    ]
+    filters = Filters(**{"wrong_language": "keep", **settings})
+    return CorpusSpec(sources=tuple(sources), filters=filters, origin="corpus.toml")
+
+
+def test_each_language_and_source_is_one_piece_in_an_order_of_names(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    for name, numbers in (("fra-b", range(20)), ("eus-a", range(20, 40)), ("fra-a", range(40, 60))):
+        written(tmp_path / "text" / f"{name}.txt", [letter(n) for n in numbers])
+    corpus = prepare(described(tmp_path / "text"))
+    assert [(p.language, p.source) for p in corpus.parts] == [
+        ("eus", "eus-a"), ("fra", "fra-a"), ("fra", "fra-b"),
+    ]  # fmt: skip
+    for part in corpus.parts:
+        texts = decoded(corpus.train[part.start : part.start + part.tokens], byte_tokenizer())
+        assert len(texts) == part.documents
+        first = {"fra-b": 0, "eus-a": 20, "fra-a": 40}[part.source]
+        assert set(texts) <= {letter(n) for n in range(first, first + 20)}
+    starts = corpus.document_starts
+    assert starts[-1] == corpus.train_tokens
+    assert list(corpus.train[starts[1:].astype(int) - 1]) == [END] * corpus.train_documents
+
+
+def test_near_duplicates_are_on_neither_side_and_their_first_on_one(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    documents = [letter(n) for n in range(40)] + [letter(n) + " Again!" for n in range(40)]
+    written(tmp_path / "text" / "eng.txt", documents)
+    corpus = prepare(described(tmp_path / "text"), held_out_fraction=0.3)
+    sides = [set(decoded(side, byte_tokenizer())) for side in (corpus.train, corpus.held_out)]
+    assert sides[0] | sides[1] == {letter(n) for n in range(40)}
+    assert not sides[0] & sides[1]
+    assert sides[1] == {letter(n) for n in range(40) if hashed_share(letter(n)) < 0.3}
+
+
+def test_when_files_have_changed_it_is_said_and_the_old_copy_goes(
+    tmp_path: Path, prepare: Prepare, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "text"
+    for name in ("eng-a", "eng-b", "eng-c"):
+        written(folder / f"{name}.txt", [letter(hash(name) % 999 + n) for n in range(9)])
+    first = prepare(described(folder))
+    with (folder / "eng-a.txt").open("a") as file:
+        file.write("\n\nIt has grown.")
+    (folder / "eng-b.txt").unlink()
+    written(folder / "eng-d.txt", [letter(5000)])
+    assert len(first.train) == first.train_tokens  # still mapped, whatever became of the files
+    second = prepare(described(folder))
+    for name, what in (("a", "changed"), ("b", "gone"), ("d", "come")):
+        assert f"1 file has {what} ({folder}/eng-{name}.txt)" in caplog.text
+    assert "packing again" in caplog.text
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [second.folder]
+    assert not first.folder.exists()
+
+
+def test_a_file_that_grows_while_it_is_read_is_packed_again_at_the_next_call(
+    tmp_path: Path, prepare: Prepare, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = written(tmp_path / "text" / "eng.txt", [letter(n) for n in range(9)])
+
+    def grow(_done: int, _total: int) -> None:
+        if "grown" not in file.read_text():
+            with file.open("a") as opened:
+                opened.write("\n\nIt has grown.")
+
+    first = prepare(described(tmp_path / "text"), on_progress=grow)
+    assert "1 file has changed" in caplog.text
+    assert "what was read is used, and packed again at the next start" in caplog.text
+    second = prepare(described(tmp_path / "text"))
+    count = first.train_documents + first.held_out_documents
+    assert second.train_documents + second.held_out_documents == count + 1 == 10
+
+
+def test_what_is_packed_of_a_source_is_deleted_with_all_that_is_half_packed(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    for name in ("one", "two"):
+        written(tmp_path / name / f"{name}.txt", [letter(len(name) * n) for n in range(9)])
+    both = prepare(tmp_path / "one", tmp_path / "two")
+    one = prepare(tmp_path / "one")
+    (tmp_path / "cache" / ".half.part").mkdir()
+    assert remove_packed(tmp_path / "cache", "two") == 1
+    assert not both.folder.exists()
+    assert [folder for folder, _packed in packed_corpora(tmp_path / "cache")] == [one.folder]
+    assert not (tmp_path / "cache" / ".half.part").exists()

@@ -90,7 +90,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         module = model()
         if is_checkpointed:
             checkpoint_activations(module)
-            assert module.is_gradient_checkpointing
+            assert any(getattr(m, "gradient_checkpointing", False) for m in module.modules())
         results.append(
             train(CausalLM(), module, InnerOptimizer(module, INNER), Texts(), first_batch=0)
         )

@@ -1,6 +1,9 @@
 """Documents out of files: what is one, what is skipped, what is said of a file that is wrong."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -12,11 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from backports import zstd
 
+from tapestry.data.files import list_files
 from tapestry.data.reading import (
     LONGEST_DOCUMENT_CHARACTERS,
     Document,
-    list_files,
     read_documents,
     split_long,
 )
@@ -63,6 +67,41 @@ def refusal(*paths: Path) -> str:
 def test_what_a_document_is(tmp_path: Path, name: str, content: str, documents: list[str]) -> None:
     file = written(tmp_path / name, content)
     assert list(read_documents([file])) == [Document(text, file) for text in documents]
+
+
+COMPRESSIONS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_compressed_files_are_read_as_what_is_in_them(tmp_path: Path, suffix: str) -> None:
+    blocks = "\n\n".join(f"ខ្មែរ {n} " + "word " * 400 for n in range(1500))
+    for name, content in (
+        ("a.txt", blocks),
+        ("b.md", "# Title\n\nBody"),
+        ("c.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
+    ):
+        written(tmp_path / f"{name}{suffix}", COMPRESSIONS[suffix](content.encode()))
+    written(tmp_path / "d.parquet.gz", b"not read")
+    found = texts(tmp_path)
+    assert found == [*(b.strip() for b in blocks.split("\n\n")), "# Title\n\nBody", "one", "two"]
+    whole = (tmp_path / f"a.txt{suffix}").read_bytes()
+    cut = written(tmp_path / "cut" / f"a.txt{suffix}", whole[: len(whole) // 2])
+    assert refusal(cut).startswith(f"{cut}: cannot be read: ")
+
+
+def test_documents_have_the_line_where_they_begin(tmp_path: Path) -> None:
+    long = "word " * 20_000
+    content = f"\n \n  one\ntwo\n\n\t\nthree\n\n{long}\nlast"
+    file = written(tmp_path / "a.txt", content)
+    found = [(document.line, document.text[:5]) for document in read_documents([file])]
+    assert found == [(3, "one\ntw"[:5]), (7, "three"), (9, "word "), (9, "word ")]
+    rows = written(tmp_path / "b.jsonl", '\n{"text": "one"}\n\n{"text": "two"}')
+    assert [document.line for document in read_documents([rows])] == [2, 4]
 
 
 def test_a_row_of_parquet_is_a_document_and_other_columns_are_left_alone(tmp_path: Path) -> None:
@@ -237,21 +276,22 @@ def test_files_and_folders_without_permission_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "offset"),
+    ("content", "line", "letter"),
     [
-        (b"caf\xe9 noir", "3"),
-        ("né".encode()[:-1], "1"),
-        (b"x" * 1_048_575 + "é".encode() + b"\xff", "1,048,577"),
+        (b"caf\xe9 noir", 1, 3),
+        ("\n\n one\ntwo\nné".encode()[:-1], 5, 1),
+        (b"x" * 60_000 + b"\nxy" + "é".encode() + b"\xff\nz", 2, 3),
     ],
 )
-def test_a_file_that_is_not_utf8_is_named_with_the_byte(
-    tmp_path: Path, content: bytes, offset: str
+def test_a_file_that_is_not_utf8_is_named_with_the_line(
+    tmp_path: Path, content: bytes, line: int, letter: int
 ) -> None:
+    said = f"not UTF-8 after letter {letter} of the line; convert it"
     for name in ("a.txt", "a.md"):
         file = written(tmp_path / name, content)
-        assert refusal(file).startswith(f"{file}: not UTF-8 at byte {offset}; convert it")
+        assert refusal(file).startswith(f"{file}:{line}: {said}")
     file = written(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}')
-    assert refusal(file).startswith(f"{file}: not UTF-8 at byte 24; convert it")
+    assert refusal(file).startswith(f"{file}:2: not UTF-8 after letter 10 of the line; convert it")
 
 
 @pytest.mark.parametrize(
@@ -278,9 +318,9 @@ def test_parquet_that_cannot_be_used_is_named_with_its_columns_or_row(tmp_path: 
     pq.write_table(pa.table({"body": ["x"], "id": [1]}), file)
     assert refusal(file).startswith(f"{file}: no column 'text'; its columns are body, id")
     pq.write_table(pa.table({"text": ["x", None]}), file)
-    assert refusal(file).startswith(f"{file}: row 2: nothing where text is expected")
+    assert refusal(file).startswith(f"{file}:2: nothing where text is expected")
     pq.write_table(pa.table({"text": [1]}), file)
-    assert refusal(file).startswith(f"{file}: row 1: int where text is expected")
+    assert refusal(file).startswith(f"{file}:1: int where text is expected")
     pq.write_table(pa.table({"text": ["x" * 1000] * 9}), file)
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"PAR1 not really", whole[4:]):

@@ -16,8 +16,8 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
 from tapestry_coordinator.web.settings import PageSettings
 from tapestry_demo.federation import Processes, tapestry_command
-from tapestry_demo.workers import Workers
 from tests.coordinator.small import changed_policy
+from tests.forking import Forks
 
 _WORDS = {
     "fra": "le la une bibliothèque garde chaque livre dans sa langue et personne ne le sait",
@@ -46,9 +46,9 @@ class Live:
     folder: Path
     processes: Processes
     port: int
+    forks: Forks | None = None
+    """What starts the processes; if None, they are started as people do."""
     environment: dict[str, str] = field(default_factory=dict)
-    workers: Workers | None = None
-    """From which to fork commands, where a test has many."""
 
     @property
     def home(self) -> CoordinatorHome:
@@ -121,18 +121,27 @@ class Live:
         self.call("node", "join", self.invite(member), "--dir", str(node), "--language", language)
         return node
 
+    def describe(self, member: str, language: str) -> None:
+        """Describe a node's text in `corpus.toml`; then it is not named when the node runs."""
+        (self.folder / member / "corpus.toml").write_text(
+            '[filters]\nduplicates = "exact"\nwrong_language = "keep"\n'
+            f'[[source]]\nname = "archive"\npath = "../{member}-text"\nlanguage = "{language}"\n'
+            'licence = "CC0-1.0"\njurisdiction = "EU"\ncategory = "private"\n'
+            'consent = "registry 7"\n',
+            encoding="utf-8",
+        )
+
     def run_node(self, member: str) -> None:
         """Start a node's daemon; it ends when no further round is planned."""
-        self.start(
-            member, "node", "run", str(self.folder / member), "--until-finished",
-            "--data", str(self.folder / f"{member}-text"),
-        )  # fmt: skip
+        is_described = (self.folder / member / "corpus.toml").is_file()
+        data = () if is_described else ("--data", str(self.folder / f"{member}-text"))
+        self.start(member, "node", "run", str(self.folder / member), "--until-finished", *data)
 
     def start(self, name: str, *arguments: str) -> None:
         """Start a `tapestry` process."""
-        if self.workers is not None:
-            (self.folder / "logs" / f"{name}.log").touch()
-            self.processes.fork(name, self.workers, arguments)
+        if self.forks is not None:
+            log = self.folder / "logs" / f"{name}.log"
+            self.processes.running[name] = self.forks.start(arguments, log)
             return
         old = os.environ.copy()
         os.environ.update(self.environment)
@@ -154,8 +163,10 @@ class Live:
 
     def call(self, *arguments: str, code: int = 0) -> str:
         """Run a `tapestry` command; return its output, stderr if it is expected to fail."""
-        if self.workers is not None and code == 0:
-            return self.workers.call(*arguments)
+        if self.forks is not None:
+            ended, out, err = self.forks.call(arguments, self.folder / "logs")
+            assert ended == code, out + err
+            return err if code else out
         done = subprocess.run(
             tapestry_command(*arguments),
             capture_output=True,
@@ -176,7 +187,7 @@ class Live:
         table: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return table
 
-    def wait(self, condition: Callable[[], bool], *, seconds: float = 90.0) -> None:
+    def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
         """Wait until `condition` holds."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -15,7 +15,6 @@ from tapestry.data.tokenizer import byte_tokenizer, tokenizer_files
 from tapestry.wire.egress import EGRESS_FILE, read_ledger
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, UPLOADS_IN_FLIGHT
 from tapestry_coordinator.inviting import make_invitation
-from tapestry_demo.workers import Workers
 from tapestry_node.joining import join
 from tests.e2e.live import Live, write_text
 
@@ -93,7 +92,6 @@ def run_behind(live: Live, line: ShapedLine, member: str) -> None:
 
 
 def test_transfers_go_on_when_the_line_comes_back(live: Live) -> None:
-    live.workers = Workers(live.folder / "logs")
     live.found(rounds=1, quorum=4, model=write_model(live.folder / "model"))
     live.aggregate(codec="float32")
     live.serve()

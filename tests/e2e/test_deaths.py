@@ -1,6 +1,5 @@
 """The coordinator's process is killed at every moment of a round, and goes on by itself."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tapestry_demo.federation import Processes, free_port_pair, tapestry_command
 from tests.coordinator.recomputing import recomputed, substance
 from tests.coordinator.small import Small, found_small
 from tests.e2e.echoing import Echo, enrolled
+from tests.forking import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +52,14 @@ DEATHS = (
 class Federation:
     """A coordinator's folder, its process, and two members that echo."""
 
-    def __init__(self, folder: Path, processes: Processes, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, processes: Processes, forks: Forks, stack: ExitStack) -> None:
         self.small: Small = found_small(
             folder / "fed",
             FRAGMENT_ELEMENTS + 2,
             rounds=RoundsSettings(total=ROUNDS, quorum=2, gather_seconds=60, grace_seconds=60),
         )
         self.home, self.logs = self.small.home, folder / "logs"
-        self._processes = processes
+        self._processes, self._forks = processes, forks
         port = free_port_pair()
         listen, door = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
         network = NetworkSettings(
@@ -76,15 +76,10 @@ class Federation:
     def serve(self, failpoints: str = "") -> str:
         """Start the coordinator; return its process's name."""
         name = f"coordinator-{len(list(self.logs.glob('*.log'))):02d}"
-        command = tapestry_command("coordinator", "serve", str(self.home.folder), "--failpoints")
-        before = os.environ.pop(VARIABLE, None)
-        os.environ[VARIABLE] = failpoints
-        try:
-            self._processes.start(name, command)
-        finally:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
+        command = ["coordinator", "serve", str(self.home.folder), "--failpoints"]
+        self._processes.running[name] = self._forks.start(
+            command, self.logs / f"{name}.log", environment={VARIABLE: failpoints}
+        )
         return name
 
     def wait_for_death(self, name: str) -> None:
@@ -113,13 +108,13 @@ class Federation:
 
 
 @pytest.fixture
-def federations(tmp_path: Path) -> Iterator[tuple[Federation, Federation]]:
+def federations(tmp_path: Path, forks: Forks) -> Iterator[tuple[Federation, Federation]]:
     """Two of the same origin, with the same members."""
     with ExitStack() as stack:
         made = []
         for name in ("calm", "dying"):
             processes = stack.enter_context(Processes(tmp_path / name / "logs"))
-            made.append(Federation(tmp_path / name, processes, stack))
+            made.append(Federation(tmp_path / name, processes, forks, stack))
         yield made[0], made[1]
 
 

@@ -13,20 +13,27 @@ from tests.e2e.live import Live
 
 pytestmark = pytest.mark.slow
 
+MEMBERS = {"a-lib": "fra", "b-lib": "eus", "c-lib": "ukr"}
+"""All join before one runs: the first round does not wait for who joins later."""
+
 
 def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(live: Live) -> None:
+    forks, live.forks = live.forks, None  # until the consensus, as an institution does it
     live.found(rounds=2)
     live.serve()
     for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):
         live.join(member, language)
+    live.describe("eu-lib", "eus")
+    for member in ("fr-bnf", "eu-lib"):
         live.run_node(member)
     live.wait_done("fr-bnf")
     live.wait_done("eu-lib")
+    live.forks = forks
     checkpoint = live.home.checkpoint(2)
     said = live.call("checkpoint", "verify", str(checkpoint))
     assert "verified: checkpoint 2 of loom" in said
 
-    live.wait(lambda: len(verify_checkpoint(checkpoint).card.evaluations) == 2, seconds=20)
+    live.wait(lambda: len(verify_checkpoint(checkpoint).card.evaluations) == 2)
     verified = verify_checkpoint(checkpoint)
     made = verified.manifest.made
     assert made is not None
@@ -53,6 +60,15 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     live.call("checkpoint", "pull", str(pulled), "--dir", str(live.folder / "fr-bnf"))
     assert verify_checkpoint(pulled).manifest_digest == verified.manifest_digest
 
+    history = json.loads(
+        live.call("node", "corpus", "history", str(live.folder / "eu-lib"), "--json")
+    )
+    assert [(e["round"], e["has_receipt"]) for e in history["entries"]] == [(1, True), (2, True)]
+    sources = [source for entry in history["entries"] for source in entry["sources"]]
+    assert {(one["name"], one["category"]) for one in sources} == {("archive", "private")}
+    # of 6 sequences in each round a quarter is from the pool: 1, then 3 of 12 in all
+    assert [one["tokens"] for one in sources] == [5 * 32, 4 * 32]
+
     audit = json.loads(live.call("node", "audit", str(live.folder / "fr-bnf"), "--json"))
     sent = audit["by_call"]["TransferService/PutFragment"]["bytes"]
     encoded = 2 * (verified.manifest.elements * 8.125 / 8)  # two rounds of int8
@@ -70,8 +86,9 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
 def test_a_killed_node_does_not_hold_the_round_and_comes_back(live: Live) -> None:
     live.found(rounds=2, steps=150, grace_seconds=1.0)
     live.serve()
-    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+    for member, language in MEMBERS.items():
         live.join(member, language)
+    for member in MEMBERS:
         live.run_node(member)
     live.wait(lambda: live.progress("c-lib").get("step", 0) > 2)
     live.kill("c-lib")
@@ -83,7 +100,7 @@ def test_a_killed_node_does_not_hold_the_round_and_comes_back(live: Live) -> Non
         ("c-lib", "no contribution before the round closed")
     ]
     live.run_node("c-lib")
-    for member in ("a-lib", "b-lib", "c-lib"):
+    for member in MEMBERS:
         live.wait_done(member)
     assert live.status()["newest_checkpoint"] == 2
 
@@ -131,8 +148,9 @@ def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) 
     live.found(rounds=3, steps=100, grace_seconds=1.0)
     live.aggregate(codec="topk", optimizer="sgd", learning_rate=1.0, downlink="delta-int8")
     live.serve()
-    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
+    for member, language in MEMBERS.items():
         live.join(member, language)
+    for member in MEMBERS:
         live.run_node(member)
     spool = live.folder / "c-lib" / "spool" / "round-000001"
     live.wait(lambda: live.progress("c-lib").get("step", 0) > 2)
@@ -143,7 +161,7 @@ def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) 
     live.serve()
     live.wait(lambda: live.status()["newest_checkpoint"] >= 1)
     live.run_node("c-lib")
-    for member in ("a-lib", "b-lib", "c-lib"):
+    for member in MEMBERS:
         live.wait_done(member)
     assert "round 1: not taken: " in live.log("c-lib")
     assert not spool.exists()
@@ -158,12 +176,11 @@ def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) 
 def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) -> None:
     live.found(rounds=1)
     live.serve()
-    for member, language in (("a-lib", "fra"), ("b-lib", "eus"), ("c-lib", "ukr")):
-        node = live.join(member, language)
-        if member == "c-lib":
-            path = node / "node.toml"
-            text = path.read_text().replace("min_inner_steps = 1", "min_inner_steps = 100")
-            path.write_text(text)
+    for member, language in MEMBERS.items():
+        live.join(member, language)
+    path = live.folder / "c-lib" / "node.toml"
+    path.write_text(path.read_text().replace("min_inner_steps = 1", "min_inner_steps = 100"))
+    for member in MEMBERS:
         live.run_node(member)
     live.wait_done("a-lib")
     made = verify_checkpoint(live.home.checkpoint(1)).manifest.made

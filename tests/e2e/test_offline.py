@@ -1,5 +1,6 @@
 """Nobody phones home: a socket trap inside every process of a federation that trains."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,10 @@ def trap(live: Live, tmp_path: Path) -> Path:
     folder = tmp_path / "trap"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_TRAP, encoding="utf-8")
+    live.forks = None
+    found_first = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     live.environment = {
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": found_first,
         "TAPESTRY_TRAINER_TRAP_LOG": str(tmp_path / "trap.log"),
     }
     return tmp_path / "trap.log"

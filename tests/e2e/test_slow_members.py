@@ -7,7 +7,6 @@ import pytest
 
 from tapestry.checkpoints.manifest import Participation
 from tapestry.checkpoints.verify import verify_checkpoint
-from tapestry_demo.workers import Workers
 from tests.e2e.live import Live
 
 pytestmark = pytest.mark.slow
@@ -22,7 +21,6 @@ def participation(live: Live, number: int) -> dict[str, Participation]:
 
 
 def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) -> None:
-    live.workers = Workers(live.folder / "logs")
     live.found(rounds=3, steps=60, grace_seconds=2.0)
     live.decide(lateness={"max_staleness": 2})
     live.serve()
@@ -51,7 +49,6 @@ def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) 
 
 
 def test_out_of_step_members_reach_a_consensus_that_verifies(live: Live) -> None:
-    live.workers = Workers(live.folder / "logs")
     live.found(rounds=4, steps=10)
     live.decide(
         lateness={"max_staleness": 4},

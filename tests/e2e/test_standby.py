@@ -34,8 +34,9 @@ from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Arrived, Published
 from tapestry_coordinator.settings import RoundsSettings, StorageSettings
 from tapestry_coordinator.status import status_of
-from tapestry_demo.federation import Processes, free_port_pair, tapestry_command
+from tapestry_demo.federation import Processes, free_port_pair
 from tests.coordinator.small import FOUNDED_AT, Small, found_small
+from tests.forking import Forks
 from tests.servers import Postgres, Store, running_store
 from tests.wire.serving import CALL_SECONDS, Line, Member, Watch
 
@@ -51,6 +52,7 @@ class Shared:
     folder: Path
     small: Small
     processes: Processes
+    forks: Forks
     postgres: Postgres
     store: Store
     url: str
@@ -82,9 +84,9 @@ class Shared:
         return CoordinatorHome(self.folder / name)
 
     def serve(self, name: str) -> None:
-        self.processes.start(
-            name, tapestry_command("coordinator", "serve", str(self.folder / name))
-        )
+        command = ["coordinator", "serve", str(self.folder / name)]
+        log = self.folder / "logs" / f"{name}.log"
+        self.processes.running[name] = self.forks.start(command, log)
 
     def log(self, name: str) -> str:
         return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8")
@@ -168,7 +170,7 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def shared(tmp_path: Path, postgres: Postgres, store: Store) -> Iterator[Shared]:
+def shared(tmp_path: Path, forks: Forks, postgres: Postgres, store: Store) -> Iterator[Shared]:
     """Two folders: the one in which the federation was founded, and one to stand by."""
     rounds = RoundsSettings(
         quorum=2, gather_seconds=60.0, grace_seconds=0.0, deadline_seconds=600.0
@@ -198,7 +200,7 @@ def shared(tmp_path: Path, postgres: Postgres, store: Store) -> Iterator[Shared]
     registry.adopt_policy(small.policy, now=FOUNDED_AT)
     registry.close()
     with Processes(tmp_path / "logs") as processes:
-        federation = Shared(tmp_path, small, processes, postgres, store, url, ports)
+        federation = Shared(tmp_path, small, processes, forks, postgres, store, url, ports)
         with federation.stack:
             yield federation
         for process in processes.running.values():

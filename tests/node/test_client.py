@@ -1,6 +1,7 @@
 """What the node's connection sends, against a real server over mutual TLS, and its ledger."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +30,7 @@ from tapestry.params.fragments import fragment_digest, fragments_root, pack_miss
 from tapestry.v1 import enrolment_pb2, rounds_pb2, transfer_pb2
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.egress import Departure, EgressLedger, read_ledger
+from tapestry.wire.limits import PIECE_BYTES, UPLOADS_IN_FLIGHT
 from tapestry.wire.messages import envelope_message
 from tapestry_node.client import NodeClient
 
@@ -49,6 +51,13 @@ class Coordinator(grpc.GenericRpcHandler):
     came: list[tuple[str, bytes]] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
     """Calls that arrived before their line was in the ledger."""
+    windows: list[int] = field(default_factory=lambda: [1])
+    """What the answers to an upload grant, one after the other; the last one again and again."""
+    piece_bytes: int = 0
+    most: int = 0
+    """Fragments that were ever here at once."""
+    _here: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         call = str(details.method).rsplit("/", 1)[-1]
@@ -59,7 +68,25 @@ class Coordinator(grpc.GenericRpcHandler):
             self.came.append((call, request))
             return self.answer(call)
 
+        def gather(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            first, *others = requests
+            self.came += [(f"{call}, going on", request) for request in others]
+            with self._changed:
+                self._here += 1
+                self.most = max(self.most, self._here)
+                self._changed.notify_all()
+                wanted = self.windows[0]
+                self._changed.wait_for(lambda: self._here >= wanted, timeout=0.3)
+                answered = answer(first, context)
+                self._here -= 1
+            return answered
+
+        if call == "PutFragment":
+            return grpc.stream_unary_rpc_method_handler(gather)
         return grpc.unary_unary_rpc_method_handler(answer)
+
+    def granted(self) -> int:
+        return self.windows.pop(0) if len(self.windows) > 1 else self.windows[0]
 
     def count(self, call: str) -> int:
         return sum(name == call for name, _request in self.came)
@@ -68,10 +95,17 @@ class Coordinator(grpc.GenericRpcHandler):
         receipt = envelope_message(RECEIPT)
         if call == "OpenUpload":
             missing = pack_missing(self.missing)
-            answer = transfer_pb2.OpenUploadResponse(missing=missing)
+            answer = transfer_pb2.OpenUploadResponse(
+                missing=missing, window=self.granted(), piece_bytes=self.piece_bytes
+            )
             if self.has_receipt:
                 answer = transfer_pb2.OpenUploadResponse(receipt=receipt)
             return answer.SerializeToString()
+        if call == "PutFragment":
+            answered = transfer_pb2.PutFragmentResponse(
+                window=self.granted(), piece_bytes=self.piece_bytes
+            )
+            return answered.SerializeToString()
         if call == "Commit":
             return transfer_pb2.CommitResponse(receipt=receipt).SerializeToString()
         if call == "Renew":
@@ -105,7 +139,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
     authority = create_authority("loom", now=BEGAN)
     server_key, key = create_tls_key(), create_tls_key()
     coordinator = Coordinator(tmp_path / "egress.jsonl")
-    server = grpc.server(ThreadPoolExecutor(1), handlers=(coordinator,))
+    server = grpc.server(ThreadPoolExecutor(8), handlers=(coordinator,))
     certificate = issue_server_certificate(
         authority, server_key.public_key(), federation="loom", hosts=[], now=BEGAN
     )
@@ -165,11 +199,11 @@ def contribution(fragments: list[bytes]) -> Contribution:
     )
 
 
-def upload(line: Line) -> Envelope:
-    """Send a contribution of `FRAGMENTS`."""
-    declared = contribution(FRAGMENTS)
-    digests = list(map(fragment_digest, FRAGMENTS))
-    return line.client.upload(declared, declared.signed(KEY), digests, FRAGMENTS.__getitem__)
+def upload(line: Line, fragments: list[bytes] = FRAGMENTS) -> Envelope:
+    """Send a contribution."""
+    declared = contribution(fragments)
+    digests = list(map(fragment_digest, fragments))
+    return line.client.upload(declared, declared.signed(KEY), digests, fragments.__getitem__)
 
 
 def test_an_upload_sends_every_fragment_and_returns_the_receipt(line: Line) -> None:
@@ -255,3 +289,38 @@ def test_a_call_that_is_refused_is_an_error_of_ours(line: Line, tmp_path: Path) 
     line.coordinator.ledger = tmp_path / "missing"  # the handler fails: an internal error
     with pytest.raises(RejectedError, match="refused the call"):
         line.client.report(round_number=1, step=2, steps=2, loss=1.0, speed=1.0)
+
+
+# How much may be in flight
+
+
+@pytest.mark.parametrize(
+    ("windows", "most"),
+    [([1], 1), ([2], 2), ([3], 3), ([100], UPLOADS_IN_FLIGHT), ([0], 1), ([1, 1, 3], 3)],
+)
+def test_as_many_fragments_are_in_flight_as_the_coordinator_says(
+    line: Line, windows: list[int], most: int
+) -> None:
+    line.coordinator.windows = windows
+    assert upload(line) == RECEIPT
+    assert line.coordinator.most == most
+    assert [message.index for message in line.fragments()] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "messages"),
+    [(0, 3), (1, 3), (PIECE_BYTES, 3), (2 * PIECE_BYTES, 2), (3 * PIECE_BYTES, 1)],
+)
+def test_a_fragment_goes_in_pieces_as_large_as_the_coordinator_says(
+    line: Line, piece_bytes: int, messages: int
+) -> None:
+    line.coordinator.piece_bytes = piece_bytes
+    line.coordinator.missing = [True]
+    data = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"end"
+    upload(line, [data])
+    sent = [r for call, r in line.coordinator.came if call.startswith("PutFragment")]
+    arrived = [transfer_pb2.PutFragmentRequest.FromString(piece).data for piece in sent]
+    assert b"".join([arrived[-1], *arrived[:-1]]) == data, "the first is entered last"
+    assert len(sent) == messages
+    (entered,) = [d for d in line.departures if d.call.endswith("/PutFragment")]
+    assert (entered.bytes, entered.digest) == (len(data), hashlib.sha256(data).hexdigest())

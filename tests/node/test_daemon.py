@@ -83,7 +83,7 @@ def test_a_renewal_that_is_due_while_nobody_answers_is_put_off(tmp_path: Path) -
         time.sleep(0.2)
         assert not running.done()
         daemon.stop()
-        running.result(timeout=20)
+        running.result(timeout=60)
 
 
 def test_waiting_for_the_line_ends_when_listening_has_failed_for_good() -> None:

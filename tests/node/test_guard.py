@@ -131,7 +131,7 @@ def test_a_vector_of_another_structure_does_not_leave(
     ("policy", "made", "says"),
     [
         ({"min_tokens": 65}, {}, "min_tokens = 65, it has 64"),
-        ({"min_documents": 41}, {}, "min_documents = 41, the corpus has 40"),
+        ({"min_documents": 41}, {}, "min_documents = 41, it was made of 40"),
         ({"min_inner_steps": 3}, {}, "min_inner_steps = 3, it has 2"),
         ({"max_norm": 10.0}, {}, "max_norm = 10, the update has 1024"),
         ({}, {"tokens": 65}, "it claims 65 tokens, the plan has 64"),

@@ -29,6 +29,8 @@ from tapestry.objectives.training import InnerOptimizer, StepReport
 from tapestry.params import layout as layout_module
 from tapestry.params.codecs import codec_named
 from tapestry.params.modules import from_model
+from tapestry_node.corpus_history import read_history
+from tapestry_node.forgetting import forget
 from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable, Policy
@@ -475,3 +477,51 @@ def test_an_unknown_device_is_named(home: NodeHome, federation: Federation, text
     settings = NodeTable(device="loom")
     with pytest.raises(ConfigError, match="device 'loom' cannot be used"):
         Trainer(home, settings, "causal-lm", federation.newest, [text], sequence_tokens=TOKENS)
+
+
+# The corpus, governed
+
+
+def test_a_contribution_leaves_a_line_of_what_it_was_trained_on(
+    trainer: Trainer, federation: Federation, home: NodeHome
+) -> None:
+    spooled = contributed(trainer, plan_of(federation), federation.newest)
+    (entry,) = read_history(home.corpus)
+    assert (entry["event"], entry["round"]) == ("contributed", 2)
+    assert entry["root"] == spooled.contribution.root
+    assert entry["corpus"] == trainer.corpus.digest
+    (source,) = entry["sources"]
+    assert source["tokens"] == spooled.contribution.tokens == 2 * 2 * TOKENS
+    assert 1 <= source["documents"] <= 4 * 2  # four sequences, each shorter than a document
+    assert trainer.use is not None
+    assert (trainer.use.tokens, trainer.use.documents) == (source["tokens"], source["documents"])
+
+
+def test_a_source_that_was_forgotten_is_in_no_later_round(
+    home: NodeHome, federation: Federation, tmp_path: Path
+) -> None:
+    described = []
+    for name, word in (("weft", "weft"), ("warp", "warp")):
+        documents = [f"{number}. the {word} runs {word} by {word}" for number in range(30)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+        described.append(
+            f'[[source]]\nname = "{name}"\npath = "../{name}.txt"\nlanguage = "eng"\n'
+            'licence = "CC0-1.0"\njurisdiction = "FR"\ncategory = "open"\n'
+        )
+    filters = '[filters]\nduplicates = "exact"\nwrong_language = "keep"\n'
+    (home.folder / "corpus.toml").write_text(filters + "".join(described), encoding="utf-8")
+    settings = NodeTable(held_out_fraction=0.1, device="cpu")
+    trainer = Trainer(home, settings, "causal-lm", federation.newest, [], sequence_tokens=TOKENS)
+    before = trainer.corpus.folder
+    inner = INNER.model_copy(update={"steps": 20})
+    plan = plan_of(federation, inner=inner)
+    contributed(trainer, plan, federation.newest)
+    assert forget(home, "weft") == (1, [2])
+    assert not before.exists()
+    spooled = contributed(trainer, plan, federation.newest)
+    history = read_history(home.corpus)
+    assert [entry["event"] for entry in history] == ["contributed", "forgotten", "contributed"]
+    assert [one["name"] for one in history[0]["sources"]] == ["warp", "weft"]
+    assert [one["name"] for one in history[2]["sources"]] == ["warp"]
+    assert history[2]["sources"][0]["tokens"] == spooled.contribution.tokens
+    assert {part.source for part in trainer.corpus.parts} == {"warp"}

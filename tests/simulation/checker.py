@@ -5,33 +5,24 @@ I2  every checkpoint is what its recorded contributions give
 I3  rounds and manifests form one chain, the event log only grows, nobody hears two stories
 I6  a run with crashes comes to what the same run without comes to
 L   with a quorum of honest members connected, every round ends by its deadline
+A   what the federation agreed upon is kept: see `agreements`
 """
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from tapestry.checkpoints.manifest import Manifest, verify_lineage
+from tapestry.checkpoints.manifest import verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import TapestryError, UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json
-from tapestry_coordinator.rounds import Phase, RoundState, event_from_json, tick
+from tapestry_coordinator.rounds import Phase, Published, Tick
 from tests.coordinator.recomputing import substance
+from tests.simulation import agreements
+from tests.simulation.folding import Violation, manifest_in, manifests, steps
 from tests.simulation.history import History
 
 TICK_SECONDS = 4.5
-
-
-@dataclass(frozen=True)
-class Violation:
-    """An invariant that did not hold, and how."""
-
-    invariant: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.invariant}: {self.what}"
 
 
 Check = Callable[[History], Iterator[Violation]]
@@ -42,11 +33,6 @@ def violations(history: History) -> list[Violation]:
     return [violation for check in CHECKS for violation in check(history)]
 
 
-def _manifests(history: History) -> dict[int, Manifest]:
-    parsed = [Manifest.parsed(e.payload, what="manifest") for e in history.records.lineage]
-    return {manifest.round: manifest for manifest in parsed}
-
-
 # I1
 
 
@@ -55,8 +41,8 @@ def counted_once(history: History) -> Iterator[Violation]:
     with the reason why it has none.
     """
     counted: Counter[str] = Counter()
-    manifests = _manifests(history)
-    for manifest in manifests.values():
+    published = manifests(history)
+    for manifest, _envelope in published.values():
         for part in manifest.made.participation if manifest.made is not None else ():
             counted[part.contribution] += 1
             if part.weight == 0 and not part.reason:
@@ -67,14 +53,14 @@ def counted_once(history: History) -> Iterator[Violation]:
             yield Violation("I1", f"contribution {digest[:12]} counts {times} times")
         if digest not in stored:
             yield Violation("I1", f"contribution {digest[:12]} counts and was never stored")
-    for digest, (number, member_id, *_rest) in stored.items():
-        if number in manifests and not counted[digest]:
+    for digest, (number, member_id, *_rest, used_round) in stored.items():
+        if used_round in published and not counted[digest]:
             yield Violation("I1", f"{member_id}'s contribution to round {number} is lost")
 
 
 def receipts_honoured(history: History) -> Iterator[Violation]:
     """Every receipt that was handed out is of a contribution that is stored, and of one only."""
-    stored = {(row[0], row[1]): str(row[2]) for row in history.records.contributions}
+    stored = {(row[0], row[1]): (str(row[2]), row[5]) for row in history.records.contributions}
     heard: dict[tuple[int, str], bytes] = {}
     for told in history.acknowledged:
         try:
@@ -85,7 +71,8 @@ def receipts_honoured(history: History) -> Iterator[Violation]:
             yield Violation("I1", f"{told.member_id} heard a receipt that is none: {error}")
             continue
         key = (receipt.round, told.member_id)
-        if receipt.member_id != told.member_id or stored.get(key) != receipt.contribution:
+        promised = (receipt.contribution, receipt.used_round)
+        if receipt.member_id != told.member_id or stored.get(key) != promised:
             yield Violation("I1", f"{told.member_id}'s receipt for round {receipt.round} is void")
         if heard.setdefault(key, told.receipt.payload) != told.receipt.payload:
             yield Violation("I1", f"{told.member_id} has two receipts for round {receipt.round}")
@@ -93,7 +80,7 @@ def receipts_honoured(history: History) -> Iterator[Violation]:
 
 def lies_refused(history: History) -> Iterator[Violation]:
     """What must not be taken was not taken."""
-    for number, member_id, _digest, envelope, _receipt in history.records.contributions:
+    for number, member_id, _digest, envelope, *_rest in history.records.contributions:
         if from_json(str(envelope).encode(), what="contribution").signature.hex() in history.lies:
             yield Violation("I1", f"a lie of {member_id} was taken into round {number}")
 
@@ -105,7 +92,7 @@ def events_match_contributions(history: History) -> Iterator[Violation]:
         for _id, number, _at, kind, body in history.records.events
         if kind == "arrived"
     )
-    rows = Counter((row[0], row[1], row[2]) for row in history.records.contributions)
+    rows = Counter((row[5], row[1], row[2]) for row in history.records.contributions)
     for number, member_id, _digest in (events - rows) | (rows - events):
         yield Violation("I1", f"{member_id}, round {number}: event and contribution differ")
 
@@ -141,27 +128,9 @@ def log_only_grows(history: History) -> Iterator[Violation]:
 
 def log_is_a_run(history: History) -> Iterator[Violation]:
     """The stored events are steps of the state machine, each of which changed something."""
-    for number, state, _at in _steps(history):
-        if state is None:
-            yield Violation("I3", f"round {number}: a stored event changes nothing or is refused")
-
-
-def _steps(history: History) -> Iterator[tuple[int, RoundState | None, float]]:
-    """Fold the log; a step that none may take comes as None."""
-    states: dict[int, RoundState] = {}
-    newest = 0
-    for _id, number, at, kind, body in history.records.events:
-        if not isinstance(number, int) or not isinstance(at, float):
-            raise TypeError(number, at)
-        before = states.get(number, RoundState(number=number))
-        try:
-            after, _effects = tick(before, event_from_json(str(kind), str(body)), now=at)
-        except (TapestryError, ValueError):
-            after = before
-        is_step = after != before and number >= newest
-        newest = max(newest, number)
-        states[number] = after
-        yield number, after if is_step else None, at
+    for step in steps(history):
+        if not step.is_step:
+            yield Violation("I3", f"round {step.number}: an event changes nothing or is refused")
 
 
 def published_once(history: History) -> Iterator[Violation]:
@@ -178,13 +147,16 @@ def published_once(history: History) -> Iterator[Violation]:
 
 def one_story(history: History) -> Iterator[Violation]:
     """All members hear the same plans and manifests, and only recorded ones."""
-    manifests = {row[0]: row[1] for row in history.records.manifests}
+    recorded = {row[0]: row[1] for row in history.records.manifests}
+    since = {s.number: s.moment for s in steps(history) if isinstance(s.event, Published)}
     plans = {(row[0], row[1]): row[2] for row in history.records.plans}
     heard: dict[tuple[str, int], int] = defaultdict(int)
     for told in history.told:
-        manifest = Manifest.parsed(told.manifest.payload, what="manifest")
-        if manifests.get(manifest.round) != payload_digest(told.manifest):
+        manifest = manifest_in(told.manifest.payload)
+        if recorded.get(manifest.round) != payload_digest(told.manifest):
             yield Violation("I3", f"{told.member_id} heard of another checkpoint {manifest.round}")
+        if told.at < since.get(manifest.round, 0.0):
+            yield Violation("I3", f"{told.member_id} heard of {manifest.round} before it was there")
         key = (told.member_id, told.stream)
         if manifest.round < heard[key]:
             yield Violation("I3", f"{told.member_id} was told of a past checkpoint")
@@ -204,16 +176,25 @@ def one_story(history: History) -> Iterator[Violation]:
 
 def ends_by_deadline(history: History) -> Iterator[Violation]:
     """No round that has a quorum waits longer than grace and deadline, outages aside."""
-    for number, state, at in _steps(history):
-        if state is None or state.phase is not Phase.AGGREGATING or state.rules is None:
+    came: dict[int, float] = {}
+    for step in steps(history):
+        before, after, at = step.before, step.after, step.at
+        if after.phase is not Phase.AGGREGATING or before.phase is not Phase.OPEN:
+            if not isinstance(step.event, Tick):
+                came[step.number] = at  # a contribution, or somebody who is not waited for
             continue
-        due = min((state.quorum_at or at) + state.rules.grace_seconds, state.deadline)
-        late = at - max(due, state.quorum_at or at)
+        if after.rules is None:
+            continue
+        if before.quorum_at is None:  # late contributions alone, or the last one made the quorum
+            due = max(after.deadline, came.get(step.number, at))
+        else:
+            due = min(before.quorum_at + after.rules.grace_seconds, after.deadline)
+            due = max(due, before.quorum_at)
         out = sum(
             max(0.0, min(at, o.ended) - max(due, o.began)) for o in history.outages if o.ended > due
         )
-        if late > TICK_SECONDS + out:
-            yield Violation("L", f"round {number} closed {late:.1f} s after it was due")
+        if at - due > TICK_SECONDS + out:
+            yield Violation("L", f"round {step.number} closed {at - due:.1f} s after it was due")
 
 
 def comes_to_an_end(history: History) -> Iterator[Violation]:
@@ -248,6 +229,7 @@ CHECKS: Sequence[Check] = (
     one_story,
     ends_by_deadline,
     comes_to_an_end,
+    *agreements.CHECKS,
 )
 
 

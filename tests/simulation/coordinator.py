@@ -4,24 +4,24 @@ It dies at the product's own failpoints, and a new one takes up from what the pl
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-import grpc
-
+from tapestry.checkpoints.manifest import Manifest
 from tapestry.errors import TapestryError, UnavailableError
 from tapestry.v1 import rounds_pb2, transfer_pb2
 from tapestry.wire.bulk import PutFragment
 from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.rounds import Phase, folded
 from tapestry_coordinator.service import RoundsService, TransferService, identify
-from tapestry_coordinator.settings import RoundsSettings
-from tests.simulation.history import History, Outage, Records
+from tests.simulation.calls import Context, Stream
+from tests.simulation.history import History, Outage
 from tests.simulation.plants import Plant
+from tests.simulation.terms import Terms
 from tests.simulation.world import Faults, World
 
 _RETRY_SECONDS = 15.0
@@ -34,74 +34,47 @@ class CrashError(BaseException):
     """The process is gone."""
 
 
-class Refusal(grpc.RpcError):
-    """What a caller sees of a call that was not answered with a message."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
-        super().__init__(details)
-        self._code, self._details, self._metadata = code, details, metadata
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> Any:
-        return self._metadata
-
-
-class Context:
-    """A call by whoever holds a certificate."""
-
-    def __init__(self, certificate: bytes) -> None:
-        self._certificate = certificate
-        self._metadata: Any = ()
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        return {"x509_pem_cert": [self._certificate]}
-
-    def peer(self) -> str:
-        return "simulated"
-
-    def set_trailing_metadata(self, metadata: Any) -> None:
-        self._metadata = metadata
-
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise Refusal(code, details, self._metadata)
-
-
-@dataclass(eq=False)
-class Stream:
-    """A member's open `WatchPlans`."""
-
-    number: int
-    member_id: str
-    certificate: bytes
-    hear: Callable[[int, Announcement], None]
-    broken: Callable[[], None]
-    present: ExitStack = field(default_factory=ExitStack)
-    is_newest: Callable[[], bool] = bool
-    version: int = -1
-    arrives_at: float = 0.0
-    """Of the message that was sent last: a stream keeps its order."""
-
-
 class Process:
     """One life of the coordinator."""
 
-    def __init__(self, plant: Plant, rounds: RoundsSettings, clock: Callable[[], float]) -> None:
+    def __init__(self, plant: Plant, terms: Terms, world: World) -> None:
         self.plant = plant
         plant.registry.forget()
         self.store = plant.store()
         plant.recover(self.store)
-        settings = plant.small.home.load_settings().model_copy(update={"rounds": rounds})
-        self.desk = Desk(plant.small.home, settings, plant.registry, plant.small.key, clock=clock)
+        self._make_up()
+        home = plant.small.home
+        settings = home.load_settings().model_copy(update={"rounds": terms.rounds})
+        self.clock = SteadyClock(
+            world.calendar, world.clock, not_before=plant.registry.newest_event_at()
+        )
+        self.desk = Desk(
+            home,
+            settings,
+            plant.registry,
+            plant.small.key,
+            clock=self.clock,
+            calendar=world.calendar,
+        )
         layout = plant.small.layout
         self.transfer: Any = TransferService(self.desk, self.store, layout)  # type: ignore[abstract]
         self.rounds = RoundsService(self.desk, cast("Any", None))
         self.streams: list[Stream] = []
         self.unsettled: int | None = None
+
+    def _make_up(self) -> None:
+        """Have the candidate that members measure, as `CoordinatorServer` does."""
+        registry = self.plant.registry
+        newest = registry.newest_round() or 0
+        self.note_weightless(registry.lineage()[newest].payload)
+        state = folded(newest + 1, registry.round_events(newest + 1))
+        is_undecided = state.phase in (Phase.MEASURING, Phase.HELD)
+        if is_undecided and registry.ruling(state.number) is None:
+            self.plant.propose(ClosedRound.recorded(registry, state), self.store)
+
+    def note_weightless(self, manifest: bytes) -> None:
+        """Put on record who had no weight."""
+        record_weightless(self.plant.registry, Manifest.parsed(manifest, what="manifest"))
 
 
 class Coordinator:
@@ -112,17 +85,18 @@ class Coordinator:
         world: World,
         faults: Faults,
         plant: Plant,
-        rounds: RoundsSettings,
+        terms: Terms,
         history: History,
         *,
         repair_seconds: float,
     ) -> None:
         self.world, self.faults, self.plant, self.history = world, faults, plant, history
-        self._rounds = rounds
+        self._terms = terms
         self._repair_seconds = repair_seconds
         self._streams = 0
         self._down_since = world.now
         self._is_aggregating = False
+        self._ticks = 0
         self.crashes: dict[str, int] = {}
         """How many by moment."""
         self.process: Process | None = None
@@ -134,7 +108,7 @@ class Coordinator:
         if self.process is not None:
             return
         try:
-            process = Process(self.plant, self._rounds, self.world.clock)
+            process = Process(self.plant, self._terms, self.world)
         except CrashError:
             self.world.after(self._repair(), self.start)
             return
@@ -142,7 +116,8 @@ class Coordinator:
             self._note_outage(str(error), _RETRY_SECONDS)
             self.world.after(_RETRY_SECONDS, self.start)
             return
-        self.history.outages.append(Outage(self._down_since, self.world.now, "down"))
+        self.history.outages.append(Outage(self._down_since, process.clock(), "down"))
+        self.history.lives.append(len(self.history.moments))
         self.process = process
         self._is_aggregating = False
         self._tick(process)
@@ -154,6 +129,12 @@ class Coordinator:
         if self.world.chance(self.faults.crash):
             self.crashes[moment] = self.crashes.get(moment, 0) + 1
             raise CrashError(moment)
+        if moment == "event-uncommitted":
+            self.history.moments.append(self.world.now)
+
+    def steady(self) -> float:
+        """The time by which rounds go; while nobody is there, when that was seen last."""
+        return self._down_since if self.process is None else self.process.clock()
 
     def die(self) -> None:
         """End the process that runs, between two events or in one."""
@@ -161,8 +142,10 @@ class Coordinator:
             return
         process, self.process = self.process, None
         process.store.close()
-        self._down_since = self.world.now
-        self.history.logs.append(Records.read(self.plant.database).events)
+        self._down_since = process.clock()
+        if self._terms.fails_over:
+            self.plant.fail_over()
+        self.history.logs.append(self.plant.registry.event_rows())
         for stream in process.streams:
             self.world.after(self.world.between(0.0, 5.0), stream.broken)
         self.world.after(self._repair(), self.start)
@@ -193,8 +176,10 @@ class Coordinator:
         if process is not self.process:
             return
         seconds = _TICK_SECONDS
+        self._ticks += 1
+        is_due = self._ticks % 2 == 0
         try:
-            self.do(lambda p: p.desk.pass_time())
+            self.do(lambda p: p.desk.pass_time(look=is_due))
         except TapestryError as error:
             seconds = _RETRY_SECONDS
             self._note_outage(str(error), seconds)
@@ -205,7 +190,7 @@ class Coordinator:
         process = self.process
         if process is None or self._is_aggregating:
             return
-        if process.desk.state.phase is Phase.AGGREGATING:
+        if process.desk.state.phase in (Phase.AGGREGATING, Phase.RELEASING):
             self._is_aggregating = True
             self.world.after(self.world.between(0.1, 3.0), lambda: self._aggregate(process))
 
@@ -228,9 +213,16 @@ class Coordinator:
         state = process.desk.state
         failpoints.reach("round-closed")
         closed = ClosedRound.recorded(self.plant.registry, state)
+        gate = closed.policy.no_harm
+        if state.phase is Phase.AGGREGATING and gate.action != "publish":
+            process.desk.propose(self.plant.propose(closed, process.store), gate)
+            return
         envelope = self.plant.publish(closed, process.store)
+        if closed.reverted:
+            self.plant.registry.forget_evaluations(state.number)
         process.desk.publish(envelope)
         failpoints.reach("checkpoint-recorded")
+        process.note_weightless(envelope.payload)
         process.unsettled = state.number
         self.world.after(self.world.between(0.0, 10.0), lambda: self._settle_later(process))
 
@@ -246,7 +238,7 @@ class Coordinator:
         self.plant.settle(number or 0, process.store)
 
     def _note_outage(self, cause: str, seconds: float) -> None:
-        now = self.world.now
+        now = self.steady()
         self.history.outages.append(Outage(now, now + seconds, cause))
 
     # Streams
@@ -319,13 +311,16 @@ class Coordinator:
         return self._call(lambda p, c: p.transfer.OpenUpload(request, c), certificate)
 
     def put(self, certificate: bytes, request: PutFragment) -> Any:
-        return self._call(lambda p, c: p.transfer.put_fragment(request, c), certificate)
+        return self._call(lambda p, c: p.transfer.put_fragment(iter([request]), c), certificate)
 
     def commit(self, certificate: bytes, request: transfer_pb2.CommitRequest) -> Any:
         return self._call(lambda p, c: p.transfer.Commit(request, c), certificate)
 
     def decline(self, certificate: bytes, request: rounds_pb2.DeclineRequest) -> Any:
         return self._call(lambda p, c: p.rounds.Decline(request, c), certificate)
+
+    def evaluate(self, certificate: bytes, request: rounds_pb2.SubmitEvaluationRequest) -> Any:
+        return self._call(lambda p, c: p.rounds.SubmitEvaluation(request, c), certificate)
 
     def _call(self, method: Callable[[Process, Any], Any], certificate: bytes) -> Any:
         with errors_from_status("the coordinator"):

@@ -18,6 +18,7 @@ class Told:
     stream: int
     manifest: Envelope
     plan: Envelope | None
+    candidate: Envelope | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Outage:
-    """While the coordinator could not act: it was down, or its database or disk refused."""
+    """While the coordinator could not act: it was down, or its database or disk refused.
+
+    By the clock by which its rounds go, as the times of events are.
+    """
 
     began: float
     ended: float
@@ -55,11 +59,15 @@ class Records:
     events: tuple[Row, ...] = ()
     """id, round, at, kind, body."""
     contributions: tuple[Row, ...] = ()
-    """round, member_id, digest, envelope, receipt."""
+    """round, member_id, digest, envelope, receipt, used_round."""
     plans: tuple[Row, ...] = ()
     """round, attempt, digest, envelope."""
     manifests: tuple[Row, ...] = ()
     """round, digest, envelope."""
+    policies: tuple[Row, ...] = ()
+    """version, digest, body."""
+    rulings: tuple[Row, ...] = ()
+    """round, is_released."""
 
     @classmethod
     def read(cls, database: sqlite3.Connection) -> "Records":
@@ -67,7 +75,7 @@ class Records:
             events=_rows(database, "SELECT id, round, at, kind, body FROM events ORDER BY id"),
             contributions=_rows(
                 database,
-                "SELECT round, member_id, digest, envelope, receipt FROM contributions"
+                "SELECT round, member_id, digest, envelope, receipt, used_round FROM contributions"
                 " ORDER BY round, member_id",
             ),
             plans=_rows(
@@ -76,6 +84,8 @@ class Records:
             manifests=_rows(
                 database, "SELECT round, digest, envelope FROM manifests ORDER BY round"
             ),
+            policies=_rows(database, "SELECT version, digest, body FROM policies ORDER BY 1"),
+            rulings=_rows(database, "SELECT round, is_released FROM rulings ORDER BY round"),
         )
 
     @property
@@ -102,11 +112,23 @@ class History:
     """Signatures, in hex, of contributions that must never be taken: what one key may not sign,
     another may."""
     outages: list[Outage] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
+    """When each event was recorded, in seconds that pass, whatever the coordinator's clocks say."""
+    lives: list[int] = field(default_factory=list)
+    """How many events there were when each of the coordinator's processes began."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when the operator had paused the federation."""
+    adopted: list[tuple[float, str]] = field(default_factory=list)
+    """When policies were agreed upon, and their digests."""
+    departures: list[tuple[float, str]] = field(default_factory=list)
+    """When members were revoked."""
     logs: list[tuple[Row, ...]] = field(default_factory=list)
     """The events at every crash and at the end."""
     healed_at: float = 0.0
-    """Since when nothing went wrong any more, and a quorum of honest members was there."""
+    """By the coordinator's clock: since when nothing went wrong any more, and a quorum of honest
+    members was there."""
     ended_at: float = 0.0
+    """The same."""
     slack_seconds: float = 0.0
     """That a round may take after healing, but for its deadline."""
     records: Records = field(default_factory=Records)

@@ -1,21 +1,24 @@
 """From a seed to a history: who takes part, what goes wrong and for how long, and the end."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import pytest
+
+from tapestry.identity.certificates import MemberCertificate, read_member_certificate
+from tapestry_coordinator import desk, service
 from tapestry_coordinator.failpoints import observed
-from tapestry_coordinator.settings import RoundsSettings
 from tests.simulation.coordinator import Coordinator
-from tests.simulation.history import History, Records
+from tests.simulation.history import History
 from tests.simulation.members import KINDS, Member
+from tests.simulation.operating import Operating
 from tests.simulation.plants import ModelPlant, Plant, RealPlant
+from tests.simulation.terms import ROUNDS, Tables, Terms, drawn
 from tests.simulation.world import START, Faults, Network, World
 
-ROUNDS = RoundsSettings(
-    total=3, quorum=2, gather_seconds=10.0, grace_seconds=20.0, deadline_seconds=90.0
-)
 _NAMES = ("ar-unc", "eu-lib", "fr-bnf", "is-lbs", "uk-nlu")
 
 
@@ -27,25 +30,29 @@ class Run:
     faults: Faults
     plant: Plant
     coordinator: Coordinator
+    operating: Operating
     members: list[Member]
     history: History
+    terms: Terms
     troubles_seconds: float
-    operations: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    is_troubled: bool = False
 
     def play(self) -> History:
         """Let everything happen; return what it came to."""
         world, history = self.world, self.history
-        with observed(self.coordinator.at_moment):
+        with observed(self.coordinator.at_moment), _cheaply():
             self.coordinator.start()
             for member in self.members:
                 world.after(world.between(0.0, 5.0), member.connect)
-            for seconds, action in self.operations:
-                world.after(seconds, action)
+            if self.is_troubled:
+                later = self.terms.later_policy(self.plant.founders)
+                self.operating.plan(self.members, later, until=self.troubles_seconds)
+                self.operating.look()
             world.run(until=self._is_over, limit=START + self.troubles_seconds)
             self._heal()
             limit = world.now + (history.target + 1) * history.slack_seconds
             world.run(until=self._is_over, limit=limit)
-            history.ended_at = world.now
+            history.ended_at = self.coordinator.steady()
             world.run(until=lambda: False, limit=world.now + 120.0)  # answers under way
         return self._finished()
 
@@ -55,13 +62,14 @@ class Run:
 
     def _heal(self) -> None:
         self.faults.end()
-        if not self._is_over():
-            self.history.healed_at = self.world.now + 60.0  # everybody is back by then
+        self.operating.resume()
         self.coordinator.start()
+        if not self._is_over():
+            self.history.healed_at = self.coordinator.steady() + 60.0  # everybody is back by then
 
     def _finished(self) -> History:
         history = self.history
-        history.records = Records.read(self.plant.database)
+        history.records = self.plant.registry.records()
         history.logs.append(history.records.events)
         history.recomputed = self.plant.recomputed()
         if self.coordinator.process is not None:
@@ -69,8 +77,30 @@ class Run:
         return history
 
 
-def troubled(seed: int, folder: Path | None = None) -> Run:
-    """A federation in which much goes wrong; with a folder, over the product's own files."""
+_read_certificate = lru_cache(256)(read_member_certificate)
+
+
+@contextmanager
+def _cheaply() -> Iterator[None]:
+    """Do not ask twice for what cannot have changed in between."""
+
+    def read(pem: bytes, *, federation: str) -> MemberCertificate:
+        return _read_certificate(pem, federation=federation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "read_member_certificate", read)
+        patch.setattr(desk, "pause_in_force", lambda registry: registry.pause())
+        yield
+
+
+def troubled(seed: int, folder: Path | None = None, *, has_database: bool = False) -> Run:
+    """A federation in which much goes wrong.
+
+    Args:
+        seed: Of everything.
+        folder: For the product's own files and database; None models them.
+        has_database: Whether the database is the product's in any case.
+    """
     world = World(seed)
     faults = Faults(
         drop=world.random.choice((0.0, 0.02, 0.15)),
@@ -81,7 +111,11 @@ def troubled(seed: int, folder: Path | None = None) -> Run:
         database=world.random.choice((0.0, 0.0, 0.1)),
         disk=world.random.choice((0.0, 0.0, 0.1)),
     )
-    run = _run(world, faults, folder, repair_seconds=world.random.choice((0.0, 20.0, 200.0)))
+    repair_seconds = world.random.choice((0.0, 20.0, 200.0))
+    terms = drawn(world)
+    plant = _plant(world, faults, folder, terms, has_database=has_database)
+    run = _run(world, faults, plant, terms, repair_seconds=repair_seconds)
+    run.is_troubled = True
     count = world.random.randint(2, len(_NAMES))
     kinds = ["honest", "honest", *world.random.choices(KINDS, k=count - 2)]
     for name, kind in zip(_NAMES, kinds, strict=False):
@@ -89,65 +123,62 @@ def troubled(seed: int, folder: Path | None = None) -> Run:
         if len(run.members) >= ROUNDS.quorum and world.chance(0.2):
             pace *= 4  # may miss every deadline, and nobody waits for it
         _join(run, name, kind, pace)
-    _plan_operations(run)
     return run
 
 
-def undisturbed(seed: int, folder: Path | None = None, *, crash: float = 0.0) -> Run:
+def undisturbed(
+    seed: int, folder: Path | None = None, *, crash: float = 0.0, tables: Tables | None = None
+) -> Run:
     """Honest members for whom every round waits, whatever happens to the coordinator."""
     world = World(seed)
     faults = Faults(crash=crash, database=crash, drop=crash / 2)
     patient = ROUNDS.model_copy(
         update={"quorum": 3, "gather_seconds": 1e6, "grace_seconds": 1e6, "deadline_seconds": 1e6}
     )
-    run = _run(world, faults, folder, repair_seconds=20.0, rounds=patient)
+    terms = Terms(
+        rounds=patient,
+        tables=tables or {},
+        is_measured=tables is not None,
+        fails_over=tables is not None,
+    )
+    plant = _plant(world, faults, folder, terms)
+    run = _run(world, faults, plant, terms, repair_seconds=20.0)
     run.troubles_seconds = 1e5
     for name in _NAMES[:3]:
         _join(run, name, "honest", 20.0)
     return run
 
 
-def _run(
-    world: World,
-    faults: Faults,
-    folder: Path | None,
-    *,
-    repair_seconds: float,
-    rounds: RoundsSettings = ROUNDS,
-) -> Run:
-    plant: Plant = (
-        ModelPlant(lambda: not world.chance(faults.disk)) if folder is None else RealPlant(folder)
-    )
+def _plant(
+    world: World, faults: Faults, folder: Path | None, terms: Terms, *, has_database: bool = False
+) -> Plant:
+    if folder is not None:
+        return RealPlant(terms, folder)
+    return ModelPlant(terms, lambda: not world.chance(faults.disk), has_database=has_database)
+
+
+def _run(world: World, faults: Faults, plant: Plant, terms: Terms, *, repair_seconds: float) -> Run:
     genesis = plant.small.home.load_genesis()
-    history = History(world.seed, genesis.coordinator_key, target=rounds.total)
-    history.slack_seconds = rounds.gather_seconds + 2 * rounds.deadline_seconds + 60.0
-    coordinator = Coordinator(world, faults, plant, rounds, history, repair_seconds=repair_seconds)
-    return Run(world, faults, plant, coordinator, [], history, world.between(60.0, 400.0))
+    history = History(world.seed, genesis.coordinator_key, target=terms.rounds.total)
+    history.slack_seconds = terms.slack_seconds
+    history.adopted.append((world.now, terms.policy(plant.founders).digest))
+    coordinator = Coordinator(world, faults, plant, terms, history, repair_seconds=repair_seconds)
+    troubles_seconds = world.between(60.0, 400.0)
+    operating = Operating(coordinator)
+    return Run(world, faults, plant, coordinator, operating, [], history, terms, troubles_seconds)
 
 
 def _join(run: Run, name: str, kind: str, pace_seconds: float) -> None:
     network = Network(run.world, run.faults)
-    run.members.append(Member(run.coordinator, network, name, kind=kind, pace_seconds=pace_seconds))
-
-
-def _plan_operations(run: Run) -> None:
-    """Crashes between events, nodes that die, members that are revoked and invited again."""
-    world = run.world
-    until = run.troubles_seconds
-
-    def crash() -> None:
-        run.coordinator.crashes["between"] = run.coordinator.crashes.get("between", 0) + 1
-        run.coordinator.die()
-
-    for _ in range(world.random.randint(0, 2)):
-        run.operations.append((world.between(0.0, until), crash))
-    for member in run.members:
-        if member.kind == "forgetful" or world.chance(0.2):
-            loses = world.chance(0.5)
-            die = partial(member.crash, loses_spool=loses)
-            run.operations.append((world.between(0.0, until), die))
-        if len(run.members) > 2 and member is run.members[-1] and world.chance(0.4):
-            at = world.between(0.0, until * 0.6)
-            revoke = partial(run.plant.registry.revoke, member.member_id, now=at)
-            run.operations.append((at, revoke))
-            run.operations.append((at + world.between(1.0, until * 0.4), member.come_back))
+    # Of those who measure some never say so; the gate then waits for them in vain.
+    measures = run.terms.is_measured and (not run.is_troubled or run.world.chance(0.8))
+    run.members.append(
+        Member(
+            run.coordinator,
+            network,
+            name,
+            kind=kind,
+            pace_seconds=pace_seconds,
+            measures=measures,
+        )
+    )

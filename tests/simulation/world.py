@@ -25,11 +25,21 @@ class World:
         self.seed = seed
         self.random = Random(seed)  # noqa: S311 - nothing is secret here
         self.now = START
+        """Unix seconds that pass one a second, whatever anybody's clock says."""
+        self._calendar_is_ahead = 0.0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
     def clock(self) -> float:
         return self.now
+
+    def calendar(self) -> float:
+        """What the coordinator's machine takes for the date."""
+        return self.now + self._calendar_is_ahead
+
+    def set_calendar(self, *, ahead_seconds: float) -> None:
+        """Let the calendar jump to where it is wrong by that much."""
+        self._calendar_is_ahead = ahead_seconds
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Let `action` happen `seconds` from now; of two at one time the older goes first."""

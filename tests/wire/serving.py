@@ -98,6 +98,7 @@ class Coordinator:
         )
         self.places = Places(clock=self.clock)
         self._servers: list[grpc.Server] = []
+        self._callers: list[ThreadPoolExecutor] = []
         enrolment = EnrolmentService(self.desk, self.authority)
         members, self.address = self._listen(certificate, private_pem(key), self.root_pem)
         rounds_pb2_grpc.add_RoundsServiceServicer_to_server(
@@ -115,9 +116,8 @@ class Coordinator:
     def _listen(
         self, certificate: bytes, key_pem: bytes, root_pem: bytes | None
     ) -> tuple[grpc.Server, str]:
-        server = grpc.server(
-            ThreadPoolExecutor(WORKERS), interceptors=[self.places], options=SERVER_OPTIONS
-        )
+        self._callers.append(ThreadPoolExecutor(WORKERS))
+        server = grpc.server(self._callers[-1], interceptors=[self.places], options=SERVER_OPTIONS)
         credentials = server_credentials(
             certificate_pem=certificate, key_pem=key_pem, root_pem=root_pem
         )
@@ -138,6 +138,8 @@ class Coordinator:
         self.desk.wake()
         for stopped in [server.stop(grace_seconds) for server in self._servers]:
             stopped.wait()
+        for threads in self._callers:
+            threads.shutdown()
         self.store.close()
         self.registry.close()
 
@@ -282,10 +284,8 @@ class Line:
         )
 
     def put(self, number: int, index: int, data: bytes) -> None:
-        self.transfer.PutFragment(
-            transfer_pb2.PutFragmentRequest(round=number, index=index, data=data),
-            timeout=CALL_SECONDS,
-        )
+        request = transfer_pb2.PutFragmentRequest(round=number, index=index, data=data)
+        self.transfer.PutFragment(iter([request]), timeout=CALL_SECONDS)
 
     def commit(self, envelope: Envelope) -> Envelope:
         response = self.transfer.Commit(

@@ -305,9 +305,9 @@ def test_the_ledger_holds_exactly_what_arrives_at_the_other_end(
     handler, address = coordinator
     with closing(open_ledger(path)) as ledger, stub_of(address, ledger) as stub:
         fragment = transfer_pb2.PutFragmentRequest(round=3, index=7, data=b"\x01" * 1000)
-        stub.PutFragment(fragment)
-        stub.PutFragment.future(fragment).result()
-        stub.PutFragment.with_call(fragment)
+        stub.PutFragment(iter([fragment]))
+        stub.PutFragment.future(iter([fragment])).result()
+        stub.PutFragment.with_call(iter([fragment]))
         fetch = transfer_pb2.FetchRequest(digest=b"\x02" * 32, offset_bytes=5)
         assert len(list(stub.Fetch(fetch))) == 2
         stub.Describe(transfer_pb2.DescribeRequest())
@@ -332,7 +332,7 @@ def test_a_request_is_written_before_it_is_sent(
     handler, address = coordinator
     with closing(open_ledger(path)) as ledger, stub_of(address, ledger) as stub:
         for index in range(3):
-            stub.PutFragment(transfer_pb2.PutFragmentRequest(round=1, index=index))
+            stub.PutFragment(iter([transfer_pb2.PutFragmentRequest(round=1, index=index)]))
         list(stub.Fetch(transfer_pb2.FetchRequest()))
     assert handler.lines == [1, 2, 3, 4]
 

@@ -222,6 +222,22 @@ def test_the_next_plan_has_the_inner_steps_that_follow_from_measured_speeds(
     assert [p.tokens for p in federation.publish().participation] == [48, 16]
 
 
+def test_a_member_that_answers_the_second_plan_at_once_is_not_taken_for_a_fast_one(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    federation = Federation(tmp_path, stack, "a", "b")
+    coordinator = federation.coordinator
+    coordinator.clock.forward(3600.0)  # nobody has answered: the round is planned again
+    coordinator.desk.pass_time()
+    assert federation.plan.attempt == 2
+    coordinator.clock.forward(1.0)
+    # 80 tokens in the 40 seconds before, of the 3601 since the first plan: not in the one since.
+    federation.contribute("a", federation.plan, 0.1, metrics={"seconds": 40.0})
+    member = coordinator.registry.member("a")
+    assert member is not None
+    assert member.tokens_per_second == 2.0
+
+
 def test_an_asynchronous_member_begins_anew_as_soon_as_it_has_delivered(
     tmp_path: Path, stack: ExitStack
 ) -> None:

@@ -287,7 +287,7 @@ def test_a_member_does_not_pass_for_the_coordinator(coordinator: Coordinator) ->
         kept_out(),
     ):
         enrolment_pb2_grpc.EnrolmentServiceStub(channel).Enrol(
-            enrolment_pb2.EnrolRequest(), timeout=2.0
+            enrolment_pb2.EnrolRequest(), timeout=CALL_SECONDS
         )
     server.stop(None).wait()
 
@@ -954,7 +954,7 @@ def test_one_member_that_listens_many_times_does_not_keep_the_others_out(
             with suppress(grpc.RpcError):
                 next(call)
         with errors_from_status("the coordinator"):
-            line.transfer.Describe(transfer_pb2.DescribeRequest(), timeout=3.0)
+            line.transfer.Describe(transfer_pb2.DescribeRequest(), timeout=CALL_SECONDS)
 
 
 # Checkpoints down

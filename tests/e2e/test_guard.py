@@ -1,0 +1,77 @@
+"""A node whose trainer would call out, and whose contributions wait for a person."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tapestry.wire.egress import BLOCKED, read_ledger
+from tapestry_node.home import NodeHome
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.slow
+
+_CALLS_OUT = """
+import sys
+if "tapestry_node.training" in sys.orig_argv:
+    import threading, socket, time
+
+    def call_out():
+        time.sleep(3)  # by then the process has given up its network
+        try:
+            socket.create_connection(("192.0.2.1", 443), timeout=1)
+        except OSError:
+            pass
+
+    threading.Thread(target=call_out, daemon=True).start()
+"""
+
+
+def test_nothing_leaves_before_a_person_says_so_and_the_trainer_reaches_nobody(
+    live: Live, tmp_path: Path
+) -> None:
+    live.found(rounds=1, grace_seconds=120.0)
+    live.serve()
+    for member, language in (("a-lib", "fra"), ("b-lib", "eus")):
+        live.join(member, language)
+    node = NodeHome(live.folder / "a-lib")
+    settings = node.load_settings()
+    policy = settings.policy.model_copy(update={"approval": "manual"})
+    node.save_settings(settings.model_copy(update={"policy": policy}))
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(_CALLS_OUT)
+    paths = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
+    live.run_node("b-lib")
+    live.forks, live.environment = None, {"PYTHONPATH": paths}
+    live.run_node("a-lib")
+    live.environment = {}
+
+    def waiting() -> list[dict[str, object]]:
+        said = json.loads(live.call("node", "approve", str(node.folder), "--json"))
+        found: list[dict[str, object]] = said["waiting"]
+        return found
+
+    live.wait(lambda: "waits for a person" in live.progress("a-lib").get("doing", ""), seconds=180)
+    (one,) = waiting()
+    assert one["round"] == 1
+    sent = [d.call.rsplit("/", 1)[-1] for d in read_ledger(node.egress)]
+    assert not {"OpenUpload", "PutFragment", "Commit"} & set(sent), "nothing of it has left"
+
+    said = live.call("node", "approve", str(node.folder), "--yes")
+    assert str(one["root"]) in said, "what leaves is shown first"
+    assert waiting() == []
+    live.wait_done("a-lib")
+    live.wait_done("b-lib")
+    departures = list(read_ledger(node.egress))
+    (commit,) = [d for d in departures if d.call.endswith("/Commit")]
+    assert commit.round == 1
+    assert commit.allowed_by.startswith(f"{policy.digest()} approved by ")
+    (blocked,) = [d for d in departures if d.call.startswith(BLOCKED)]
+    assert (blocked.call, blocked.to, blocked.bytes) == (
+        f"{BLOCKED}socket.getaddrinfo",
+        "192.0.2.1",
+        0,
+    )
+    assert "stopped, and on record" in live.log("a-lib")

@@ -1,0 +1,75 @@
+"""A coordinator that stops while it serves; it runs in this process, its caller in a thread."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tapestry.params.fragments import fragment_digest
+from tapestry_coordinator import server as server_module
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.server import CoordinatorServer
+from tapestry_coordinator.settings import NetworkSettings
+from tapestry_demo.federation import free_port_pair
+from tests.coordinator.small import found_small
+from tests.e2e.echoing import enrolled
+from tests.e2e.test_hostile_member import ROUNDS, Caller
+from tests.wire.serving import CALL_SECONDS
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Give back what the server has taken."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_calls_are_over_when_the_coordinator_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_STOP_SECONDS", 0.2)
+    small = found_small(tmp_path / "fed", rounds=ROUNDS)
+    port = free_port_pair()
+    listen, door = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
+    network = NetworkSettings(
+        listen=listen, enrolment_listen=door, address=listen, enrolment_address=door
+    )
+    settings = small.home.load_settings().model_copy(update={"network": network})
+    settings_module.save(small.home.folder, settings)
+    identity = enrolled(small, tmp_path, "a").identity
+    server = CoordinatorServer(small.home)
+
+    def call() -> None:
+        """Begin a call that has to wait, let the coordinator stop, and let the call go on."""
+        try:
+            with ExitStack() as stack:
+                caller = Caller(identity, listen, stack)
+                grpc.channel_ready_future(caller.channel).result(CALL_SECONDS)
+                plan = caller.plan()
+                pool = stack.enter_context(ThreadPoolExecutor(1))
+                with server._store.turn("a"):  # noqa: SLF001 - what a call waits for
+                    waiting = pool.submit(caller.announce, plan, [fragment_digest(bytes(8))])
+                    time.sleep(0.3)  # it arrives
+                    server.stop()
+                    with pytest.raises(grpc.RpcError):
+                        waiting.result()
+                    time.sleep(1)
+        finally:
+            server.stop()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="caller") as pool:
+        called = pool.submit(call)
+        server.serve()
+        left = [t.name for t in threading.enumerate() if t.name.startswith(("call_", "ThreadPool"))]
+        called.result()
+    assert left == []
