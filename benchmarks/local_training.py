@@ -1,8 +1,9 @@
 """The node's training loop against a plain PyTorch loop over the same model and batches.
 
-Both run in one process, in turns, each from the same weights. The plain loop is what a textbook
-shows: ready-made tensors, forward, backward, clip, fused AdamW. The node's is what a node runs in a
-round: batches drawn from its packed corpus, progress written for people, losses kept.
+All run in turns, each from the same weights. The plain loop is what a textbook shows: ready-made
+tensors, forward, backward, clip, fused AdamW. The node's is what a node runs in a round: batches
+drawn from its packed corpus, progress written for people, losses kept. The third is the same in a
+trainer's process of its own, as a node has it, between the first step that it tells and the last.
 
     python benchmarks/local_training.py --size tiny --steps 40
 """
@@ -29,6 +30,7 @@ from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, Netwo
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
 from tapestry_node.trainer import Trainer
+from tapestry_node.trainer_process import TrainerProcess
 
 
 def main() -> None:
@@ -61,25 +63,53 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     text.write_text("\n\n".join(f"Text {i} of many. " * 60 for i in range(3000)), encoding="utf-8")
     node = NodeHome(folder / "node")
     node.make_folders()
+    node.identity.folder.mkdir()
     trainer = Trainer(
         node, NodeTable(), "causal-lm", genesis, [text], sequence_tokens=size.sequence_tokens
     )
     elements = open_vector_file(genesis / MODEL_FILE).layout.elements
     threads = choose_threads(elements)
-    speeds: dict[str, list[float]] = {"plain": [], "node": []}
+    process = TrainerProcess(node, on_blocked=lambda _call, _to: None)
+    process.open(
+        NodeTable(save_every_minutes=0), "causal-lm", genesis, [text],
+        sequence_tokens=size.sequence_tokens,
+    )  # fmt: skip
+    speeds: dict[str, list[float]] = {"plain": [], "node": [], "process": []}
     for _run in range(args.runs + 1):
         speeds["plain"].append(plan.inner.tokens / plain_seconds(trainer, genesis, plan))
         speeds["node"].append(plan.inner.tokens / node_seconds(trainer, genesis, plan, folder))
+        speeds["process"].append(process_speed(process, genesis, plan))
+    process.stop()
     medians = {name: median(values[1:]) for name, values in speeds.items()}  # first: warm-up
-    ratios = [n / p for n, p in zip(speeds["node"][1:], speeds["plain"][1:], strict=True)]
+    ratios = {
+        name: [n / p for n, p in zip(speeds[name][1:], speeds["plain"][1:], strict=True)]
+        for name in ("node", "process")
+    }
     print(f"{args.size}, {elements:,} parameters, {threads} threads, {args.runs} runs of each")
     for name, value in medians.items():
-        print(f"  {name:<6} {value:>12,.0f} tokens/s")
-    print(f"  node / plain: {median(ratios):.3f} (median of pairs; at least .95 is asked for)")
+        print(f"  {name:<8} {value:>12,.0f} tokens/s")
+    for name, values in ratios.items():
+        print(f"  {name} / plain: {median(values):.3f} (median of pairs; .95 is asked for)")
     save(
         f"local_training_{args.size}",
-        {"tokens_per_second": medians, "ratio": median(ratios), "ratios": ratios},
+        {
+            "tokens_per_second": medians,
+            "ratio": {name: median(values) for name, values in ratios.items()},
+            "ratios": ratios,
+        },
     )
+
+
+def process_speed(process: TrainerProcess, checkpoint: Path, plan: RoundPlan) -> float:
+    """Return the tokens per second of a trainer's process, its first step left out."""
+    told: list[float] = []
+    process.train(
+        plan,
+        checkpoint,
+        previous_state=None,
+        on_step=lambda _step: told.append(time.perf_counter()) is None,
+    )
+    return plan.inner.tokens * (len(told) - 1) / len(told) / (told[-1] - told[0])
 
 
 def plain_seconds(trainer: Trainer, checkpoint: Path, plan: RoundPlan) -> float:

@@ -93,12 +93,21 @@ def run(
     until_finished: Annotated[
         bool, typer.Option("--until-finished", help="Stop when no further round is planned.")
     ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes that train together: one for each GPU of this machine."
+        ),
+    ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
 ) -> None:
     """Take part: wait for plans, train, send parameter vectors, measure; until Ctrl-C.
 
-    Can be stopped and started at any point; a finished contribution is never lost.
+    Can be stopped and started at any point; a finished contribution is never lost, and a round that
+    is being trained goes on from what was kept.
+
+    Example: tapestry node run --data corpus/ --nproc 4
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
@@ -109,7 +118,7 @@ def run(
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
     require_member(home)
-    daemon = Daemon(home, text_of(home, data), until_finished=until_finished)
+    daemon = Daemon(home, text_of(home, data), until_finished=until_finished, processes=nproc)
     stops = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

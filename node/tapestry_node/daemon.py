@@ -7,6 +7,7 @@ coordinator told; the main thread acts on it.
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.messages import Step
+from tapestry_node.policy import NodeSettings
 from tapestry_node.progress import ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
@@ -48,18 +50,26 @@ _MOST_DEATHS = 3
 class Daemon:
     """One node at work."""
 
-    def __init__(self, home: NodeHome, data: Sequence[Path], *, until_finished: bool) -> None:
+    def __init__(
+        self,
+        home: NodeHome,
+        data: Sequence[Path],
+        *,
+        until_finished: bool,
+        processes: int | None = None,
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             home: The node's folder.
             data: The institution's text.
             until_finished: Return once the federation plans no further round.
+            processes: That train together; None: as the settings say.
         """
         self._home = home
         self._data = list(data)
         self._until_finished = until_finished
-        self._settings = home.load_settings()
+        self._settings = _with_processes(home.load_settings(), processes)
         self._membership = home.identity.load()
         self._signing_key = home.identity.signing_key()
         self._coordinator_key = bytes.fromhex(self._membership.coordinator_key)
@@ -400,24 +410,26 @@ class Daemon:
         """Have the inner steps taken and the result spooled; None if the round went on without."""
         began = time.monotonic()
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
-        self._progress.now.rows = self._rows or plan.inner.sequences
+        whole = math.ceil(plan.inner.sequences / self._settings.node.processes)
+        self._progress.now.rows = self._rows or whole
         steps, first, last = self._ready().train(
             plan,
             checkpoint,
             previous_state=self._newest_trainer_state(),
             on_step=StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan)),
             rows=self._rows,
+            keeps_last=self.is_stopping,
         )
         self._deaths = 0
         if steps < plan.inner.steps:
             _log.warning(
-                "round %d: stopped after %d inner steps; it begins anew if it is still open at the "
-                "next start",
+                "round %d: stopped after %d inner steps; it goes on from what was kept if it is "
+                "still open at the next start",
                 plan.round,
                 steps,
             )
             return None
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began + self._ready().seconds_before
         _log.info(
             "round %d: trained, loss %.3f to %.3f, %.0f tokens/s",
             plan.round,
@@ -426,16 +438,22 @@ class Daemon:
             plan.inner.tokens / seconds,
         )
         trainer = self._ready()
-        return sealed(
-            self._home,
-            plan,
-            lambda file, look: trainer.write(file, on_fragment=look),
-            layout=layout,
-            policy=self._settings.policy,
-            member_id=self._membership.member_id,
-            key=self._signing_key,
-            seconds=seconds,
-        )
+        try:
+            spooled = sealed(
+                self._home,
+                plan,
+                lambda file, look: trainer.write(file, on_fragment=look),
+                layout=layout,
+                policy=self._settings.policy,
+                member_id=self._membership.member_id,
+                key=self._signing_key,
+                seconds=seconds,
+            )
+        except RejectedError:
+            self._home.unfinished.unlink(missing_ok=True)  # it would be refused again
+            raise
+        self._home.unfinished.unlink(missing_ok=True)
+        return spooled
 
     def _newest_trainer_state(self) -> Path | None:
         """Return the inner optimizer's state after the newest contribution with a receipt."""
@@ -492,6 +510,7 @@ class Daemon:
         progress = self._progress.now
         progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps
         progress.loss = report.loss
+        seconds += self._ready().seconds_before
         progress.tokens_per_second = report.tokens * report.step / max(seconds, 1e-9)
         self._write_progress("training")
 
@@ -520,6 +539,14 @@ class Daemon:
 
     def _write_progress(self, doing: str | None) -> None:
         self._progress.write(doing, bytes_sent=self._ledger.bytes_sent)
+
+
+def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettings:
+    """Return settings with another number of processes, if one is given."""
+    if processes is None:
+        return settings
+    node = settings.node.model_copy(update={"processes": processes})
+    return settings.model_copy(update={"node": node})
 
 
 def _waiting(number: int) -> str:

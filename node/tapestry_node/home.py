@@ -8,7 +8,8 @@ checkpoints/   consensus checkpoints as fetched, the newest few
 pool/          the federation's open pool of text, if it has one
 corpus/        the institution's text, tokenized (0700); history.jsonl: which sources took part in
                which round; never leaves
-trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback
+trainer/       the inner optimizer's state, kept across rounds; the residual of error feedback;
+               a round half trained
 spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements, and the contributions they are for
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
@@ -158,6 +159,16 @@ class NodeHome:
     def trainer_state(self, round_number: int) -> Path:
         """The inner optimizer's state after a round."""
         return self.folder / "trainer" / f"{folder_name(round_number)}.safetensors"
+
+    @property
+    def unfinished(self) -> Path:
+        """A round half trained, if it takes long."""
+        return self.folder / "trainer" / "unfinished.safetensors"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the processes of one trainer find each other."""
+        return self.folder / "trainer" / ".rendezvous"
 
     @property
     def residual(self) -> Path:

@@ -62,7 +62,7 @@ def isolate(keys: Path, *, dies_with_parent: bool = True) -> Isolation:
         return Isolation(network=False, keys=False, obstacle=f"no namespaces on {sys.platform}")
     libc = ctypes.CDLL(None, use_errno=True)
     if dies_with_parent:
-        libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        end_with_parent()
     try:
         _unshare(libc)
     except OSError as error:
@@ -78,6 +78,12 @@ def isolate(keys: Path, *, dies_with_parent: bool = True) -> Isolation:
     except OSError as error:
         network, obstacle = False, f"capset: {error.strerror}"
     return Isolation(network=network, keys=hidden, obstacle=obstacle)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends, where the kernel does that."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
 
 def protect_memory() -> None:

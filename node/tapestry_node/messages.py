@@ -5,7 +5,10 @@ thing at a time; the trainer answers with events and, last, `done` or `failed`.
 """
 
 import json
+import logging
+import os
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -68,6 +71,7 @@ class Line:
     def __init__(self, end: socket.socket) -> None:
         """Take over a socket."""
         self._connection = Connection(end.detach())
+        self._sending = threading.Lock()
 
     def send(self, kind: str, **fields: object) -> None:
         """Say something.
@@ -75,7 +79,9 @@ class Line:
         Raises:
             OSError: The other process is gone.
         """
-        self._connection.send_bytes(json.dumps({"kind": kind, **fields}).encode())
+        data = json.dumps({"kind": kind, **fields}).encode()
+        with self._sending:
+            self._connection.send_bytes(data)
 
     def receive(self) -> dict[str, Any]:
         """Wait for the next message.
@@ -100,9 +106,40 @@ class Line:
         self._connection.close()
 
 
+class LineHandler(logging.Handler):
+    """Sends what would be logged over a line, into the log at its other end."""
+
+    def __init__(self, line: Line) -> None:
+        """Send over `line`."""
+        super().__init__()
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record as its text."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        try:
+            self._line.send("log", level=record.levelno, text=text)
+        except (OSError, ValueError):
+            os._exit(1)  # nobody is there to tell
+
+
 def error_name(error: Exception) -> str:
-    """Return what an error of ours is called in a message."""
+    """Return what an error is called in a message."""
+    if _is_memory(error):
+        return "memory"
     return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "os")
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether an error says that there is too little memory."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "alloc" in text and "memory" in text)
+    )
 
 
 def error_named(name: str, text: str) -> Exception:

@@ -27,6 +27,19 @@ class NodeTable(Settings):
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 chooses by the size of the model."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """That train one model together on this machine; with GPUs, one for each. `--nproc` too."""
+    sharding: Literal["auto", "on", "off"] = "auto"
+    """Whether each of several processes keeps a part of the model only (FSDP); `auto`: from half a
+    billion parameters on."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What is multiplied in; `auto`: bf16 on GPUs that have it, fp16 on others, fp32 on CPUs."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: longer sequences fit, a third slower."""
+    compile: bool = False
+    """Whether layers are compiled (torch.compile): often faster on GPUs; needs a C++ compiler."""
+    save_every_minutes: Annotated[FiniteFloat, Field(ge=0)] = 10.0
+    """How often a round that is being trained is kept on the disk; 0: never."""
     keep_last_contribution: bool = False
     """Whether the last contribution stays here after it was sent, as large as the model in its
     codec, so that `tapestry node audit --leakage` looks at the very bytes that left."""

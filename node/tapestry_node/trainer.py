@@ -4,18 +4,27 @@ Shapes: P parameters of the vector.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.data.sources import CorpusSpec
 from tapestry.data.usage import RoundUse
 from tapestry.errors import RejectedError
+from tapestry.objectives.fitting import (
+    SHARDED_ELEMENTS,
+    checkpoint_activations,
+    compile_blocks,
+    shard,
+)
 from tapestry.objectives.objective import Evaluation, Objective, objective_named
+from tapestry.objectives.ranks import ALONE, Group, Ranks
 from tapestry.objectives.training import (
     InnerOptimizer,
     StepReport,
@@ -25,17 +34,31 @@ from tapestry.objectives.training import (
 )
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
-from tapestry.params.modules import fragment_of, from_model, load_extras, to_model
+from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
+from tapestry.params.tensor_file import take_part
 from tapestry_node.governing import corpus_spec, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.leakage import decoded, examine
 from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
 from tapestry_node.residual import fragment_encoder
+from tapestry_node.unfinished import DamagedError, Done, Unfinished
 
 _log = logging.getLogger(__name__)
 
 _POOL_HELD_OUT = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A round whose inner steps can be taken."""
+
+    plan: RoundPlan
+    optimizer: InnerOptimizer
+    base: VectorFile
+    batches: Any
+    unfinished: Unfinished
+    done: Done
 
 
 class Trainer:
@@ -50,8 +73,20 @@ class Trainer:
         data: Sequence[Path],
         *,
         sequence_tokens: int,
+        rank: int = 0,
+        join: Callable[[torch.device], Ranks] = lambda _device: ALONE,
     ) -> None:
         """Build the model and pack the corpus (the first time, this reads all of it).
+
+        Args:
+            home: Of the node.
+            settings: How this machine trains.
+            objective_name: What the federation trains.
+            first_checkpoint: Any checkpoint of the federation's.
+            data: The institution's text.
+            sequence_tokens: As in the plans.
+            rank: Of this process, if several train together.
+            join: Forms their group, once the corpus is packed.
 
         Raises:
             ConfigError: The data cannot be used; the message names the file.
@@ -59,7 +94,8 @@ class Trainer:
         self.home = home
         self.objective: Objective = objective_named(objective_name)
         self.layout = open_vector_file(first_checkpoint / MODEL_FILE).layout
-        choose_threads(self.layout.elements, wanted=settings.threads)
+        processes = settings.processes
+        choose_threads(self.layout.elements, wanted=settings.threads, processes=processes)
         self._sequence_tokens = sequence_tokens
         self._settings = settings
         self._first_checkpoint = first_checkpoint
@@ -69,9 +105,25 @@ class Trainer:
         self.corpus: Any = self._prepare(self._spec, settings.held_out_fraction)
         self.use: RoundUse | None = None
         """What of the corpus the newest round was trained on."""
-        self._device = choose_device(settings.device)
+        self._device = choose_device(settings.device, rank=rank, processes=processes)
+        self.ranks = join(self._device)
         self.module = self.objective.build(first_checkpoint).to(self._device)
+        self.is_sharded = self._fit()
         self._pool: tuple[str, Any] | None = None
+
+    def _fit(self) -> bool:
+        """Fit the model to this machine; return whether every process keeps a part only."""
+        if self._settings.gradient_checkpointing:
+            checkpoint_activations(self.module)
+        if self._settings.compile:
+            compile_blocks(self.module)
+        if not isinstance(self.ranks, Group):
+            return False
+        is_large = self.layout.elements >= SHARDED_ELEMENTS
+        if self._settings.sharding == "off" or (self._settings.sharding == "auto" and not is_large):
+            return False
+        shard(self.module, self.ranks)
+        return True
 
     def refresh_corpus(self) -> None:
         """Take up that a source was forgotten, has expired, or is described otherwise."""
@@ -130,29 +182,78 @@ class Trainer:
             The inner optimizer after them, the base, and each step's loss; fewer losses than
             steps if `on_step` ended it.
         """
+        begun = self.begin(plan, checkpoint, previous_state=previous_state)
+        return begun.optimizer, begun.base, self.take_steps(begun, on_step=on_step, rows=rows)
+
+    def begin(
+        self, plan: RoundPlan, checkpoint: Path, *, previous_state: Path | None = None
+    ) -> Begun:
+        """Prepare the plan's inner steps, or what an earlier process left of them.
+
+        Raises:
+            RejectedError: The plan cannot be trained here.
+        """
         self.refresh_corpus()
         base = self.load(checkpoint)
         self.objective.begin_round(self.module, plan.statistics)
-        optimizer = InnerOptimizer(self.module, plan.inner)
-        if previous_state is not None and previous_state.is_file():
+        optimizer = InnerOptimizer(
+            self.module, plan.inner, precision=self._settings.precision, ranks=self.ranks
+        )
+        batches = self.batches(plan)
+        unfinished = Unfinished(
+            self.home.unfinished,
+            plan,
+            str(getattr(self.corpus, "digest", "")),
+            module=self.module,
+            optimizer=optimizer,
+            ranks=self.ranks,
+            every_seconds=60 * self._settings.save_every_minutes,
+        )
+        try:
+            done = unfinished.restore()
+        except DamagedError as error:
+            _log.warning("%s", error)
+            return self.begin(plan, checkpoint, previous_state=previous_state)
+        if not done.losses and previous_state is not None and previous_state.is_file():
             optimizer.load(previous_state)
-        batches, first = self.batches(plan), optimizer.steps_done * plan.inner.accumulation
+        return Begun(
+            plan=plan,
+            optimizer=optimizer,
+            base=base,
+            batches=batches,
+            unfinished=unfinished,
+            done=done,
+        )
+
+    def take_steps(
+        self,
+        begun: Begun,
+        *,
+        on_step: Callable[[StepReport], bool] | None = None,
+        rows: int = 0,
+    ) -> list[float]:
+        """Take the inner steps of a round that was begun; return each step's loss."""
+        inner, before = begun.plan.inner, begun.optimizer.steps_done - len(begun.done.losses)
+        first = before * inner.accumulation
         losses = train(
             self.objective,
             self.module,
-            optimizer,
-            batches,
+            begun.optimizer,
+            begun.batches,
             first_batch=first,
             on_step=on_step,
             rows=rows,
+            ranks=self.ranks,
+            done=begun.done.losses,
+            keeper=begun.unfinished,
         )
         self.use = self.objective.used(
             self.corpus,
-            batches,
+            begun.batches,
             first_batch=first,
-            batches_taken=len(losses) * plan.inner.accumulation,
+            batches_taken=len(losses) * inner.accumulation,
         )
-        return optimizer, base, losses
+        return losses
 
     def examine(
         self,
@@ -242,20 +343,14 @@ class Trainer:
         Raises:
             RejectedError: Training has diverged.
         """
-        codec = codec_named(plan.codec)
-        with (
-            file.open("r+b", buffering=0) as out,
-            fragment_encoder(
-                codec, residual=self.home.residual, spool=file.parent, layout=self.layout
-            ) as encode,
-        ):
-            for index in range(self.layout.fragments):
-                start, stop = self.layout.bounds(index)
-                local = fragment_of(self.module, self.layout, index)
-                delta = pseudo_gradient(np.asarray(base.vector[start:stop], np.float32), local)
-                out.write(encode(index, delta))
-                if on_fragment is not None:
-                    on_fragment(index)
+        reader = FragmentReader(self.module, self.layout)
+        unread = iter(range(self.layout.fragments))
+        try:
+            self._encode(plan, base, reader, unread, file=file, on_fragment=on_fragment)
+        except Exception:
+            if self.is_sharded:  # the other processes go on to the end
+                self._help(reader, unread, optimizer)
+            raise
         optimizer.save(self.home.trainer_state(plan.round))
         return Made(
             tokens=len(losses) * plan.inner.tokens // plan.inner.steps,
@@ -266,3 +361,41 @@ class Trainer:
             loss_last=losses[-1],
             statistics=dict(self.objective.round_statistics(self.module, self.batches(plan))),
         )
+
+    def _encode(
+        self,
+        plan: RoundPlan,
+        base: VectorFile,
+        reader: FragmentReader,
+        unread: Iterator[int],
+        *,
+        file: Path,
+        on_fragment: Callable[[int], None] | None,
+    ) -> None:
+        codec = codec_named(plan.codec)
+        with (
+            file.open("r+b", buffering=0) as out,
+            fragment_encoder(
+                codec, residual=self.home.residual, spool=file.parent, layout=self.layout
+            ) as encode,
+        ):
+            for index in unread:
+                start, stop = self.layout.bounds(index)
+                local = reader.read(index)
+                delta = pseudo_gradient(np.asarray(base.vector[start:stop], np.float32), local)
+                out.write(encode(index, delta))
+                if on_fragment is not None:
+                    on_fragment(index)
+
+    def help_write(self, plan: RoundPlan, optimizer: InnerOptimizer) -> None:
+        """Give one's part of a sharded model to the process that writes."""
+        reader = FragmentReader(self.module, self.layout)
+        self._help(reader, iter(range(self.layout.fragments)), optimizer)
+        self.objective.round_statistics(self.module, self.batches(plan))
+
+    def _help(
+        self, reader: FragmentReader, unread: Iterator[int], optimizer: InnerOptimizer
+    ) -> None:
+        for index in unread:
+            reader.read(index)
+        take_part(optimizer.tensors())

@@ -58,6 +58,8 @@ class TrainerProcess:
         self.isolation = ""
         """What the kernel does not keep the trainer from; empty if it keeps it from everything."""
         self._is_lost = False
+        self.seconds_before = 0.0
+        """That earlier processes spent on the round that is trained, or was trained last."""
         self._hello = {
             "home": str(home.folder),
             "keys": str(home.identity.folder),
@@ -110,8 +112,9 @@ class TrainerProcess:
         previous_state: Path | None,
         on_step: Callable[[Step], bool],
         rows: int = 0,
+        keeps_last: Callable[[], bool] = lambda: False,
     ) -> tuple[int, float, float]:
-        """Take the plan's inner steps; fewer if `on_step` ends it.
+        """Take the plan's inner steps, or what is left of them; fewer if `on_step` ends it.
 
         Args:
             plan: What to train.
@@ -119,6 +122,7 @@ class TrainerProcess:
             previous_state: The inner optimizer's state, if there is one.
             on_step: Called after each step; False ends the training early.
             rows: Sequences that are held in memory at once; 0: all of a micro-batch.
+            keeps_last: Asked when `on_step` ends it: whether what was done is kept on the disk.
 
         Returns:
             Steps taken, the first loss and the last.
@@ -128,7 +132,7 @@ class TrainerProcess:
             step = Step(step=event["step"], loss=event["loss"], tokens=event["tokens"])
             if not on_step(step) and not stopped:
                 stopped.append(step)
-                self._line.send("stop")
+                self._line.send("stop", keep=keeps_last())
 
         stopped: list[Step] = []
         done = self._call(
@@ -210,12 +214,16 @@ class TrainerProcess:
                 _log.log(message["level"], "%s", message["text"])
             elif kind == "blocked":
                 self._on_blocked(message["call"], message["to"])
+            elif kind == "begun":
+                self.seconds_before = message["seconds"]
             elif on_event is not None:
                 on_event(message)
 
     def _failure(self, message: dict[str, Any]) -> Exception:
         if message["error"] == "memory":
             return OutOfMemoryError(f"the trainer ran out of memory: {message['text']}")
+        if message["error"] == "lost":
+            return TrainerLostError(message["text"])
         if message["error"] == "os" and message["kind_of"] not in _OS_ERRORS:
             return ConfigError(
                 f"the trainer failed with {message['kind_of']}: {message['text'][:300]}"

@@ -10,12 +10,15 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tapestry.errors import TapestryError
+from tapestry_node.followers import APART, Followers
 from tapestry_node.isolation import forbid_connections, isolate
-from tapestry_node.messages import Line, error_name
+from tapestry_node.messages import Line, LineHandler, error_name
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ def main(line: Line) -> None:
         hello = line.receive()
         isolation = isolate(Path(hello["keys"]))
         forbid_connections(lambda call, to: line.send("blocked", call=call, to=to))
-        logging.getLogger().handlers[:] = [_ToGuard(line)]
+        logging.getLogger().handlers[:] = [LineHandler(line)]
         logging.getLogger("tapestry").setLevel(hello["log_level"])
         logging.getLogger("tapestry_node").setLevel(hello["log_level"])
         line.send(
@@ -59,23 +62,14 @@ def _serve(line: Line, home: Path) -> None:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:  # noqa: BLE001 - told to the guard, which decides
-            name = "memory" if _is_memory(error) else error_name(error)
+            name = error_name(error)
+            session.settle(name)
             if name == "os" and not isinstance(error, OSError):
                 _log.exception("a bug in the trainer")
             text = str(error) or type(error).__name__
             line.send("failed", error=name, text=text, kind_of=type(error).__name__)
         else:
             line.send("done", **answer)
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether an error says that there is too little memory."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "alloc" in text and "memory" in text)
-    )
 
 
 class _Session:
@@ -85,8 +79,12 @@ class _Session:
         self._line = line
         self._home = home
         self._trainer: Any = None
-        self._round: Any = None
-        """Optimizer, base and losses of the round that was trained last."""
+        self._followers: Followers | None = None
+        """The other processes that train with this one."""
+        self._begun: Any = None
+        """The round that is trained."""
+        self._losses: list[float] = []
+        """Of its steps."""
 
     def call(self, kind: str, asked: dict[str, Any]) -> dict[str, Any]:
         calls: dict[str, Callable[..., dict[str, Any]]] = {
@@ -108,25 +106,81 @@ class _Session:
         data: list[str],
         sequence_tokens: int,
     ) -> dict[str, Any]:
+        from tapestry.objectives.ranks import ALONE, Group, Ranks  # noqa: PLC0415
         from tapestry_node.policy import NodeTable  # noqa: PLC0415
         from tapestry_node.trainer import Trainer  # noqa: PLC0415 - imports torch
 
+        table = NodeTable.model_validate(settings)
+
+        def join(device: Any) -> Ranks:  # noqa: ANN401 - torch.device
+            if table.processes == 1:
+                return ALONE
+            self._start_followers(table.processes - 1)
+            if self._followers is not None:
+                self._followers.ask(
+                    "open",
+                    settings=settings,
+                    objective=objective,
+                    checkpoint=checkpoint,
+                    data=data,
+                    sequence_tokens=sequence_tokens,
+                )
+            return Group(0, table.processes, self._home.rendezvous, device)
+
         self._trainer = Trainer(
             self._home,
-            NodeTable.model_validate(settings),
+            table,
             objective,
             Path(checkpoint),
             [Path(path) for path in data],
             sequence_tokens=sequence_tokens,
+            join=join,
         )
+        if self._followers is not None:
+            self._followers.answers()
         return {}
 
+    def _start_followers(self, count: int) -> None:
+        if self._followers is None:
+            self._home.rendezvous.unlink(missing_ok=True)
+            self._followers = Followers(
+                self._home.folder,
+                count,
+                self._line,
+                report=lambda call, to: self._line.send("blocked", call=call, to=to),
+            )
+
+    def _together(self, kind: str, own: Callable[[], Any], **asked: object) -> Any:  # noqa: ANN401
+        """Do something that the other processes do at the same time, if there are any."""
+        if self._followers is None:
+            return own()
+        self._followers.ask(kind, **asked)
+        try:
+            done = own()
+        except Exception:
+            if kind in APART:
+                with suppress(TapestryError):
+                    self._followers.answers()
+            raise
+        self._followers.answers()
+        return done
+
+    def settle(self, error: str) -> None:
+        """After an error: end here if it came of the end of another process."""
+        if self._followers is not None and error == "os":
+            self._followers.settle()
+
     def _pool(self, *, path: str, digest: str) -> dict[str, Any]:
-        self._trainer.use_pool(Path(path), digest)
+        self._trainer.use_pool(Path(path), digest)  # packed here first
+        self._together("pool", lambda: None, path=path, digest=digest)
         return {}
 
     def _measure(self, *, checkpoint: str) -> dict[str, Any]:
-        found = self._trainer.evaluate(Path(checkpoint))
+        def own() -> Any:  # noqa: ANN401 - Evaluation
+            return self._trainer.evaluate(Path(checkpoint))
+
+        is_alone = not self._trainer.is_sharded
+        found = own() if is_alone else self._together("measure", own, checkpoint=checkpoint)
         return {"bits": found.bits, "text_bytes": found.text_bytes}
 
     def _train(
@@ -135,32 +189,49 @@ class _Session:
         from tapestry.checkpoints.statements import RoundPlan  # noqa: PLC0415
 
         opened = RoundPlan.model_validate_json(plan)
-        self._round = None
-        optimizer, base, losses = self._trainer.train_round(
-            opened,
-            Path(checkpoint),
-            previous_state=None if previous_state is None else Path(previous_state),
-            on_step=self._tell,
+        self._begun, self._losses = None, []
+        self._trainer.refresh_corpus()  # packed here first
+        self._begun = self._together(
+            "begin",
+            lambda: self._trainer.begin(
+                opened,
+                Path(checkpoint),
+                previous_state=None if previous_state is None else Path(previous_state),
+            ),
+            plan=plan,
+            checkpoint=checkpoint,
+            previous_state=previous_state,
+        )
+        self._line.send("begun", seconds=self._begun.done.seconds)
+        self._losses = self._together(
+            "steps",
+            lambda: self._trainer.take_steps(self._begun, on_step=self._tell, rows=rows),
             rows=rows,
         )
-        self._round = (opened, optimizer, base, losses)
+        losses = self._losses
         return {"steps": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
 
     def _tell(self, report: Any) -> bool:  # noqa: ANN401 - StepReport, which imports torch
         """Tell a step; go on unless the guard says stop, or is gone."""
         self._line.send("step", step=report.step, loss=report.loss, tokens=report.tokens)
-        return not (self._line.has_more() and self._line.receive()["kind"] == "stop")
+        if not self._line.has_more():
+            return True
+        told = self._line.receive()
+        self._begun.unfinished.keeps_last = told.get("keep", False)
+        return bool(told["kind"] != "stop")
 
     def _write(self, *, file: str) -> dict[str, Any]:
-        plan, optimizer, base, losses = self._round
-        made = self._trainer.write(
-            plan,
-            base,
-            optimizer,
-            losses,
-            Path(file),
-            on_fragment=lambda index: self._line.send("fragment", index=index),
-        )
+        def own() -> Any:  # noqa: ANN401 - Made
+            return self._trainer.write(
+                self._begun.plan,
+                self._begun.base,
+                self._begun.optimizer,
+                self._losses,
+                Path(file),
+                on_fragment=lambda index: self._line.send("fragment", index=index),
+            )
+
+        made = self._together("write", own) if self._trainer.is_sharded else own()
         return {
             "tokens": made.tokens,
             "steps": made.steps,
@@ -194,23 +265,6 @@ class _Session:
                 canaries=canaries,
             )
         )
-
-
-class _ToGuard(logging.Handler):
-    """Sends what would be logged to the guard, whose log it goes into."""
-
-    def __init__(self, line: Line) -> None:
-        super().__init__()
-        self._line = line
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        try:
-            self._line.send("log", level=record.levelno, text=text)
-        except (OSError, ValueError):
-            os._exit(1)  # nobody is there to tell
 
 
 if __name__ == "__main__":

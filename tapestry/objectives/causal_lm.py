@@ -168,7 +168,7 @@ class CausalLM:
         device = next(module.parameters()).device
         module.eval()
         nats = 0.0
-        with torch.inference_mode():
+        with torch.no_grad():  # a sharded module would not train after inference mode
             for inputs_BT, targets_BT in evaluation_windows(
                 corpus.held_out,
                 sequence_tokens=corpus.sequence_tokens,

@@ -13,6 +13,7 @@ from tapestry.errors import RejectedError
 from tapestry.params.codecs import Float32Array
 from tapestry.params.floats import Vector
 from tapestry.params.layout import ParameterLayout, TensorSpec
+from tapestry.params.sharding import placed, whole
 
 
 class ExtraBytes(Protocol):
@@ -63,26 +64,48 @@ def to_model(vector: Vector, module: torch.nn.Module, layout: ParameterLayout) -
     with torch.no_grad():
         for spec, parameter in matched:
             values = np.array(vector[spec.offset : spec.offset + spec.size], np.float32)
-            parameter.copy_(torch.from_numpy(values).view(spec.shape))
+            parameter.copy_(placed(torch.from_numpy(values).view(spec.shape), parameter))
 
 
 def flat_float32(tensor: torch.Tensor) -> Float32Array:
     """Return `tensor` flattened row-major, float32, on the CPU."""
-    flat: Float32Array = tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
+    flat: Float32Array = whole(tensor).to("cpu", torch.float32).contiguous().view(-1).numpy()
     return flat
 
 
 def fragment_of(module: torch.nn.Module, layout: ParameterLayout, index: int) -> Float32Array:
     """Return one fragment of the module's vector: float32, on the CPU."""
-    start, stop = layout.bounds(index)
-    parameters = dict(module.named_parameters())
-    fragment = np.empty(stop - start, np.float32)
-    filled = 0
-    for spec, first, last in slices(layout, start, stop):
-        flat = parameters[spec.name].detach().reshape(-1)[first:last]
-        fragment[filled : filled + last - first] = flat.to("cpu", torch.float32).numpy()
-        filled += last - first
-    return fragment
+    return FragmentReader(module, layout).read(index)
+
+
+class FragmentReader:
+    """The fragments of a module's vector, one after the other.
+
+    A tensor of a sharded module is gathered once, and kept while fragments cut through it: every
+    process of the group reads all fragments, in the same order.
+    """
+
+    def __init__(self, module: torch.nn.Module, layout: ParameterLayout) -> None:
+        """Read from `module`, which stays as it is meanwhile."""
+        self._parameters = dict(module.named_parameters())
+        self._layout = layout
+        self._gathered = ("", torch.empty(0))
+
+    def read(self, index: int) -> Float32Array:
+        """Return a fragment: float32, on the CPU."""
+        start, stop = self._layout.bounds(index)
+        fragment = np.empty(stop - start, np.float32)
+        filled = 0
+        for spec, first, last in slices(self._layout, start, stop):
+            flat = self._flat(spec.name)[first:last]
+            fragment[filled : filled + last - first] = flat.to("cpu", torch.float32).numpy()
+            filled += last - first
+        return fragment
+
+    def _flat(self, name: str) -> torch.Tensor:
+        if self._gathered[0] != name:
+            self._gathered = (name, whole(self._parameters[name]).reshape(-1))
+        return self._gathered[1]
 
 
 def slices(layout: ParameterLayout, start: int, stop: int) -> Iterator[tuple[TensorSpec, int, int]]:
@@ -144,4 +167,4 @@ def load_extras(module: torch.nn.Module, extras: Mapping[str, ExtraBytes]) -> No
             if not extra.data:
                 continue
             raw = torch.frombuffer(bytearray(extra.data), dtype=torch.uint8)
-            target.copy_(raw.view(target.dtype).view(target.shape))
+            target.copy_(placed(raw.view(target.dtype).view(target.shape), target))

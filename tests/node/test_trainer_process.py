@@ -184,3 +184,50 @@ def test_a_killed_trainer_counts_as_one_that_took_too_much_memory(
     with pytest.raises(OutOfMemoryError, match="was killed"):
         opened(process, federation, text)
     process.stop()
+
+
+_HUNGRY = """
+import torch
+from tapestry.objectives.causal_lm import CausalLM
+
+
+class Hungry(CausalLM):
+    name = "hungry"
+
+    def loss(self, module, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("tried to allocate more than there is")
+        return super().loss(module, batch)
+"""
+
+
+def test_what_does_not_fit_in_memory_does_with_fewer_sequences_at_a_time(
+    federation: Federation, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "hungry-1.dist-info").mkdir(parents=True)
+    (site / "hungry.py").write_text(_HUNGRY)
+    (site / "hungry-1.dist-info" / "METADATA").write_text("Name: hungry\nVersion: 1\n")
+    (site / "hungry-1.dist-info" / "entry_points.txt").write_text(
+        "[tapestry.objectives]\nhungry = hungry:Hungry\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    home = NodeHome(tmp_path / "node")
+    home.make_folders()
+    home.identity.folder.mkdir()
+    process = TrainerProcess(home, on_blocked=nobody_told)
+    process.open(SETTINGS, "hungry", federation.newest, [text], sequence_tokens=TOKENS)
+
+    def train(rows: int) -> tuple[int, float, float]:
+        return process.train(
+            plan_of(federation),
+            federation.newest,
+            previous_state=None,
+            on_step=lambda _step: True,
+            rows=rows,
+        )
+
+    with pytest.raises(OutOfMemoryError, match="tried to allocate"):
+        train(0)
+    assert train(2)[0] == INNER.steps
+    process.stop()
