@@ -18,6 +18,7 @@ from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_node import audit_commands
 from tapestry_node.corpus_commands import corpus, forget
+from tapestry_node.doctor_commands import doctor
 from tapestry_node.leaving_commands import add_to as add_leaving_to
 from tapestry_node.progress import silence
 
@@ -50,6 +51,7 @@ Data = Annotated[
 ]
 app.add_typer(corpus, name="corpus")
 app.command()(forget)
+app.command()(doctor)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 audit_commands.register(app)
 

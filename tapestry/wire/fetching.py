@@ -6,6 +6,7 @@ takes its place only after its SHA-256 is what the signed manifest says.
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -116,6 +117,30 @@ class Fetcher:
                     if on_bytes is not None:
                         on_bytes(len(data))
         return whole.hexdigest()
+
+    def sample(
+        self, entry: FileEntry, *, most_bytes: int, most_seconds: float
+    ) -> tuple[int, float]:
+        """Fetch the beginning of a file and drop it, to see how fast it comes.
+
+        Args:
+            entry: Of what is published.
+            most_bytes: When to stop.
+            most_seconds: The same; what comes last is counted.
+
+        Returns:
+            Bytes that came, and seconds that they took.
+        """
+        request = transfer_pb2.FetchRequest(digest=bytes.fromhex(entry.digest))
+        came, began = 0, time.monotonic()
+        with errors_from_status(self._address):
+            stream = self._bulk.fetch(request, timeout=MAX_FETCH_SECONDS)
+            for data in stream:
+                came += len(data)
+                if came >= most_bytes or time.monotonic() - began >= most_seconds:
+                    stream.cancel()
+                    break
+        return came, time.monotonic() - began
 
     def fetch_model_by_step(
         self,

@@ -28,6 +28,7 @@ OPTIONS = {
     "node corpus": ["init", "check", "report", "history"],
     "node forget": ["SOURCE", "--dir", "--json"],
     "node approve": [],
+    "node doctor": ["FOLDER", "--data", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node status": ["FOLDER", "--json"],
     "node audit": ["FOLDER", "--json", "--export", "--leakage"],

@@ -1,0 +1,286 @@
+"""`tapestry node doctor`: what would keep this machine from taking part, found before it does.
+
+Each finding is one line: what was looked at, what was found, and what to do if it is not well.
+Nothing is changed. The few requests that go to the coordinator stand in the egress ledger.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from tapestry.checkpoints.manifest import Manifest
+from tapestry.checkpoints.vector_file import MODEL_FILE
+from tapestry.errors import TapestryError, UnavailableError
+from tapestry.wire.egress import EgressLedger
+from tapestry.wire.kernel import counted
+from tapestry_node.client import NodeClient
+from tapestry_node.governing import corpus_spec
+from tapestry_node.home import NodeHome
+
+Verdict = Literal["ok", "warning", "problem"]
+
+_SAMPLE_BYTES = 2**25
+_SAMPLE_SECONDS = 5.0
+_ROUND_TRIPS = 5
+_MODELS_ON_DISK = 8
+"""Two checkpoints, the optimizer's state, a contribution, what is being fetched."""
+_TRAINING_BYTES = 16
+"""A parameter, its gradient and two moments, in float32; activations come on top."""
+_SKEW_SECONDS = 30.0
+_FEW_FILES = 256
+_SOON = timedelta(days=7)
+_ISOLATE = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from tapestry_node.isolation import isolate
+print(json.dumps(asdict(isolate(Path(sys.argv[1])))))
+"""
+_DEVICES = """
+import json, os, torch
+name = "cpu"
+if torch.accelerator.is_available():
+    device = torch.accelerator.current_accelerator()
+    name = f"{torch.accelerator.device_count()} x {device}"
+each = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+memory = [one.total_memory for one in each]
+print(json.dumps({"device": name, "memory": memory, "threads": torch.get_num_threads()}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the doctor's."""
+
+    about: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def examine(home: NodeHome, data: Sequence[Path], *, now: float) -> Iterator[Finding]:
+    """Look at everything, one thing after the other.
+
+    Args:
+        home: Of a node that has joined.
+        data: Its text, where no `corpus.toml` describes it.
+        now: Unix seconds.
+    """
+    yield from _guarded("keys", lambda: _keys(home))
+    yield from _guarded("certificate", lambda: _certificate(home, now=now))
+    yield from _guarded("settings", lambda: _settings(home))
+    yield from _guarded("text", lambda: _text(home, data))
+    yield from _guarded("open files", _open_files)
+    yield from _guarded("isolation", _isolation)
+    published: list[int] = []
+    yield from _line(home, published, now=now)
+    parameters = published[0] // 4 if published else _parameters(home)
+    yield from _guarded("disk", lambda: _disk(home, parameters))
+    yield from _guarded("memory", lambda: _memory(parameters))
+
+
+def _guarded(about: str, look: Callable[[], Finding]) -> Iterator[Finding]:
+    """Yield what `look` finds; what it cannot find out is a problem with its own words."""
+    try:
+        yield look()
+    except (TapestryError, OSError, ValueError, subprocess.SubprocessError) as error:
+        yield Finding(about=about, verdict="problem", found=str(error))
+
+
+def _keys(home: NodeHome) -> Finding:
+    home.identity.signing_key()
+    home.identity.tls_key_pem()
+    return Finding(about="keys", verdict="ok", found="there, and only their owner can read them")
+
+
+def _certificate(home: NodeHome, *, now: float) -> Finding:
+    begin, end = home.identity.validity()
+    here = datetime.fromtimestamp(now, UTC)
+    said = f"valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
+    if not begin <= here < end:
+        remedy = "set the clock, or ask the coordinator's operator for a new invitation"
+        found = f"{said}; this machine's clock says {here:%Y-%m-%d %H:%M}"
+        return Finding(about="certificate", verdict="problem", found=found, remedy=remedy)
+    if end - here < _SOON:
+        remedy = "`tapestry node run` renews it while the coordinator answers"
+        return Finding(about="certificate", verdict="warning", found=said, remedy=remedy)
+    return Finding(about="certificate", verdict="ok", found=said)
+
+
+def _settings(home: NodeHome) -> Finding:
+    is_manual = home.load_settings().policy.approval == "manual"
+    found = "node.toml can be read; contributions " + (
+        "wait for a person's approval" if is_manual else "leave without a person's approval"
+    )
+    return Finding(about="settings", verdict="ok", found=found)
+
+
+def _text(home: NodeHome, data: Sequence[Path]) -> Finding:
+    files = [file for _number, file in corpus_spec(home, data).files()]
+    size = sum(file.stat().st_size for file in files)
+    found = f"{len(files):,} files, {size / 1e6:,.1f} MB"
+    return Finding(about="text", verdict="ok", found=found)
+
+
+def _open_files() -> Finding:
+    import resource  # noqa: PLC0415 - not on every system
+
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FEW_FILES:
+        return Finding(
+            about="open files",
+            verdict="warning",
+            found=f"a process may open {soft}",
+            remedy=f"allow {_FEW_FILES} (ulimit -n, or LimitNOFILE of a systemd unit)",
+        )
+    return Finding(about="open files", verdict="ok", found=f"a process may open {soft:,}")
+
+
+def _isolation() -> Finding:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", _ISOLATE, folder], capture_output=True, text=True, check=True
+        )
+    found = json.loads(done.stdout)
+    if found["network"] and found["keys"]:
+        said = "this system keeps the trainer from network and keys"
+        return Finding(about="isolation", verdict="ok", found=said)
+    return Finding(
+        about="isolation",
+        verdict="warning",
+        found=f"this system does not: {found['obstacle']}",
+        remedy="allow user namespaces, or run the node in a container that may have them; without, "
+        "only Python's own calls are stopped (docs/security.md)",
+    )
+
+
+def _line(home: NodeHome, published: list[int], *, now: float) -> Iterator[Finding]:
+    """Yield how far the coordinator is, how fast it sends, and what its clock says.
+
+    Args:
+        home: Of the node.
+        published: Takes the bytes of the newest model, if that could be asked.
+        now: Unix seconds.
+    """
+    membership = home.identity.load()
+    about = "coordinator"
+    ledger = EgressLedger(home.egress, to=membership.address, clock=lambda: now)
+    with (
+        closing(ledger),
+        closing(NodeClient(membership, home.identity, ledger)) as client,
+        counted(ledger, clock=lambda: now),
+    ):
+        try:
+            seconds = [_seconds(client.exclusions) for _ in range(_ROUND_TRIPS)]
+            envelope, _card = client.fetcher.describe()
+        except UnavailableError as error:
+            remedy = "compare the address, and let connections to that port out of the firewall"
+            yield Finding(about=about, verdict="problem", found=str(error), remedy=remedy)
+            return
+        except TapestryError as error:
+            yield Finding(about=about, verdict="problem", found=str(error))
+            return
+        trip = 1e3 * statistics.median(seconds)
+        found = f"{membership.address} answers in {trip:,.0f} ms (median of {_ROUND_TRIPS})"
+        yield Finding(about=about, verdict="ok", found=found)
+        key = bytes.fromhex(membership.coordinator_key)
+        manifest = Manifest.opened(envelope, public_key=key, what="manifest")
+        yield _clock(manifest, now=now)
+        (entry,) = [one for one in manifest.files if one.name == MODEL_FILE]
+        published.append(entry.size_bytes)
+        came, took = client.fetcher.sample(
+            entry, most_bytes=_SAMPLE_BYTES, most_seconds=_SAMPLE_SECONDS
+        )
+        rate = came / max(took, 1e-9)
+        found = f"{came / 1e6:,.1f} MB came at {8 * rate / 1e6:,.1f} Mbit/s"
+        whole = entry.size_bytes / rate / 60 if rate else 0.0
+        yield Finding(
+            about="bandwidth",
+            verdict="ok",
+            found=f"{found}: a whole model of {entry.size_bytes / 1e6:,.1f} MB takes "
+            f"{whole:,.1f} minutes; what goes up was not measured",
+        )
+
+
+def _clock(manifest: Manifest, *, now: float) -> Finding:
+    """Judge by the newest checkpoint, which cannot have been made in the future."""
+    ahead = manifest.created_at - now
+    if ahead > _SKEW_SECONDS:
+        return Finding(
+            about="clock",
+            verdict="problem",
+            found=f"checkpoint {manifest.round} was made {ahead:,.0f} s in this machine's future",
+            remedy="set the clock (chrony, ntpd, or timedatectl set-ntp true)",
+        )
+    found = f"not behind the coordinator's: checkpoint {manifest.round} lies in the past"
+    return Finding(about="clock", verdict="ok", found=found)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _parameters(home: NodeHome) -> int:
+    """Return the length of the vector of the newest checkpoint here, 0 if there is none."""
+    from tapestry.checkpoints.vector_file import open_vector_file  # noqa: PLC0415
+
+    for folder in sorted(home.checkpoints.glob("round-*"), reverse=True):
+        with contextlib.suppress(TapestryError, OSError):
+            return open_vector_file(folder / MODEL_FILE).layout.elements
+    return 0
+
+
+def _disk(home: NodeHome, parameters: int) -> Finding:
+    free = shutil.disk_usage(home.folder).free
+    needed = _MODELS_ON_DISK * 4 * parameters
+    found = f"{free / 1e9:,.1f} GB free in {home.folder}"
+    if not parameters:
+        return Finding(
+            about="disk",
+            verdict="ok",
+            found=f"{found}; what the model takes is not known before its first checkpoint",
+        )
+    found += f", {needed / 1e9:,.1f} GB needed for {parameters:,} parameters"
+    if free < needed:
+        remedy = "free some, or put the node's folder on another disk"
+        return Finding(about="disk", verdict="problem", found=found, remedy=remedy)
+    return Finding(about="disk", verdict="ok", found=found)
+
+
+def _memory(parameters: int) -> Finding:
+    """Compare what training takes with what there is."""
+    done = subprocess.run(
+        [sys.executable, "-c", _DEVICES], capture_output=True, text=True, check=True
+    )
+    devices = json.loads(done.stdout)
+    there = min(devices["memory"], default=_machine_memory())
+    needed = _TRAINING_BYTES * parameters
+    found = f"trains on {devices['device']} ({os.cpu_count()} cores), {there / 1e9:,.1f} GB"
+    if parameters:
+        found += f"; {needed / 1e9:,.2f} GB needed for {parameters:,} parameters, and activations"
+    if needed > there:
+        remedy = "[node] processes and sharding spread it over several GPUs; or a smaller model"
+        return Finding(about="memory", verdict="problem", found=found, remedy=remedy)
+    if 2 * needed > there:
+        remedy = "[node] gradient_checkpointing = true takes less for activations"
+        return Finding(about="memory", verdict="warning", found=found, remedy=remedy)
+    return Finding(about="memory", verdict="ok", found=found)
+
+
+def _machine_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,111 @@
+"""What the doctor finds on a machine that can take part, and on one that cannot yet."""
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
+from tapestry.checkpoints.manifest import Manifest
+from tapestry.cli.main import main
+from tapestry.wire.egress import read_ledger
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.inviting import make_invitation
+from tapestry_demo.federation import Processes, free_port_pair
+from tapestry_node.doctor import Finding, examine
+from tapestry_node.home import NodeHome
+from tapestry_node.joining import join
+from tests.conftest import Federation
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def live(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A coordinator's process that serves a copy of the small federation."""
+    folder = tmp_path_factory.mktemp("doctor")
+    shutil.copytree(federation.home.folder, folder / "coordinator")
+    with Processes(folder / "logs") as processes:
+        made = Live(folder, processes, free_port_pair())
+        shutil.rmtree(made.home.checkpoint(1))  # its registry knows of round 0 only
+        settings = made.home.load_settings()
+        network = settings.network.model_copy(
+            update={
+                "listen": f"127.0.0.1:{made.port}",
+                "address": f"localhost:{made.port}",
+                "enrolment_listen": f"127.0.0.1:{made.port + 1}",
+                "enrolment_address": f"localhost:{made.port + 1}",
+            }
+        )
+        settings_module.save(made.home.folder, settings.model_copy(update={"network": network}))
+        made.serve()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(live: Live) -> NodeHome:
+    now = datetime.now(UTC).timestamp()
+    join(make_invitation(CoordinatorHome(live.home.folder), "fr-bnf", now=now), live.folder / "n",
+         now=now)  # fmt: skip
+    (live.folder / "text.txt").write_text("un livre, puis un autre\n\n" * 40)
+    return NodeHome(live.folder / "n")
+
+
+def found(node: NodeHome, data: Path, *, now: float | None = None) -> dict[str, Finding]:
+    moment = datetime.now(UTC).timestamp() if now is None else now
+    return {finding.about: finding for finding in examine(node, [data], now=moment)}
+
+
+def test_a_machine_that_can_take_part_has_no_problem(live: Live, node: NodeHome) -> None:
+    before = len(list(read_ledger(node.egress)))
+    findings = found(node, live.folder / "text.txt")
+    assert list(findings) == [
+        *("keys", "certificate", "settings", "text", "open files", "isolation"),
+        *("coordinator", "clock", "bandwidth", "disk", "memory"),
+    ]
+    assert not [one for one in findings.values() if one.verdict == "problem"]
+    assert "answers in" in findings["coordinator"].found
+    assert "Mbit/s" in findings["bandwidth"].found
+    assert "1 files, 0.0 MB" in findings["text"].found
+    calls = {d.call.rsplit("/", 1)[-1] for d in list(read_ledger(node.egress))[before:]}
+    assert calls == {"ListExclusions", "Describe", "Fetch"}, "what it sent is on record"
+
+
+def test_what_is_wrong_is_named_with_what_to_do(
+    live: Live, node: NodeHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = NodeHome(tmp_path / "node")
+    shutil.copytree(node.folder, broken.folder)
+    (broken.identity.folder / "signing.key").chmod(0o644)
+    membership = broken.identity.folder / "membership.json"
+    membership.write_text(membership.read_text().replace(str(live.port), "1"))
+    (broken.folder / "node.toml").write_text("[policy]\nmin_tokens = 9\nmax_tokens = 3\n")
+    past = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+    findings = found(broken, tmp_path / "no-such.txt", now=past)
+    problems = {name for name, one in findings.items() if one.verdict == "problem"}
+    assert problems == {"keys", "certificate", "settings", "text", "coordinator"}
+    assert "contradict each other" in findings["settings"].found
+    assert "set the clock" in findings["certificate"].remedy
+    assert "firewall" in findings["coordinator"].remedy
+    (broken.folder / "node.toml").unlink()
+    assert "no-such.txt" in found(broken, tmp_path / "no-such.txt")["text"].found
+    capsys.readouterr()
+    assert (
+        main(["node", "doctor", str(broken.folder), "--data", str(tmp_path / "no-such.txt")]) == 1
+    )
+    assert "to mend first" in capsys.readouterr().out
+
+
+def test_a_clock_that_is_behind_is_told_by_the_newest_checkpoint(
+    live: Live, node: NodeHome, federation: Federation
+) -> None:
+    envelope = read_envelope(federation.genesis / MANIFEST_FILE, what="manifest")
+    made = Manifest.parsed(envelope.payload, what="manifest").created_at
+    clock = found(node, live.folder / "text.txt", now=made - 3600)["clock"]
+    assert clock.verdict == "problem"
+    assert "checkpoint 0 was made 3,600 s in this machine's future" in clock.found
+    assert found(node, live.folder / "text.txt", now=made + 60)["clock"].verdict == "ok"
