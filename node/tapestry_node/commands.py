@@ -171,6 +171,8 @@ def status(
         typer.echo(waiting)
     if home.left.is_file():
         typer.echo("this node has left the federation; `tapestry node island` works as before")
+    if not table.get("trainer"):
+        table.pop("trainer", None)  # it is shut off from everything
     for key, value in table.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         typer.echo(f"{key.replace('_', ' '):<20} {'none yet' if value in (-1, '') else shown}")

@@ -103,6 +103,8 @@ class Daemon:
         self._deaths = 0
         self._refused: set[tuple[int, int]] = set()
         self._waits_for_person = False
+        self._waited_for = 0
+        """Round whose contribution was last said to wait for a person."""
         self._stopping = threading.Event()
         self._client = self._connect()
 
@@ -207,7 +209,8 @@ class Daemon:
             self._evaluate(manifest, told.manifest)
             if told.candidate is not None:
                 self._measure_candidate(told.candidate, told.manifest, manifest)
-        self._write_progress(told.notice)
+        if not self._waits_for_person:
+            self._write_progress(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
             _log.info("the federation plans no further round%s", waits)
@@ -329,7 +332,8 @@ class Daemon:
         number = spooled.contribution.round
         decision = decision_on(spooled)
         if decision is None:
-            if self._progress.now.doing != _waiting(number):
+            if self._waited_for != number:
+                self._waited_for = number
                 _log.info("round %d: waits for `tapestry node approve`", number)
             self._write_progress(_waiting(number))
             self._waits_for_person = True

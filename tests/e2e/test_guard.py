@@ -75,3 +75,4 @@ def test_nothing_leaves_before_a_person_says_so_and_the_trainer_reaches_nobody(
         0,
     )
     assert "stopped, and on record" in live.log("a-lib")
+    assert live.log("a-lib").count("waits for `tapestry node approve`") == 1, "said once"
