@@ -1,4 +1,7 @@
-"""A person's approval of what would leave, where the institution's policy asks for one."""
+"""A person's approval of what would leave, where the institution's policy asks for one.
+
+Decisions lie in a folder that the trainer's process cannot write to.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,8 +14,6 @@ from tapestry.identity.envelopes import Envelope, from_json
 from tapestry.storage.atomic import write_atomic
 from tapestry_node.home import NodeHome
 from tapestry_node.spool import CONTRIBUTION_FILE, FRAGMENTS_FILE, Spooled
-
-_DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def waiting(home: NodeHome) -> list[Waiting]:
             size = (folder / FRAGMENTS_FILE).stat().st_size
         except FileNotFoundError:
             continue  # unfinished, or sent meanwhile
-        if _decision(folder, envelope) is None:
+        if _decision(home, folder.name, envelope) is None:
             made = Contribution.parsed(envelope.payload, what=folder.name)
             found.append(
                 Waiting(
@@ -78,23 +79,25 @@ def summary(one: Waiting) -> dict[str, Any]:
     }
 
 
-def decide(one: Waiting, *, is_approved: bool, by: str, reason: str = "") -> None:
-    """Write a person's decision beside the contribution; the daemon acts on it."""
+def decide(home: NodeHome, one: Waiting, *, is_approved: bool, by: str, reason: str = "") -> None:
+    """Write down what a person has decided; the daemon acts on it."""
     decision = Decision(contribution=one.digest, is_approved=is_approved, by=by, reason=reason)
-    write_atomic(one.folder / _DECISION_FILE, json.dumps(asdict(decision)) + "\n", mode=0o600)
+    home.approvals.mkdir(mode=0o700, exist_ok=True)
+    path = home.approvals / f"{one.folder.name}.json"
+    write_atomic(path, json.dumps(asdict(decision)) + "\n", mode=0o600)
 
 
-def decision_on(spooled: Spooled) -> Decision | None:
+def decision_on(home: NodeHome, spooled: Spooled) -> Decision | None:
     """Return what a person has said to a contribution; None: nothing yet.
 
     Raises:
         ConfigError: The decision's file cannot be read.
     """
-    return _decision(spooled.folder, spooled.envelope)
+    return _decision(home, spooled.folder.name, spooled.envelope)
 
 
-def _decision(folder: Path, envelope: Envelope) -> Decision | None:
-    path = folder / _DECISION_FILE
+def _decision(home: NodeHome, name: str, envelope: Envelope) -> Decision | None:
+    path = home.approvals / f"{name}.json"
     try:
         decision = Decision(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

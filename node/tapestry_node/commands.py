@@ -254,7 +254,7 @@ def approve(
     for name, value in summary(found[0]).items():
         typer.echo(f"  {name.replace('_', ' '):<12} {value}")
     is_approved = refuse is None and (yes or typer.confirm("let it leave?"))
-    decide(found[0], is_approved=is_approved, by=_user(), reason=refuse or "")
+    decide(home, found[0], is_approved=is_approved, by=_user(), reason=refuse or "")
     typer.echo("approved: it leaves now" if is_approved else "refused: nothing of it leaves")
 
 

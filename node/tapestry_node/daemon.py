@@ -330,7 +330,7 @@ class Daemon:
         if self._settings.policy.approval == "automatic":
             return True
         number = spooled.contribution.round
-        decision = decision_on(spooled)
+        decision = decision_on(self._home, spooled)
         if decision is None:
             if self._waited_for != number:
                 self._waited_for = number

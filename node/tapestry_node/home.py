@@ -14,6 +14,7 @@ spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements, and the contributions they are for
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
 egress-kernel.jsonl   what the kernel says was sent (tapestry.wire.kernel)
+approvals/     what a person has decided about contributions, if the policy asks for that
 policies/      every version of the policy under which something left, by its digest
 canaries/      random text planted on request, to measure memorisation (0700)
 kept/          the last contribution, if `keep_last_contribution` says so
@@ -164,6 +165,11 @@ class NodeHome:
     def unfinished(self) -> Path:
         """A round half trained, if it takes long."""
         return self.folder / "trainer" / "unfinished.safetensors"
+
+    @property
+    def approvals(self) -> Path:
+        """What a person has decided about contributions."""
+        return self.folder / "approvals"
 
     @property
     def rendezvous(self) -> Path:

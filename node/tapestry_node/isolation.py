@@ -1,9 +1,10 @@
 """What the trainer's process gives up before it reads any text: the network, the keys, its rights.
 
 On Linux the kernel takes them away: a network namespace in which there is nothing but the process
-itself (network_namespaces(7)), a mount namespace in which the folder of keys is empty, and no
-capability to undo either. A kernel that does not allow that is named, and an audit hook
-(PEP 578) stands alone: it stops Python code that would connect, and native code it does not see.
+itself (network_namespaces(7)), a mount namespace in which the folder of keys is empty and the
+node's own records can only be read, and no capability to undo that. A kernel that does not allow it
+is named, and an audit hook (PEP 578) stands alone: it stops Python code that would connect, and
+native code it does not see.
 """
 
 import ctypes
@@ -11,13 +12,16 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
-_MS_REC, _MS_PRIVATE, _MS_RDONLY = 0x4000, 0x40000, 0x1
+_MS_REC, _MS_PRIVATE, _MS_RDONLY, _MS_BIND, _MS_REMOUNT = 0x4000, 0x40000, 0x1, 0x1000, 0x20
+_ST_RELATIME, _MS_RELATIME = 0x1000, 0x200000
+_KEPT_FLAGS = 0x2 | 0x4 | 0x8 | 0x400 | 0x800
+"""Of a mount, which may not be taken away: nosuid, nodev, noexec, noatime, nodiratime."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION = 0x20080522
 _KEPT_CAPABILITIES = 0b1111
@@ -48,11 +52,19 @@ class Isolation:
     """Why not both."""
 
 
-def isolate(keys: Path, *, dies_with_parent: bool = True) -> Isolation:
+def isolate(
+    keys: Path,
+    *,
+    records: Path | None = None,
+    writable: Sequence[str] = (),
+    dies_with_parent: bool = True,
+) -> Isolation:
     """Give up the network and the folder `keys`; the process must have one thread.
 
     Args:
         keys: Folder that is empty from now on.
+        records: Folder that can only be read from now on: ledger, policy, a person's decisions.
+        writable: Names of folders in there that are excepted.
         dies_with_parent: Whether this process is ended when its parent ends.
 
     Returns:
@@ -70,7 +82,12 @@ def isolate(keys: Path, *, dies_with_parent: bool = True) -> Isolation:
     network, hidden, obstacle = True, True, ""
     try:
         _raise_loopback()
+        _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+        if records is not None:
+            _bind(libc, records, writable)
         _hide(libc, keys)
+        if records is not None:
+            _seal(libc, records)
     except OSError as error:
         hidden, obstacle = False, f"mount: {error.strerror}"
     try:
@@ -140,9 +157,24 @@ def _raise_loopback() -> None:
 
 def _hide(libc: ctypes.CDLL, folder: Path) -> None:
     """Put an empty folder over `folder`, for this process and its children only."""
-    _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
     where = os.fsencode(folder)
     _check(libc.mount(b"tmpfs", where, b"tmpfs", _MS_RDONLY, b"size=4k,mode=0500"))
+
+
+def _bind(libc: ctypes.CDLL, folder: Path, writable: Sequence[str]) -> None:
+    """Make mounts of `folder` and of some folders in it, so that each can have its own rights."""
+    for path in (folder, *(folder / name for name in writable if (folder / name).is_dir())):
+        where = os.fsencode(path)
+        _check(libc.mount(where, where, None, _MS_BIND | _MS_REC, None))
+
+
+def _seal(libc: ctypes.CDLL, folder: Path) -> None:
+    """Let a mount be read only."""
+    found = os.statvfs(folder).f_flag
+    flags = _MS_BIND | _MS_REMOUNT | _MS_RDONLY | (found & _KEPT_FLAGS)
+    if found & _ST_RELATIME:
+        flags |= _MS_RELATIME
+    _check(libc.mount(b"none", os.fsencode(folder), None, flags, None))
 
 
 def _drop_rights(libc: ctypes.CDLL) -> None:

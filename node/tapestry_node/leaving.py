@@ -96,7 +96,7 @@ def settle_spool(
             say(f"{what} is not sent, and not exported; it stays in {spooled.folder}")
             continue
         if home.load_settings().policy.approval == "manual":
-            decision = decision_on(spooled)
+            decision = decision_on(home, spooled)
             if decision is None or not decision.is_approved:
                 raise ConfigError(
                     f"{what} has no approval: `tapestry node approve`, or --spool drop"

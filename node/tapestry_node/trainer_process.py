@@ -50,6 +50,7 @@ class TrainerProcess:
             home: Of the node.
             on_blocked: Told when the trainer has tried to reach a network: the call, and where to.
         """
+        home.load_settings()  # written by us if there are none: the trainer can only read them
         self._on_blocked = on_blocked
         ours, theirs = socket.socketpair()
         self._process = _start(theirs)

@@ -22,6 +22,9 @@ from tapestry_node.messages import Line, LineHandler, error_name
 
 _log = logging.getLogger(__name__)
 
+WRITTEN_BY_TRAINER = ("corpus", "trainer", "spool")
+"""Folders of the node's home; the rest of it, the records, can only be read here."""
+
 
 def main(line: Line) -> None:
     """Serve the guard until it hangs up."""
@@ -29,7 +32,9 @@ def main(line: Line) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         hello = line.receive()
-        isolation = isolate(Path(hello["keys"]))
+        isolation = isolate(
+            Path(hello["keys"]), records=Path(hello["home"]), writable=WRITTEN_BY_TRAINER
+        )
         forbid_connections(lambda call, to: line.send("blocked", call=call, to=to))
         logging.getLogger().handlers[:] = [LineHandler(line)]
         logging.getLogger("tapestry").setLevel(hello["log_level"])

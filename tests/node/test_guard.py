@@ -183,24 +183,24 @@ def test_metrics_leave_with_three_digits(value: float, left: float) -> None:
 
 def test_a_person_sees_what_would_leave_and_says_yes_or_no(home: NodeHome, plan: RoundPlan) -> None:
     spooled = seal(home, plan, encoded())
-    assert decision_on(spooled) is None
+    assert decision_on(home, spooled) is None
     (one,) = waiting(home)
     shown = summary(one)
     assert (shown["round"], shown["bytes"]) == (plan.round, spooled.size_bytes)
     assert shown["root"] == spooled.contribution.root
-    decide(one, is_approved=False, by="head of archives", reason="not before the audit")
-    decision = decision_on(spooled)
+    decide(home, one, is_approved=False, by="head of archives", reason="not before the audit")
+    decision = decision_on(home, spooled)
     assert decision is not None
     assert (decision.is_approved, decision.reason) == (False, "not before the audit")
     assert waiting(home) == []
-    assert (spooled.folder / "decision.json").stat().st_mode & 0o777 == 0o600
+    assert (home.approvals / f"{spooled.folder.name}.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_decision_is_about_one_contribution_and_no_other(home: NodeHome, plan: RoundPlan) -> None:
     first = seal(home, plan, encoded())
     (one,) = waiting(home)
-    decide(one, is_approved=True, by="somebody")
-    kept = (first.folder / "decision.json").read_bytes()
+    decide(home, one, is_approved=True, by="somebody")
+    kept = (home.approvals / f"{first.folder.name}.json").read_bytes()
     changed = VALUES.copy()
     changed[0] += 1
     again = seal(
@@ -208,12 +208,13 @@ def test_a_decision_is_about_one_contribution_and_no_other(home: NodeHome, plan:
         plan,
         [codec_named("float32").encode(changed[slice(*LAYOUT.bounds(i))]) for i in range(2)],
     )
-    (again.folder / "decision.json").write_bytes(kept)
-    assert decision_on(again) is None
+    assert (home.approvals / f"{again.folder.name}.json").read_bytes() == kept
+    assert decision_on(home, again) is None
 
 
 def test_a_damaged_decision_is_named(home: NodeHome, plan: RoundPlan) -> None:
     spooled = seal(home, plan, encoded())
-    (spooled.folder / "decision.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"decision\.json: not a decision .* remove it"):
-        decision_on(spooled)
+    home.approvals.mkdir()
+    (home.approvals / f"{spooled.folder.name}.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"round-000001\.json: not a decision .* remove it"):
+        decision_on(home, spooled)

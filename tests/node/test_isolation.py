@@ -15,7 +15,7 @@ from pathlib import Path
 from tapestry_node.isolation import forbid_connections, isolate
 
 keys, port, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-found = isolate(keys)
+found = isolate(keys, records=keys.parent, writable=["work"])
 blocked = []
 forbid_connections(lambda call, to: blocked.append([call, to]))
 tried = {}
@@ -34,6 +34,12 @@ native = libc.socket(2, 1, 0)
 address = struct.pack("=H2s4s8x", 2, port.to_bytes(2, "big"), bytes([127, 0, 0, 1]))
 tried["native"] = libc.connect(native, address, 16)
 tried["unmount"] = libc.umount2(os.fsencode(keys), 2)
+for name in ("egress.jsonl", "work/text"):
+    try:
+        (keys.parent / name).write_text("changed")
+        tried[name] = "written"
+    except OSError as error:
+        tried[name] = type(error).__name__
 left, right = socket.socketpair()
 left.send(b"ours")
 tried["own pair"] = right.recv(4).decode()
@@ -52,8 +58,11 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process found that has given everything up."""
-    keys = tmp_path_factory.mktemp("keys")
+    keys = tmp_path_factory.mktemp("home") / "keys"
+    keys.mkdir()
     (keys / "tls.key").write_text("secret")
+    (keys.parent / "work").mkdir()
+    (keys.parent / "egress.jsonl").write_text("what left")
     with socket.create_server(("127.0.0.1", 0)) as server:
         arguments = [str(keys), str(server.getsockname()[1]), str(os.getpid())]
         done = subprocess.run(
@@ -85,4 +94,6 @@ def test_native_code_finds_no_network_and_nobody_finds_the_keys(found: dict[str,
     assert found["keys"]
     assert found["tried"]["native"] == -1
     assert found["in keys"] == []
+    assert found["tried"]["egress.jsonl"] == "OSError", "read only"
+    assert found["tried"]["work/text"] == "written"
     assert found["tried"]["unmount"] == -1

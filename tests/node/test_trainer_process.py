@@ -171,6 +171,12 @@ def test_it_has_neither_the_keys_nor_what_else_the_guard_was_started_with(
     seen = root / str(home.identity.folder).lstrip("/")
     assert list(seen.iterdir()) == []
     assert (home.identity.folder / "tls.key").read_text() == "secret"
+    inside = root / str(home.folder).lstrip("/")
+    mounts = Path(f"/proc/{process.pid}/mounts").read_text(encoding="utf-8").splitlines()
+    rights = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts}
+    assert rights[str(home.folder)] == "ro", "ledger, policy and approvals can only be read"
+    assert {rights[str(home.folder / name)] for name in ("corpus", "trainer", "spool")} == {"rw"}
+    assert (inside / "spool").is_dir()
     files = {os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()}  # noqa: PTH115
     assert not [name for name in files if "identity" in name]
     assert len([name for name in files if name.startswith("socket:")]) == 1
