@@ -108,7 +108,7 @@ def test_data_that_cannot_be_used_is_named(live: Live) -> None:
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"fine\n\nbad \xff here", "not UTF-8 at byte 10"),
+        (b"fine\n\nbad \xff here", "text.txt:3: not UTF-8 after letter 4"),
         (b"a\n\nb", "too little text"),
     ],
 )

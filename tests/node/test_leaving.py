@@ -299,7 +299,7 @@ def test_a_node_that_has_left_does_not_run(
 def test_status_says_for_how_long_the_coordinator_is_silent_and_what_works_without(
     home: NodeHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    since = NOW.timestamp() - 7200
+    since = datetime.now(UTC).timestamp() - 7205
     home.progress.write_text(json.dumps({"doing": "waiting", "silent_since": since}))
     assert main(["node", "status", str(home.folder)]) == 0
     said = capsys.readouterr().out

@@ -279,9 +279,9 @@ def revoked_and_counted(patch: Patch) -> None:
     """What a member handed in before it was revoked counts."""
     let_go = Desk._let_go  # noqa: SLF001 - the fault
 
-    def forgiving(self: Desk, member_id: str, *, is_member: bool) -> None:
+    def forgiving(self: Desk, member_id: str, *, is_standing: bool) -> None:
         if member_id not in self.state.arrived:
-            let_go(self, member_id, is_member=is_member)
+            let_go(self, member_id, is_standing=is_standing)
 
     patch.setattr(Desk, "_let_go", forgiving)
 

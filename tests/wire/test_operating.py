@@ -373,6 +373,7 @@ def test_rounds_tell_who_was_there_why_others_were_not_and_what_came(
             "d": "no contribution before the round closed",
         },
         "bytes": 16,
+        "excluded": {},
     }
 
 
