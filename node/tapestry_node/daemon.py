@@ -19,6 +19,7 @@ from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import public_bytes
 from tapestry.params.layout import ParameterLayout
 from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
@@ -311,7 +312,7 @@ class Daemon:
             self._standing.change(max_staleness=plan.max_staleness)
         layout = self._ready_for(plan, manifest, envelope)
         self._evaluate(manifest, envelope)
-        spooled = find_spooled(self._home, plan, layout)
+        spooled = find_spooled(self._home, plan, layout, key=public_bytes(self._signing_key))
         if spooled is None:
             self._settle(layout, plan)
             if self._has_answered(plan):
@@ -467,7 +468,8 @@ class Daemon:
     def _settle(self, layout: ParameterLayout, plan: RoundPlan) -> None:
         """Send older contributions that may still be used, or find out what became of them."""
         late = range(max(1, plan.round - self._settings.policy.lateness(plan)), plan.round)
-        for spooled in find_unsettled(self._home, layout, late=late):
+        key = public_bytes(self._signing_key)
+        for spooled in find_unsettled(self._home, layout, key=key, late=late):
             try:
                 if self._is_approved(spooled, layout):
                     self._contribute(spooled)

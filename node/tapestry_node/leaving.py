@@ -15,6 +15,7 @@ from typing import Literal
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
+from tapestry.identity.keys import public_bytes
 from tapestry.storage.atomic import write_atomic
 from tapestry_node.approving import decision_on
 from tapestry_node.client import NodeClient
@@ -73,7 +74,8 @@ def waiting_contributions(home: NodeHome) -> list[Spooled]:
         return []
     layout = open_vector_file(newest_here(home) / MODEL_FILE).layout
     newest = int(home.spooled()[-1].name.rsplit("-", 1)[1])
-    return find_unsettled(home, layout, late=range(newest + 1))
+    key = public_bytes(home.identity.signing_key())
+    return find_unsettled(home, layout, key=key, late=range(newest + 1))
 
 
 def settle_spool(

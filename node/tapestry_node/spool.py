@@ -189,7 +189,7 @@ class Spooled:
         """Whether every fragment is what was signed, as it is unless the machine went down."""
         if (self.folder / _DURABLE_FILE).exists():
             return True
-        return fragments_root(self.digests).hex() == self.contribution.root and all(
+        return all(
             fragment_digest(self._read(index)) == digest
             for index, digest in enumerate(self.digests)
         )
@@ -201,9 +201,19 @@ class Spooled:
         shutil.rmtree(self.folder)
 
 
-def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Spooled | None:
-    """Return the finished contribution to a plan that an earlier process left, if any."""
-    spooled = _read_spooled(home.spool(plan.round), layout)
+def find_spooled(
+    home: NodeHome, plan: RoundPlan, layout: ParameterLayout, *, key: bytes
+) -> Spooled | None:
+    """Return the finished contribution to a plan that an earlier process left, if any.
+
+    Args:
+        home: Of the node.
+        plan: That it answers.
+        layout: Of the vector.
+        key: The node's raw public key: the trainer's process can write here, and nothing leaves
+            that the guard has not signed.
+    """
+    spooled = _read_spooled(home.spool(plan.round), layout, key)
     if spooled is None:
         return None
     made = spooled.contribution
@@ -213,7 +223,7 @@ def find_spooled(home: NodeHome, plan: RoundPlan, layout: ParameterLayout) -> Sp
 
 
 def find_unsettled(
-    home: NodeHome, layout: ParameterLayout, *, late: range = range(0)
+    home: NodeHome, layout: ParameterLayout, *, key: bytes, late: range = range(0)
 ) -> list[Spooled]:
     """Return finished contributions without a receipt that somebody waits for, oldest first.
 
@@ -226,11 +236,11 @@ def find_unsettled(
         for folder in home.spooled()
         if folder in usable or (folder / SPOOLED_RESIDUAL).is_file()
     )
-    found = (_read_spooled(folder, layout) for folder in folders)
+    found = (_read_spooled(folder, layout, key) for folder in folders)
     return [spooled for spooled in found if spooled is not None and spooled.is_whole()]
 
 
-def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
+def _read_spooled(folder: Path, layout: ParameterLayout, key: bytes) -> Spooled | None:
     """Return the contribution in a spool, or None if it is unfinished or was lost with the power.
 
     Raises:
@@ -241,13 +251,16 @@ def _read_spooled(folder: Path, layout: ParameterLayout) -> Spooled | None:
         return None
     try:
         envelope = from_json(path.read_bytes(), what=f"spooled contribution in {folder.name}")
-        contribution = Contribution.parsed(envelope.payload, what="spooled contribution")
+        contribution = Contribution.opened(envelope, public_key=key, what="spooled contribution")
         digests = tuple(map(bytes.fromhex, json.loads((folder / _DIGESTS_FILE).read_bytes())))
     except (OSError, ValueError, TypeError, UntrustedError) as error:
         _log.warning("%s: cannot be read and counts as unfinished: %s", folder, error)
         return None
     if len(digests) != layout.fragments:
         raise RejectedError(f"{folder}: the spool is of another model; remove it")
+    if fragments_root(digests).hex() != contribution.root:
+        _log.warning("%s: its digests are not those that were signed; not sent", folder)
+        return None
     return Spooled(
         folder=folder,
         contribution=contribution,

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.errors import ConfigError
+from tapestry.identity.keys import public_bytes
 from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
 from tapestry_node.guard import sealed
@@ -173,6 +174,8 @@ def test_a_trainer_spools_in_topk_and_takes_a_refusal_up(
     optimizer, base, losses = trainer.train_round(
         plan, federation.genesis, previous_state=None, on_step=lambda _report: True
     )
+    key = Ed25519PrivateKey.generate()
+    own = public_bytes(key)
     spooled = sealed(
         home,
         plan,
@@ -180,22 +183,22 @@ def test_a_trainer_spools_in_topk_and_takes_a_refusal_up(
         layout=trainer.layout,
         policy=Policy(),
         member_id="fr-bnf",
-        key=Ed25519PrivateKey.generate(),
+        key=key,
         seconds=1.0,
     )
     assert spooled.size_bytes == sum(
         TOPK.encoded_bytes(stop - start)
         for start, stop in map(trainer.layout.bounds, range(trainer.layout.fragments))
     )
-    assert find_spooled(home, plan, trainer.layout) == spooled
-    assert find_unsettled(home, trainer.layout) == [spooled]
+    assert find_spooled(home, plan, trainer.layout, key=own) == spooled
+    assert find_unsettled(home, trainer.layout, key=own) == [spooled]
 
     keep_refused(spooled, home, trainer.layout)
     residual = open_residual(home.residual, trainer.layout)
     assert residual is not None
     local = np.concatenate([p.detach().numpy().ravel() for p in _parameters(trainer)])
     np.testing.assert_allclose(residual, base.vector - local, rtol=0, atol=1e-6)
-    assert find_unsettled(home, trainer.layout) == []
+    assert find_unsettled(home, trainer.layout, key=own) == []
     assert home.spooled() == []
 
 

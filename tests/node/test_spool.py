@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.statements import Contribution, InnerSettings, RoundPlan
 from tapestry.errors import RejectedError
+from tapestry.identity.envelopes import to_json
+from tapestry.identity.keys import public_bytes
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
@@ -21,6 +23,8 @@ from tapestry_node import spool as spool_module
 from tapestry_node.home import NodeHome
 from tapestry_node.spool import Spooled, find_spooled, spooling
 
+KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+OWN = public_bytes(KEY)
 LAYOUT = ParameterLayout.from_shapes([("vector", (FRAGMENT_ELEMENTS + 300,))])
 VALUES = np.random.default_rng(2).standard_normal(LAYOUT.elements).astype(np.float32)
 ENCODED = [
@@ -54,7 +58,7 @@ def spool(folder: Path, spares: Spares) -> Spooled:
         steps=1,
         norm=1.0,
     )
-    signed = contribution.signed(Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))
+    signed = contribution.signed(KEY)
     return Spooled.completed(folder, contribution, signed, fragments=fragments, layout=LAYOUT)
 
 
@@ -124,9 +128,9 @@ def test_what_a_power_cut_took_is_trained_again(
     home = NodeHome(tmp_path)
     shutil.copytree(spooled.folder, home.spool(1))
     plan = plan_for(spooled)
-    assert find_spooled(home, plan, LAYOUT) == replace(spooled, folder=home.spool(1))
+    assert find_spooled(home, plan, LAYOUT, key=OWN) == replace(spooled, folder=home.spool(1))
     (home.spool(1) / name).write_bytes(content)
-    assert find_spooled(home, plan, LAYOUT) is None
+    assert find_spooled(home, plan, LAYOUT, key=OWN) is None
 
 
 def test_what_is_delivered_at_once_never_waits_for_the_disk(spooled: Spooled) -> None:
@@ -166,3 +170,26 @@ def test_the_next_spool_takes_the_space_of_the_last(spooled: Spooled, spares: Sp
     assert json.loads((following.folder / "digests.json").read_text()) == [
         digest.hex() for digest in following.digests
     ]
+
+
+@pytest.mark.parametrize("planted", ["signature", "digests"])
+def test_what_the_guard_has_not_signed_does_not_leave(
+    tmp_path: Path, spares: Spares, planted: str
+) -> None:
+    home = NodeHome(tmp_path / "node")
+    home.make_folders()
+    spooled = spool(home.spool(1), spares)
+    plan = plan_for(spooled)
+    assert find_spooled(home, plan, LAYOUT, key=OWN) is not None
+    (spooled.folder / "durable").touch()  # whoever writes there would
+    if planted == "signature":
+        stranger = Ed25519PrivateKey.generate()
+        path = spooled.folder / "contribution.json"
+        path.write_bytes(to_json(spooled.contribution.signed(stranger)))
+    else:
+        text = b"the text of a document".ljust(len(ENCODED[0]))
+        fragments = spooled.folder / "fragments.bin"
+        fragments.write_bytes(text + fragments.read_bytes()[len(text) :])
+        digests = [hashlib.sha256(text).hexdigest(), *(d.hex() for d in spooled.digests[1:])]
+        (spooled.folder / "digests.json").write_text(json.dumps(digests))
+    assert find_spooled(home, plan, LAYOUT, key=OWN) is None

@@ -43,6 +43,7 @@ TOKENS = 16
 INNER = InnerSettings(
     steps=2, sequences=2, sequence_tokens=TOKENS, learning_rate=1e-3, warmup_steps=3
 )
+OWN = public_bytes(KEY)
 BASE = "b" * 64
 DEFAULT_POLICY = Policy()
 
@@ -230,7 +231,7 @@ def test_a_spool_survives_the_process(
 ) -> None:
     plan = plan_of(federation, codec="int8")
     spooled = contributed(trainer, plan, federation.newest)
-    found = find_spooled(NodeHome(home.folder), plan, trainer.layout)
+    found = find_spooled(NodeHome(home.folder), plan, trainer.layout, key=OWN)
     assert found == spooled
     assert [hashlib.sha256(found.read_fragment(0)).digest()] == list(found.digests)
 
@@ -240,12 +241,12 @@ def test_a_spool_answers_the_next_attempt_at_the_same_round(
 ) -> None:
     spooled = contributed(trainer, plan_of(federation), federation.newest)
     again = plan_of(federation, attempt=2, deadline=2e9, quorum=1)
-    assert find_spooled(home, again, trainer.layout) == spooled
+    assert find_spooled(home, again, trainer.layout, key=OWN) == spooled
 
 
 def test_there_is_no_spool_before_the_first_round(home: NodeHome, federation: Federation) -> None:
     layout = open_vector_file(federation.newest / MODEL_FILE).layout
-    assert find_spooled(home, plan_of(federation), layout) is None
+    assert find_spooled(home, plan_of(federation), layout, key=OWN) is None
 
 
 def test_an_unfinished_spool_is_not_taken(
@@ -254,7 +255,7 @@ def test_an_unfinished_spool_is_not_taken(
     plan = plan_of(federation)
     spooled = contributed(trainer, plan, federation.newest)
     (spooled.folder / "contribution.json").unlink()  # it is written last
-    assert find_spooled(home, plan, trainer.layout) is None
+    assert find_spooled(home, plan, trainer.layout, key=OWN) is None
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_a_spool_of_another_plan_is_not_taken(
     trainer: Trainer, home: NodeHome, federation: Federation, changes: dict[str, object]
 ) -> None:
     contributed(trainer, plan_of(federation), federation.newest)
-    assert find_spooled(home, plan_of(federation, **changes), trainer.layout) is None
+    assert find_spooled(home, plan_of(federation, **changes), trainer.layout, key=OWN) is None
 
 
 def test_a_spool_of_another_model_says_what_to_do(
@@ -280,7 +281,7 @@ def test_a_spool_of_another_model_says_what_to_do(
     spooled = contributed(trainer, plan_of(federation), federation.newest)
     monkeypatch.setattr(layout_module, "FRAGMENT_ELEMENTS", 100_000)
     with pytest.raises(RejectedError, match="the spool is of another model; remove it"):
-        find_spooled(home, plan_of(federation), spooled.layout)
+        find_spooled(home, plan_of(federation), spooled.layout, key=OWN)
 
 
 def test_a_new_spool_replaces_what_a_crash_left(
@@ -292,7 +293,7 @@ def test_a_new_spool_replaces_what_a_crash_left(
     plan = plan_of(federation)
     spooled = contributed(trainer, plan, federation.newest)
     assert spooled.size_bytes == 4 * trainer.layout.elements
-    assert find_spooled(home, plan, trainer.layout) == spooled
+    assert find_spooled(home, plan, trainer.layout, key=OWN) == spooled
 
 
 # Rounds, one after the other
