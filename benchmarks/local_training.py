@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.objectives.objective import objective_named
+from tapestry.objectives.reports import StepReport
 from tapestry.objectives.sizes import SIZES
-from tapestry.objectives.training import InnerOptimizer, StepReport, choose_threads, train
+from tapestry.objectives.training import InnerOptimizer, choose_threads, train
 from tapestry.params.modules import to_model
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome

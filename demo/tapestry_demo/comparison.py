@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.objectives.objective import Batches, Objective, objective_named
-from tapestry.objectives.training import InnerOptimizer, StepReport, choose_threads, train
+from tapestry.objectives.reports import StepReport
+from tapestry.objectives.training import InnerOptimizer, choose_threads, train
 from tapestry.params.modules import to_model
 from tapestry.storage.atomic import write_atomic
 from tapestry_demo.jobs import Job

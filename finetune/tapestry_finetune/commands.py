@@ -42,7 +42,7 @@ def language(
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    from tapestry.objectives.training import StepReport  # noqa: PLC0415 - imports torch
+    from tapestry.objectives.reports import StepReport  # noqa: PLC0415
     from tapestry_finetune.language import LanguageRun, train_language  # noqa: PLC0415
 
     if not data:

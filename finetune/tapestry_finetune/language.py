@@ -14,9 +14,9 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError
 from tapestry.objectives.objective import objective_named
+from tapestry.objectives.reports import StepReport
 from tapestry.objectives.training import (
     InnerOptimizer,
-    StepReport,
     choose_device,
     choose_threads,
     train,

@@ -12,18 +12,11 @@ import typer
 
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_node.options import AsJson, Dir, Folder
 
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 _MOST_ROUNDS = 10
 
-Folder = Annotated[
-    Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
-]
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The node's folder; default: below your data directory."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 canaries = typer.Typer(
     help="Random text planted among yours, to measure what a model remembers of it.",

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -23,10 +24,12 @@ from tapestry.v1 import (
 from tapestry.wire.bulk import BulkStub, Pieces, PutFragment
 from tapestry.wire.egress import EgressLedger
 from tapestry.wire.fetching import Fetcher
+from tapestry.wire.kernel import counted
 from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, PIECE_BYTES, UPLOADS_IN_FLIGHT
 from tapestry.wire.members import open_member_channel
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
+from tapestry_node.home import NodeHome
 
 _Granting = transfer_pb2.OpenUploadResponse | transfer_pb2.PutFragmentResponse
 """Answers that say how much may be in flight."""
@@ -271,3 +274,27 @@ class NodeClient:
                 enrolment_pb2.LeaveRequest(reason=reason), timeout=CALL_SECONDS
             )
         return response.left_at
+
+
+@contextmanager
+def connected(
+    home: NodeHome, *, clock: Callable[[], float], allowed_by: str = ""
+) -> Iterator[NodeClient]:
+    """Connect as a node for a command; its daemon may run meanwhile.
+
+    What is sent goes into the node's ledger, and the kernel's count of it beside that.
+
+    Args:
+        home: Of the node.
+        clock: Unix seconds.
+        allowed_by: As in `EgressLedger.allowed_by`.
+    """
+    membership = home.identity.load()
+    ledger = EgressLedger(home.egress, to=membership.address, clock=clock)
+    ledger.allowed_by = allowed_by
+    with (
+        closing(ledger),
+        closing(NodeClient(membership, home.identity, ledger)) as client,
+        counted(ledger, clock=clock),
+    ):
+        yield client

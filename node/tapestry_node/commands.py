@@ -5,12 +5,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +19,8 @@ from tapestry_node import audit_commands
 from tapestry_node.corpus_commands import corpus, forget
 from tapestry_node.doctor_commands import doctor
 from tapestry_node.leaving_commands import add_to as add_leaving_to
+from tapestry_node.options import AsJson, Data, Dir, Folder
 from tapestry_node.progress import silence
-
-if TYPE_CHECKING:
-    from tapestry_node.client import NodeClient
 
 app = typer.Typer(
     help="Join a federation, train where your data is, see what left.",
@@ -34,21 +31,6 @@ app = typer.Typer(
 
 add_leaving_to(app)
 
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The node's folder; default: below your data directory."),
-]
-Folder = Annotated[
-    Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
-]
-Data = Annotated[
-    list[Path],
-    typer.Option(
-        "--data",
-        help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated. Not needed "
-        "with a corpus.toml.",
-    ),
-]
 app.add_typer(corpus, name="corpus")
 app.command()(forget)
 app.command()(doctor)
@@ -141,7 +123,7 @@ def run(
 @app.command()
 def status(
     folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show where the node stands: round, loss, what its text scores."""
     from tapestry_node.home import require_node  # noqa: PLC0415
@@ -183,13 +165,17 @@ def status(
 @app.command()
 def exclusions(
     folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask the coordinator what was left out of what you sent, and why.
 
     To say something to it: tapestry node answer NUMBER "TEXT"
     """
-    with _client(folder) as client:
+    from tapestry_node.client import connected  # noqa: PLC0415 - imports grpc
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    with connected(home, clock=_clock) as client:
         found = client.exclusions()
     if as_json:
         typer.echo(json.dumps({"exclusions": [asdict(one) for one in found]}, indent=1))
@@ -214,7 +200,11 @@ def answer(
     """
     if not text.strip() or len(text) > 500:
         raise ConfigError(f"an answer has 1 to 500 characters, this one {len(text)}")
-    with _client(folder) as client:
+    from tapestry_node.client import connected  # noqa: PLC0415 - imports grpc
+    from tapestry_node.home import require_node  # noqa: PLC0415
+
+    home = require_node(folder or default_home("node"))
+    with connected(home, clock=_clock) as client:
         client.answer(number, text)
     typer.echo(f"answered exclusion {number}")
 
@@ -288,25 +278,6 @@ def finish(
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")
-
-
-@contextmanager
-def _client(folder: Path | None) -> "Iterator[NodeClient]":
-    """Connect as this node; the daemon may run meanwhile."""
-    from tapestry.wire.egress import EgressLedger  # noqa: PLC0415
-    from tapestry.wire.kernel import counted  # noqa: PLC0415
-    from tapestry_node.client import NodeClient  # noqa: PLC0415 - imports grpc
-    from tapestry_node.home import require_node  # noqa: PLC0415
-
-    home = require_node(folder or default_home("node"))
-    membership = home.identity.load()
-    ledger = EgressLedger(home.egress, to=membership.address, clock=_clock)
-    with (
-        closing(ledger),
-        closing(NodeClient(membership, home.identity, ledger)) as client,
-        counted(ledger, clock=_clock),
-    ):
-        yield client
 
 
 def _text_or_file(invitation: str) -> str:

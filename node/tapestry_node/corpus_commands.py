@@ -9,6 +9,7 @@ import typer
 
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError, TapestryError
+from tapestry_node.options import AsJson, Dir, Folder
 
 if TYPE_CHECKING:
     from tapestry.data.sifting import SourceReport
@@ -18,15 +19,6 @@ corpus = typer.Typer(
     help="Describe your text, check it, see what was left out of it and where it took part.",
     no_args_is_help=True,
 )
-
-Folder = Annotated[
-    Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
-]
-Dir = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The node's folder; default: below your data directory."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @corpus.command()

@@ -20,6 +20,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import public_bytes
+from tapestry.objectives.reports import StepReport
 from tapestry.params.layout import ParameterLayout
 from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
@@ -32,7 +33,6 @@ from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
-from tapestry_node.messages import Step
 from tapestry_node.policy import NodeSettings
 from tapestry_node.progress import ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
@@ -103,9 +103,10 @@ class Daemon:
         """Sequences that the trainer holds at once; 0: as the plan says."""
         self._deaths = 0
         self._refused: set[tuple[int, int]] = set()
-        self._waits_for_person = False
-        self._waited_for = 0
-        """Round whose contribution was last said to wait for a person."""
+        self._waiting: list[Spooled] = []
+        """Contributions that wait for a person's decision."""
+        self._said: set[int] = set()
+        """Rounds whose contribution was said to wait."""
         self._stopping = threading.Event()
         self._client = self._connect()
 
@@ -132,7 +133,7 @@ class Daemon:
                 self._note_silence(listener)
                 try:
                     self._renew_if_due(listener)
-                    if told is None or (newest == version and not self._waits_for_person):
+                    if told is None or (newest == version and not self._has_decision()):
                         continue
                     version = newest
                     if self._act(told, listener):
@@ -200,7 +201,7 @@ class Daemon:
 
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
-        self._waits_for_person = False
+        self._waiting.clear()
         manifest = self._consensus.take(told.manifest)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
@@ -210,7 +211,7 @@ class Daemon:
             self._evaluate(manifest, told.manifest)
             if told.candidate is not None:
                 self._measure_candidate(told.candidate, told.manifest, manifest)
-        if not self._waits_for_person:
+        if not self._waiting:
             self._write_progress(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
@@ -333,11 +334,11 @@ class Daemon:
         number = spooled.contribution.round
         decision = decision_on(self._home, spooled)
         if decision is None:
-            if self._waited_for != number:
-                self._waited_for = number
+            if number not in self._said:
+                self._said.add(number)
                 _log.info("round %d: waits for `tapestry node approve`", number)
             self._write_progress(_waiting(number))
-            self._waits_for_person = True
+            self._waiting.append(spooled)
             return False
         if not decision.is_approved:
             keep_refused(spooled, self._home, layout)
@@ -346,6 +347,10 @@ class Daemon:
             )
         self._ledger.allowed_by = f"{self._settings.policy.digest()} approved by {decision.by}"
         return True
+
+    def _has_decision(self) -> bool:
+        """Whether a person has decided about something that waits."""
+        return any(decision_on(self._home, spooled) is not None for spooled in self._waiting)
 
     # The trainer
 
@@ -511,7 +516,7 @@ class Daemon:
 
     # What people see
 
-    def on_step(self, plan: RoundPlan, report: Step, *, seconds: float) -> None:
+    def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
         """Show a step's figures."""
         progress = self._progress.now
         progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,9 +22,7 @@ from typing import Literal
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.errors import TapestryError, UnavailableError
-from tapestry.wire.egress import EgressLedger
-from tapestry.wire.kernel import counted
-from tapestry_node.client import NodeClient
+from tapestry_node.client import connected
 from tapestry_node.governing import corpus_spec
 from tapestry_node.home import NodeHome
 
@@ -176,12 +173,7 @@ def _line(home: NodeHome, published: list[int], *, now: float) -> Iterator[Findi
     """
     membership = home.identity.load()
     about = "coordinator"
-    ledger = EgressLedger(home.egress, to=membership.address, clock=lambda: now)
-    with (
-        closing(ledger),
-        closing(NodeClient(membership, home.identity, ledger)) as client,
-        counted(ledger, clock=lambda: now),
-    ):
+    with connected(home, clock=lambda: now) as client:
         try:
             seconds = [_seconds(client.exclusions) for _ in range(_ROUND_TRIPS)]
             envelope, _card = client.fetcher.describe()

@@ -3,25 +3,19 @@
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from tapestry.cli.running import default_home
+from tapestry_node.options import AsJson, Data, Folder
 
 _COLORS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
 
 
 def doctor(
-    folder: Annotated[
-        Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
-    ] = None,
-    data: Annotated[
-        list[Path],
-        typer.Option("--data", help="Text, as for `node run`; not needed with a corpus.toml."),
-    ] = [],  # noqa: B006 - typer copies it
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    folder: Folder = None,
+    data: Data = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
 ) -> None:
     """Find out what would keep this machine from taking part, before it does.
 

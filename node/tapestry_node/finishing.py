@@ -7,8 +7,8 @@ from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.localized import Parentage, write_localized
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.errors import ConfigError
-from tapestry.objectives.training import InnerOptimizer, train
 from tapestry.params.modules import fragment_of
+from tapestry_node.alone import train_alone
 from tapestry_node.home import NodeHome
 from tapestry_node.trainer import Trainer
 
@@ -42,20 +42,7 @@ def finish_locally(
     )
     base = trainer.load(folder)
     before = trainer.objective.evaluate(trainer.module, trainer.corpus)
-    optimizer = InnerOptimizer(trainer.module, inner)
-    kept = home.trainer_state(state.contributed)
-    if kept.is_file():
-        optimizer.load(kept)
-    batches = trainer.objective.batches(
-        trainer.corpus,
-        None,
-        sequences=inner.sequences,
-        sequence_tokens=inner.sequence_tokens,
-        shared_fraction=0.0,
-        seed=0,
-    )
-    first = optimizer.steps_done * inner.accumulation
-    train(trainer.objective, trainer.module, optimizer, batches, first_batch=first)
+    train_alone(trainer, inner, state=home.trainer_state(state.contributed))
     after = trainer.objective.evaluate(trainer.module, trainer.corpus)
     parentage = Parentage(
         federation=membership.genesis,

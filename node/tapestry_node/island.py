@@ -21,9 +21,10 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.errors import ConfigError
 from tapestry.identity.membership import Membership
+from tapestry.objectives.reports import StepReport
 from tapestry.objectives.sizes import SIZES
-from tapestry.objectives.training import InnerOptimizer, StepReport, train
 from tapestry.params.modules import fragment_of
+from tapestry_node.alone import train_alone
 from tapestry_node.exporting import manifest_here
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeSettings
@@ -195,23 +196,9 @@ def train_one(
     base_folder, number = island.newest, _number(island) + 1
     base = trainer.load(base_folder)
     before = trainer.objective.evaluate(trainer.module, trainer.corpus)
-    optimizer = InnerOptimizer(trainer.module, inner)
     own = island.line / _OPTIMIZER
     kept = own if number > 1 else island.home.trainer_state(island.home.load_state().contributed)
-    if kept.is_file():
-        optimizer.load(kept)
-    batches = trainer.objective.batches(
-        trainer.corpus,
-        None,
-        sequences=inner.sequences,
-        sequence_tokens=inner.sequence_tokens,
-        shared_fraction=0.0,
-        seed=0,
-    )
-    first = optimizer.steps_done * inner.accumulation
-    losses = train(
-        trainer.objective, trainer.module, optimizer, batches, first_batch=first, on_step=on_step
-    )
+    optimizer, losses = train_alone(trainer, inner, state=kept, on_step=on_step)
     if len(losses) < inner.steps:
         return None
     after = trainer.objective.evaluate(trainer.module, trainer.corpus)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tapestry.cli.running import default_home
+from tapestry_node.options import AsJson, Data, Folder
 
 if TYPE_CHECKING:
-    from tapestry.objectives.training import StepReport
+    from tapestry.objectives.reports import StepReport
     from tapestry_node.island import Island
 
 island_app = typer.Typer(
@@ -22,18 +23,6 @@ island_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Folder = Annotated[
-    Path | None, typer.Argument(help="The node's folder; default: below your data directory.")
-]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-Data = Annotated[
-    list[Path],
-    typer.Option(
-        "--data",
-        help="Text: files or folders of .txt, .md, .jsonl, .parquet; may be repeated. Not needed "
-        "with a corpus.toml.",
-    ),
-]
 Checkpoint = Annotated[
     str | None,
     typer.Option(help="Which, as `tapestry node island list` names it; default: the newest."),
@@ -54,7 +43,7 @@ def island_train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the own line, begin from the consensus again.")
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train on from the last checkpoint, alone: a line of checkpoints apart from the consensus.
 
@@ -119,7 +108,7 @@ def island_evaluate(
     folder: Folder = None,
     data: Data = [],  # noqa: B006 - typer copies it
     checkpoint: Checkpoint = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure every checkpoint that is here, or one, on your own held-out text.
 
@@ -170,7 +159,7 @@ def island_sample(
 
 
 @island_app.command(name="list")
-def island_list(folder: Folder = None, as_json: Json = False) -> None:
+def island_list(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the checkpoints that are here: the consensus, and this node's own lines upon it."""
     from tapestry_node.home import require_node  # noqa: PLC0415
     from tapestry_node.island import Island  # noqa: PLC0415 - imports torch

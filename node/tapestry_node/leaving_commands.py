@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,8 @@ import typer
 
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError, TapestryError, UnavailableError
-from tapestry_node.island_commands import Folder, Json, bar, island_app
+from tapestry_node.island_commands import bar, island_app
+from tapestry_node.options import AsJson, Folder
 
 if TYPE_CHECKING:
     from tapestry_node.client import NodeClient
@@ -104,7 +104,7 @@ def _gather(
     from tapestry_node.exporting import contents  # noqa: PLC0415
     from tapestry_node.leaving import bring_up_to_date, settle_spool  # noqa: PLC0415
 
-    with _client(home) as client:
+    with _connected(home) as client:
         reached = bring_up_to_date(home, client, typer.echo)
         if reached.obstacle:
             typer.echo(f"{reached.obstacle}; the export is made of what is here")
@@ -131,7 +131,7 @@ def _end(home: "NodeHome", reason: str, target: Path | None) -> None:
     from tapestry_node.leaving import revoke  # noqa: PLC0415
 
     try:
-        with _client(home) as client:
+        with _connected(home) as client:
             when = revoke(home, client, reason=reason, export=target)
     except UnavailableError as error:
         is_made = "" if target is None else "the export is made, but "
@@ -144,7 +144,7 @@ def _end(home: "NodeHome", reason: str, target: Path | None) -> None:
 
 def verify_export(
     folder: Annotated[Path, typer.Argument(help="What `tapestry node leave --export` made.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prove that an export is whole and enough to found a federation: exit code 0 or 1.
 
@@ -166,14 +166,8 @@ def verify_export(
     typer.echo(json.dumps(table, indent=1) if as_json else said(table, folder))
 
 
-@contextmanager
-def _client(home: "NodeHome") -> "Iterator[NodeClient]":
+def _connected(home: "NodeHome") -> "AbstractContextManager[NodeClient]":
     """Connect as this node, which does not run."""
-    from tapestry.wire.egress import EgressLedger  # noqa: PLC0415
-    from tapestry_node.client import NodeClient  # noqa: PLC0415 - imports grpc
+    from tapestry_node.client import connected  # noqa: PLC0415 - imports grpc
 
-    membership = home.identity.load()
-    ledger = EgressLedger(home.egress, to=membership.address, clock=_clock)
-    ledger.allowed_by = home.load_settings().policy.digest()
-    with closing(ledger), closing(NodeClient(membership, home.identity, ledger)) as client:
-        yield client
+    return connected(home, clock=_clock, allowed_by=home.load_settings().policy.digest())

@@ -28,29 +28,6 @@ _ERRORS: dict[str, type[TapestryError]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One inner step, as the trainer tells it."""
-
-    step: int
-    """From 1, of this round."""
-    loss: float
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """A checkpoint on the held-out text."""
-
-    bits: float
-    text_bytes: int
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable across tokenizers and languages."""
-        return self.bits / self.text_bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
     """What the trainer says of a contribution that it has written; the guard checks what it can."""
 
@@ -96,10 +73,6 @@ class Line:
     def has_more(self) -> bool:
         """Whether a message, or the end, can be received at once."""
         return self._connection.poll(0)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for a message or the end; return whether one is there."""
-        return self._connection.poll(seconds)
 
     def close(self) -> None:
         """Hang up."""

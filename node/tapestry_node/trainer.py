@@ -23,11 +23,11 @@ from tapestry.objectives.fitting import (
     compile_blocks,
     shard,
 )
-from tapestry.objectives.objective import Evaluation, Objective, objective_named
+from tapestry.objectives.objective import Objective, objective_named
 from tapestry.objectives.ranks import ALONE, Group, Ranks
+from tapestry.objectives.reports import Evaluation, StepReport
 from tapestry.objectives.training import (
     InnerOptimizer,
-    StepReport,
     choose_device,
     choose_threads,
     train,
@@ -36,6 +36,7 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
 from tapestry.params.tensor_file import take_part
+from tapestry_node.alone import train_alone
 from tapestry_node.governing import corpus_spec, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.leakage import decoded, examine
@@ -277,16 +278,7 @@ class Trainer:
         """
         start = np.array(self.load(base).vector, np.float32)
         if fragments is None:
-            batches = self.objective.batches(
-                self.corpus,
-                None,
-                sequences=inner.sequences,
-                sequence_tokens=inner.sequence_tokens,
-                shared_fraction=0.0,
-                seed=0,
-            )
-            optimizer = InnerOptimizer(self.module, inner)
-            train(self.objective, self.module, optimizer, batches, first_batch=0)
+            train_alone(self, inner)
             delta = start - from_model(self.module, self.layout)
         else:
             delta = decoded(fragments, codec, self.layout)

@@ -17,15 +17,15 @@ from typing import Any
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError, UnavailableError
+from tapestry.objectives.reports import Evaluation, StepReport
 from tapestry_node.home import NodeHome
 from tapestry_node.isolation import protect_memory
-from tapestry_node.messages import Line, Made, Measured, Step, error_named
+from tapestry_node.messages import Line, Made, error_named
 from tapestry_node.policy import NodeTable
 
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
-_PATIENCE_SECONDS = 0.5
 _PASSED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "USER", "LOGNAME"})
 _PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "CUDA", "NVIDIA", "OMP_", "MKL_", "TORCH", "XDG_CACHE",
                     "HF_", "TOKENIZERS_", "TAPESTRY_TRAINER_")  # fmt: skip
@@ -58,16 +58,15 @@ class TrainerProcess:
         self._line = Line(ours)
         self.isolation = ""
         """What the kernel does not keep the trainer from; empty if it keeps it from everything."""
-        self._is_lost = False
         self.seconds_before = 0.0
         """That earlier processes spent on the round that is trained, or was trained last."""
-        self._hello = {
-            "home": str(home.folder),
-            "keys": str(home.identity.folder),
-            "log_level": logging.getLogger("tapestry_node").getEffectiveLevel(),
-        }
         self._is_greeted = False
-        self._line.send("hello", **self._hello)
+        self._line.send(
+            "hello",
+            home=str(home.folder),
+            keys=str(home.identity.folder),
+            log_level=logging.getLogger("tapestry_node").getEffectiveLevel(),
+        )
 
     @property
     def pid(self) -> int:
@@ -101,9 +100,9 @@ class TrainerProcess:
         """Pack the federation's open pool, once for each digest."""
         self._call("pool", path=str(path), digest=digest)
 
-    def measure(self, checkpoint: Path) -> Measured:
+    def measure(self, checkpoint: Path) -> Evaluation:
         """Measure a checkpoint on this node's held-out text."""
-        return Measured(**self._call("measure", checkpoint=str(checkpoint)))
+        return Evaluation(**self._call("measure", checkpoint=str(checkpoint)))
 
     def train(
         self,
@@ -111,7 +110,7 @@ class TrainerProcess:
         checkpoint: Path,
         *,
         previous_state: Path | None,
-        on_step: Callable[[Step], bool],
+        on_step: Callable[[StepReport], bool],
         rows: int = 0,
         keeps_last: Callable[[], bool] = lambda: False,
     ) -> tuple[int, float, float]:
@@ -130,12 +129,12 @@ class TrainerProcess:
         """
 
         def on_event(event: dict[str, Any]) -> None:
-            step = Step(step=event["step"], loss=event["loss"], tokens=event["tokens"])
+            step = StepReport(step=event["step"], loss=event["loss"], tokens=event["tokens"])
             if not on_step(step) and not stopped:
                 stopped.append(step)
                 self._line.send("stop", keep=keeps_last())
 
-        stopped: list[Step] = []
+        stopped: list[StepReport] = []
         done = self._call(
             "train",
             on_event=on_event,

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.identity.envelopes import Envelope
+from tapestry.objectives.reports import StepReport
 from tapestry_node.listener import Listener
-from tapestry_node.messages import Step
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _LOG_SECONDS = 15.0
 class Watched(Protocol):
     """Whoever has the training done."""
 
-    def on_step(self, plan: RoundPlan, report: Step, *, seconds: float) -> None:
+    def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
         """Show a step's figures."""
         ...
 
@@ -64,7 +64,7 @@ class StepWatch:
         self._reported = began
         self._logged = began
 
-    def __call__(self, report: Step) -> bool:
+    def __call__(self, report: StepReport) -> bool:
         """Show a step; return whether to go on."""
         now = time.monotonic()
         self._daemon.on_step(self._plan, report, seconds=now - self._began)

@@ -33,7 +33,8 @@ from tapestry.data.tokenizer import (
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import build_model, load_model
-from tapestry.objectives.objective import Batches, Created, Evaluation, Statistics
+from tapestry.objectives.objective import Batches, Created, Statistics
+from tapestry.objectives.reports import Evaluation
 from tapestry.objectives.sizes import size_named
 
 _ADOPTED_FILES = (

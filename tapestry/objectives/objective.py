@@ -21,6 +21,7 @@ import torch
 from tapestry.data.sources import CorpusSpec
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
+from tapestry.objectives.reports import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,21 +33,6 @@ class Created:
     """Published file name -> content: configuration, tokenizer, and the like."""
     settings: dict[str, str | int | float | bool | None]
     """What it was created with; goes into the genesis manifest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """A model on held-out text."""
-
-    bits: float
-    """Cross-entropy summed over the text, in bits."""
-    text_bytes: int
-    """UTF-8 bytes of that text."""
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable across tokenizers and languages."""
-        return self.bits / self.text_bytes
 
 
 class Batches(Protocol):

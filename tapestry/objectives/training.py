@@ -6,7 +6,6 @@ carries the consensus on in its language.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,23 +18,12 @@ from tapestry.errors import ConfigError
 from tapestry.objectives.fitting import Precision, choose_precision
 from tapestry.objectives.objective import Batches, Objective
 from tapestry.objectives.ranks import ALONE, Ranks
+from tapestry.objectives.reports import StepReport
 from tapestry.params.sharding import placed
 from tapestry.params.tensor_file import take_part, write_tensors
 
 SMALL_MODEL_ELEMENTS = 10_000_000
 """Below this many parameters a second thread costs more than it brings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """One optimizer step, as told to whoever watches."""
-
-    step: int
-    """Steps done in this call, from 1."""
-    loss: float
-    """Mean over the step's micro-batches, nats per token."""
-    tokens: int
-    """Tokens of the step."""
 
 
 class Keeper(Protocol):

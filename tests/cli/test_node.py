@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from tapestry.cli.main import main
-from tapestry.identity.certificates import (
-    certificate_request,
-    create_authority,
-    create_tls_key,
-    issue_member_certificate,
-)
-from tapestry.identity.keys import generate_signing_key
-from tapestry.identity.membership import Membership
+from tapestry.identity.certificates import create_authority
 from tapestry.wire.egress import EgressLedger, ledger_head
 from tapestry_node.home import NodeHome, NodeState
+from tests.members import joined_member
 
 Run = Callable[..., tuple[int, str, str]]
 JOINED = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -39,32 +33,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def home(tmp_path: Path) -> NodeHome:
     """A member's folder, as joining makes it."""
-    made = NodeHome(tmp_path / "node")
-    made.folder.mkdir()
-    authority, key = create_authority("loom", now=JOINED), create_tls_key()
-    certificate = issue_member_certificate(
-        authority,
-        certificate_request(key, member_id="fr-bnf"),
-        federation="loom",
+    return joined_member(
+        tmp_path / "node",
+        create_authority("loom", now=JOINED),
         member_id="fr-bnf",
-        now=JOINED,
-        lifetime_days=30,
+        issued=JOINED,
+        address="coordinator.example.org:7443",
     )
-    made.identity.create(
-        Membership(
-            federation="loom",
-            member_id="fr-bnf",
-            address="coordinator.example.org:7443",
-            coordinator_key="a" * 64,
-            genesis="b" * 64,
-        ),
-        root_pem=authority.certificate_pem,
-        certificate_pem=certificate,
-        tls_key=key,
-        signing_key=generate_signing_key(),
-    )
-    made.make_folders()
-    return made
 
 
 def sent(home: NodeHome) -> None:

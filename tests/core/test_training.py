@@ -17,10 +17,10 @@ from torch.nn.functional import mse_loss
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.errors import ConfigError
 from tapestry.objectives.causal_lm import CausalLM
+from tapestry.objectives.reports import StepReport
 from tapestry.objectives.training import (
     SMALL_MODEL_ELEMENTS,
     InnerOptimizer,
-    StepReport,
     choose_device,
     choose_threads,
     train,

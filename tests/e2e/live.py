@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
 from tapestry_coordinator.web.settings import PageSettings
-from tapestry_demo.federation import Processes, tapestry_command
+from tapestry_demo.federation import Processes, free_port_pair, tapestry_command
+from tests.conftest import Federation
 from tests.coordinator.small import changed_policy
 from tests.forking import Forks
 
@@ -198,3 +201,24 @@ class Live:
     def wait_done(self, member: str) -> None:
         """Wait until a node ended by itself, without an error."""
         self.wait(lambda: self.processes.is_done(member))
+
+
+@contextmanager
+def served_copy(federation: Federation, folder: Path) -> Iterator[Live]:
+    """Serve a copy of the small federation, at genesis, by a coordinator's process."""
+    shutil.copytree(federation.home.folder, folder / "coordinator")
+    with Processes(folder / "logs") as processes:
+        live = Live(folder, processes, free_port_pair())
+        shutil.rmtree(live.home.checkpoint(1))  # its registry knows of round 0 only
+        settings = live.home.load_settings()
+        network = settings.network.model_copy(
+            update={
+                "listen": f"127.0.0.1:{live.port}",
+                "address": f"localhost:{live.port}",
+                "enrolment_listen": f"127.0.0.1:{live.port + 1}",
+                "enrolment_address": f"localhost:{live.port + 1}",
+            }
+        )
+        settings_module.save(live.home.folder, settings.model_copy(update={"network": network}))
+        live.serve()
+        yield live

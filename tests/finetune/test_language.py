@@ -23,7 +23,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, TapestryError, UntrustedError
 from tapestry.objectives.objective import objective_named
-from tapestry.objectives.training import StepReport
+from tapestry.objectives.reports import StepReport
 from tapestry.params.modules import from_model
 from tapestry_finetune.language import LanguageRun, train_language
 from tests.conftest import Federation

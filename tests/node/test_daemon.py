@@ -8,49 +8,28 @@ from pathlib import Path
 import pytest
 
 from tapestry.errors import UntrustedError
-from tapestry.identity.certificates import (
-    certificate_request,
-    create_authority,
-    create_tls_key,
-    issue_member_certificate,
-)
-from tapestry.identity.keys import generate_signing_key
-from tapestry.identity.membership import Membership
+from tapestry.identity.certificates import create_authority
 from tapestry.wire.egress import read_ledger
 from tapestry_node.client import NodeClient
 from tapestry_node.daemon import Daemon
 from tapestry_node.home import NodeHome
 from tapestry_node.listener import Listener
+from tests.members import joined_member
 
 
 def member_whose_certificate_is(folder: Path, *, days_old: int) -> NodeHome:
     """A member with a certificate of seven days; nobody listens at its coordinator's address."""
     issued = datetime.now(UTC) - timedelta(days=days_old)
-    authority = create_authority("loom", now=issued)
-    key = create_tls_key()
-    certificate = issue_member_certificate(
-        authority,
-        certificate_request(key, member_id="fr-bnf"),
-        federation="loom",
+    return joined_member(
+        folder,
+        create_authority("loom", now=issued),
         member_id="fr-bnf",
-        now=issued,
+        issued=issued,
+        address="127.0.0.1:1",
+        coordinator_key="0" * 64,
+        genesis="0" * 64,
+        lifetime_days=7,
     )
-    home = NodeHome(folder)
-    home.make_folders()
-    home.identity.create(
-        Membership(
-            federation="loom",
-            member_id="fr-bnf",
-            address="127.0.0.1:1",
-            coordinator_key="0" * 64,
-            genesis="0" * 64,
-        ),
-        root_pem=authority.certificate_pem,
-        certificate_pem=certificate,
-        tls_key=key,
-        signing_key=generate_signing_key(),
-    )
-    return home
 
 
 @pytest.mark.parametrize("days_old", [8, -2])

@@ -11,15 +11,13 @@ from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.cli.main import main
 from tapestry.wire.egress import read_ledger
-from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import make_invitation
-from tapestry_demo.federation import Processes, free_port_pair
 from tapestry_node.doctor import Finding, examine
 from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 from tests.conftest import Federation
-from tests.e2e.live import Live
+from tests.e2e.live import Live, served_copy
 
 pytestmark = pytest.mark.slow
 
@@ -27,22 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def live(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A coordinator's process that serves a copy of the small federation."""
-    folder = tmp_path_factory.mktemp("doctor")
-    shutil.copytree(federation.home.folder, folder / "coordinator")
-    with Processes(folder / "logs") as processes:
-        made = Live(folder, processes, free_port_pair())
-        shutil.rmtree(made.home.checkpoint(1))  # its registry knows of round 0 only
-        settings = made.home.load_settings()
-        network = settings.network.model_copy(
-            update={
-                "listen": f"127.0.0.1:{made.port}",
-                "address": f"localhost:{made.port}",
-                "enrolment_listen": f"127.0.0.1:{made.port + 1}",
-                "enrolment_address": f"localhost:{made.port + 1}",
-            }
-        )
-        settings_module.save(made.home.folder, settings.model_copy(update={"network": network}))
-        made.serve()
+    with served_copy(federation, tmp_path_factory.mktemp("doctor")) as made:
         yield made
 
 

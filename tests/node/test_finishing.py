@@ -13,17 +13,11 @@ import torch
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, TapestryError
-from tapestry.identity.certificates import (
-    certificate_request,
-    create_authority,
-    create_tls_key,
-    issue_member_certificate,
-)
-from tapestry.identity.keys import generate_signing_key
-from tapestry.identity.membership import Membership
+from tapestry.identity.certificates import create_authority
 from tapestry_node.finishing import finish_locally
 from tapestry_node.home import NodeHome, NodeState
 from tests.conftest import Federation
+from tests.members import joined_member
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -48,31 +42,14 @@ def text(tmp_path: Path) -> Path:
 def home(tmp_path: Path, federation: Federation) -> NodeHome:
     """A member's folder after it has taken part in round 1."""
     verified = verify_checkpoint(federation.newest)
-    made = NodeHome(tmp_path / "node")
-    made.folder.mkdir()
-    authority, key = create_authority("loom", now=NOW), create_tls_key()
-    certificate = issue_member_certificate(
-        authority,
-        certificate_request(key, member_id="is-lbs"),
-        federation="loom",
+    made = joined_member(
+        tmp_path / "node",
+        create_authority("loom", now=NOW),
         member_id="is-lbs",
-        now=NOW,
-        lifetime_days=30,
+        issued=NOW,
+        coordinator_key=verified.lineage.coordinator_key.hex(),
+        genesis=verified.genesis_digest,
     )
-    made.identity.create(
-        Membership(
-            federation="loom",
-            member_id="is-lbs",
-            address="localhost:1",
-            coordinator_key=verified.lineage.coordinator_key.hex(),
-            genesis=verified.genesis_digest,
-        ),
-        root_pem=authority.certificate_pem,
-        certificate_pem=certificate,
-        tls_key=key,
-        signing_key=generate_signing_key(),
-    )
-    made.make_folders()
     shutil.copytree(federation.newest, made.checkpoint(1))
     made.save_state(
         NodeState(round=1, manifest=verified.manifest_digest, contributed=1, objective="causal-lm")

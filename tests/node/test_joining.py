@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import shutil
 import ssl
 import stat
 import threading
@@ -22,14 +21,12 @@ from tapestry.identity.certificates import create_authority, read_member_certifi
 from tapestry.identity.invitations import Invitation
 from tapestry.identity.keys import load_tls_key
 from tapestry.wire.egress import read_ledger
-from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import make_invitation
-from tapestry_demo.federation import Processes, free_port_pair
 from tapestry_node.home import NodeHome, NodeState, require_node
 from tapestry_node.joining import join
 from tests.conftest import Federation
-from tests.e2e.live import Live
+from tests.e2e.live import served_copy
 
 
 def now() -> float:
@@ -41,22 +38,7 @@ def coordinator(
     federation: Federation, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CoordinatorHome]:
     """Serve a copy of the small federation, as a process, while this module's tests run."""
-    folder = tmp_path_factory.mktemp("joining")
-    shutil.copytree(federation.home.folder, folder / "coordinator")
-    with Processes(folder / "logs") as processes:
-        live = Live(folder, processes, free_port_pair())
-        shutil.rmtree(live.home.checkpoint(1))  # its registry knows of round 0 only
-        settings = live.home.load_settings()
-        network = settings.network.model_copy(
-            update={
-                "listen": f"127.0.0.1:{live.port}",
-                "address": f"localhost:{live.port}",
-                "enrolment_listen": f"127.0.0.1:{live.port + 1}",
-                "enrolment_address": f"localhost:{live.port + 1}",
-            }
-        )
-        settings_module.save(live.home.folder, settings.model_copy(update={"network": network}))
-        live.serve()
+    with served_copy(federation, tmp_path_factory.mktemp("joining")) as live:
         yield live.home
 
 

@@ -21,14 +21,8 @@ from tapestry.checkpoints.vector_file import open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.cli.main import main
 from tapestry.errors import ConfigError, TapestryError, UntrustedError
-from tapestry.identity.certificates import (
-    certificate_request,
-    create_tls_key,
-    issue_member_certificate,
-)
 from tapestry.identity.envelopes import sign, to_json
 from tapestry.identity.keys import generate_signing_key
-from tapestry.identity.membership import Membership
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
 from tapestry.wire.egress import EgressLedger
@@ -38,6 +32,7 @@ from tapestry_node.lineage import LineageFile
 from tapestry_node.spool import Spooled, spooling
 from tapestry_node.verifying import verify_export
 from tests.conftest import FOUNDED_AT, Federation
+from tests.members import joined_member
 
 NOW = datetime.now(UTC)
 SENTENCE = "vefarinn vefur um nótt"
@@ -47,31 +42,14 @@ SENTENCE = "vefarinn vefur um nótt"
 def home(tmp_path: Path, federation: Federation) -> NodeHome:
     """A member's folder after it has taken part in round 1; its coordinator answers no more."""
     verified = verify_checkpoint(federation.newest)
-    made = NodeHome(tmp_path / "node")
-    made.folder.mkdir()
-    key = create_tls_key()
-    certificate = issue_member_certificate(
+    made = joined_member(
+        tmp_path / "node",
         federation.home.load_authority(),
-        certificate_request(key, member_id="is-lbs"),
-        federation="loom",
         member_id="is-lbs",
-        now=NOW,
-        lifetime_days=30,
+        issued=NOW,
+        coordinator_key=verified.lineage.coordinator_key.hex(),
+        genesis=verified.genesis_digest,
     )
-    made.identity.create(
-        Membership(
-            federation="loom",
-            member_id="is-lbs",
-            address="localhost:1",
-            coordinator_key=verified.lineage.coordinator_key.hex(),
-            genesis=verified.genesis_digest,
-        ),
-        root_pem=federation.home.load_authority().certificate_pem,
-        certificate_pem=certificate,
-        tls_key=key,
-        signing_key=generate_signing_key(),
-    )
-    made.make_folders()
     made.load_settings()
     shutil.copytree(federation.newest, made.checkpoint(1))
     made.save_state(

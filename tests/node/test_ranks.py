@@ -29,14 +29,6 @@ SAME = {"rtol": 1e-3, "atol": 2e-6}
 """Of parameters that three steps of 1e-3 have changed."""
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    documents = [f"{number}. the shuttle carries the weft through the shed" for number in range(40)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    return folder
-
-
 def node(folder: Path) -> NodeHome:
     made = NodeHome(folder)
     made.make_folders()

@@ -25,7 +25,8 @@ from tapestry.checkpoints.statements import (
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, VectorWriter, open_vector_file
 from tapestry.errors import ConfigError, RejectedError, TapestryError, UntrustedError
 from tapestry.identity.keys import public_bytes
-from tapestry.objectives.training import InnerOptimizer, StepReport
+from tapestry.objectives.reports import StepReport
+from tapestry.objectives.training import InnerOptimizer
 from tapestry.params import layout as layout_module
 from tapestry.params.codecs import codec_named
 from tapestry.params.modules import from_model
@@ -54,14 +55,6 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    documents = [f"{number}. the shuttle carries the weft through the shed" for number in range(40)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

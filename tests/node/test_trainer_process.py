@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.errors import ConfigError, RejectedError
+from tapestry.objectives.reports import StepReport
 from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
-from tapestry_node.messages import Step
 from tapestry_node.policy import NodeTable, Policy
 from tapestry_node.spool import Spooled
 from tapestry_node.trainer import Trainer
@@ -31,14 +31,6 @@ SETTINGS = NodeTable(held_out_fraction=0.1, device="cpu", threads=1)
 
 def nobody_told(_call: str, _to: str) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    documents = [f"{number}. the shuttle carries the weft through the shed" for number in range(40)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +90,7 @@ def test_it_trains_and_measures_as_the_same_code_does_in_this_process(
     assert (measured.bits, measured.text_bytes) == (expected.bits, expected.text_bytes)
 
     plan = plan_of(federation)
-    seen: list[Step] = []
+    seen: list[StepReport] = []
     steps, first, last = process.train(
         plan, federation.newest, previous_state=None, on_step=lambda s: seen.append(s) is None
     )

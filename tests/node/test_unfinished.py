@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
-from tapestry.objectives.training import StepReport
+from tapestry.objectives.reports import StepReport
 from tapestry.params.modules import from_model
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
@@ -33,15 +33,6 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    folder = tmp_path / "text"
-    folder.mkdir()
-    documents = [f"{number}. the shuttle carries the weft through the shed" for number in range(40)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    return folder
 
 
 def node(folder: Path) -> NodeHome:
