@@ -10,14 +10,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
+from tapestry.errors import (
+    ConfigError,
+    RejectedError,
+    TapestryError,
+    UnavailableError,
+    UntrustedError,
+)
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import public_bytes
 from tapestry.objectives.reports import StepReport
@@ -33,8 +39,9 @@ from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
+from tapestry_node.memory import fewer_rows
 from tapestry_node.policy import NodeSettings
-from tapestry_node.progress import ProgressFile
+from tapestry_node.progress import Progress, ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tapestry_node.watching import StepWatch
@@ -58,6 +65,7 @@ class Daemon:
         *,
         until_finished: bool,
         processes: int | None = None,
+        show: Callable[[Progress], None] | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -66,6 +74,7 @@ class Daemon:
             data: The institution's text.
             until_finished: Return once the federation plans no further round.
             processes: That train together; None: as the settings say.
+            show: Called when what the node does has changed, for a terminal.
         """
         self._home = home
         self._data = list(data)
@@ -86,13 +95,19 @@ class Daemon:
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self._standing = Standing(home)
-        self._progress = ProgressFile(home.progress, self._data)
+        self._progress = ProgressFile(
+            home.progress,
+            self._data,
+            now=_wall_clock(),
+            show=show,
+        )
         self._consensus = Consensus(
             home,
             self._membership,
             self._standing,
             fetcher=lambda: self._client.fetcher,
             tell=self._write_progress,
+            on_bytes=lambda done, of: self._count(done, of, "bytes"),
         )
         self._candidate = ""
         """Manifest digest of the candidate that this process has measured."""
@@ -146,11 +161,14 @@ class Daemon:
                     version -= 1
                     self._wait(listener, streams=streams, seconds=backoff)
                     backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+        except TapestryError as error:
+            self._progress.now.failure = str(error)
+            raise
         finally:
             listener.stop()
             if self._trainer is not None:
                 self._trainer.stop()
-            self._progress.now.silent_since = 0.0
+            self._progress.now.silent_since = self._progress.now.connected_since = 0.0
             self._write_progress("stopped")
             _log.info("stopped")
             self._kernel.stop()
@@ -170,13 +188,13 @@ class Daemon:
     def _note_silence(self, listener: Listener) -> None:
         """Put down since when the coordinator tells nothing, for `tapestry node status`."""
         now = self._progress.now
-        if listener.is_told:
-            if now.silent_since:
-                now.silent_since = 0.0
-                self._write_progress(None)
+        if not listener.is_told:
+            now.connected_since = 0.0
+            now.silent_since = now.silent_since or _wall_clock()
+        elif now.silent_since or not now.connected_since:
+            now.silent_since, now.connected_since = 0.0, _wall_clock()
+        else:
             return
-        if not now.silent_since:
-            now.silent_since = time.time()  # noqa: TID251 - for a person, beside the log's times
         self._write_progress(None)
 
     def _connect(self) -> NodeClient:
@@ -202,6 +220,7 @@ class Daemon:
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
         self._waiting.clear()
+        self._progress.now.waits_for_approval = 0
         manifest = self._consensus.take(told.manifest)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
@@ -337,6 +356,7 @@ class Daemon:
             if number not in self._said:
                 self._said.add(number)
                 _log.info("round %d: waits for `tapestry node approve`", number)
+            self._progress.now.waits_for_approval = number
             self._write_progress(_waiting(number))
             self._waiting.append(spooled)
             return False
@@ -357,7 +377,9 @@ class Daemon:
     def _start_trainer(self) -> None:
         """Start the trainer's process, which has nothing to do yet."""
         self._layout = None
-        self._trainer = TrainerProcess(self._home, on_blocked=self._note_blocked)
+        self._trainer = TrainerProcess(
+            self._home, on_blocked=self._note_blocked, on_packing=self._show_packing
+        )
 
     def _replace_trainer(self, error: TrainerLostError) -> None:
         """Start another trainer after one has died; with less in memory if that was why.
@@ -368,14 +390,9 @@ class Daemon:
         if self._trainer is not None:
             self._trainer.stop()
         self._deaths += 1
-        if isinstance(error, OutOfMemoryError) and self._rows != 1:
-            self._rows = max(1, (self._rows or self._progress.now.rows) // 2)
+        if isinstance(error, OutOfMemoryError):
+            self._rows = fewer_rows(self._rows or self._progress.now.rows, error)
             _log.warning("training goes on with %d sequences at a time", self._rows)
-        elif isinstance(error, OutOfMemoryError):
-            raise ConfigError(
-                f"{error}; one sequence at a time is too much too: free memory, choose another "
-                "[node] device, or ask for shorter sequences"
-            ) from error
         elif self._deaths >= _MOST_DEATHS:
             raise ConfigError(f"{error}, {self._deaths} times; see its messages above") from error
         self._start_trainer()
@@ -495,7 +512,7 @@ class Daemon:
             self._home,
             self._standing,
             coordinator_key=self._coordinator_key,
-            on_bytes=lambda _size: self._write_progress(None),
+            on_arrived=lambda done, of: self._count(done, of, "fragments"),
             keep=self._settings.node.keep_last_contribution,
         )
         self._ledger.allowed_by = self._settings.policy.digest()
@@ -518,11 +535,15 @@ class Daemon:
 
     def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
         """Show a step's figures."""
-        progress = self._progress.now
-        progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps
-        progress.loss = report.loss
         seconds += self._ready().seconds_before
-        progress.tokens_per_second = report.tokens * report.step / max(seconds, 1e-9)
+        self._progress.step(
+            plan.round,
+            report.step,
+            plan.inner.steps,
+            loss=report.loss,
+            speed=report.tokens * report.step / max(seconds, 1e-9),
+            tokens=report.tokens,
+        )
         self._write_progress("training")
 
     def report(self, plan: RoundPlan) -> None:
@@ -548,6 +569,15 @@ class Daemon:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
+    def _show_packing(self, doing: str, done: int, of: int) -> None:
+        self._write_progress(doing)
+        self._count(done, of, "bytes")
+
+    def _count(self, done: int, of: int, unit: str) -> None:
+        """Show how far what the node does is."""
+        self._progress.count(done, of, unit)
+        self._write_progress(None)
+
     def _write_progress(self, doing: str | None) -> None:
         self._progress.write(doing, bytes_sent=self._ledger.bytes_sent)
 
@@ -558,6 +588,10 @@ def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettin
         return settings
     node = settings.node.model_copy(update={"processes": processes})
     return settings.model_copy(update={"node": node})
+
+
+def _wall_clock() -> float:
+    return time.time()  # noqa: TID251 - for a person, beside the log's times
 
 
 def _waiting(number: int) -> str:

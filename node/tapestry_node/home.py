@@ -29,6 +29,7 @@ progress.json  what it does right now, for status and the demonstration
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -240,7 +241,13 @@ class NodeHome:
         return self.checkpoints / "candidate"
 
     def fetch(
-        self, fetcher: Fetcher, manifest: Manifest, envelope: Envelope, *, target: Path
+        self,
+        fetcher: Fetcher,
+        manifest: Manifest,
+        envelope: Envelope,
+        *,
+        target: Path,
+        on_bytes: Callable[[int, int], None] | None = None,
     ) -> int:
         """Fetch a checkpoint into a folder, by its step if its parent is here.
 
@@ -251,17 +258,20 @@ class NodeHome:
             manifest: Verified.
             envelope: That it came in.
             target: New folder.
+            on_bytes: Told how many bytes have come, and how many there are at most.
 
         Returns:
             Bytes that came over the line.
         """
         parts = self.checkpoints / ".parts"
         known = sorted(self.checkpoints.glob("round-*"), reverse=True)[:1]
-        came = 0
+        came, whole = 0, sum(entry.size_bytes for entry in manifest.files)
 
         def count(size: int) -> None:
             nonlocal came
             came += size
+            if on_bytes is not None:
+                on_bytes(came, max(came, whole))
 
         with building(target, durable=False) as folder:
             parent = self.checkpoint(manifest.round - 1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError, UntrustedError
 
@@ -168,9 +169,6 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
     from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
@@ -183,28 +181,18 @@ def pull(
     identity = IdentityFolder(home / "identity")
     membership = identity.load()
     ledger = EgressLedger(home / EGRESS_FILE, to=membership.address, clock=_clock)
-    progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task("fetching", total=None)
-
-    def on_bytes(size: int) -> None:
-        progress.start()
-        progress.advance(task, size)
-
-    try:
-        with (
-            closing(ledger),
-            open_member_channel(membership, identity, ledger) as channel,
-            counted(ledger, clock=_clock),
-        ):
-            verified = Fetcher(channel, membership.address).pull(
-                out.resolve(),
-                round_number=round_number,
-                federation=membership.genesis,
-                on_bytes=on_bytes,
-            )
-    finally:
-        if progress.live.is_started:  # else a refusal would not be one line
-            progress.stop()
+    with (
+        bar() as shown,
+        closing(ledger),
+        open_member_channel(membership, identity, ledger) as channel,
+        counted(ledger, clock=_clock),
+    ):
+        verified = Fetcher(channel, membership.address).pull(
+            out.resolve(),
+            round_number=round_number,
+            federation=membership.genesis,
+            on_bytes=shown.counting("fetching", 0, unit="bytes"),
+        )
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
 
 

@@ -25,6 +25,7 @@ from tapestry.identity.envelopes import sign, to_json
 from tapestry.identity.keys import generate_signing_key
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
+from tapestry.storage.locks import alone
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.exporting import contents, export_to, unfinished
 from tapestry_node.home import NodeHome, NodeState
@@ -278,8 +279,10 @@ def test_status_says_for_how_long_the_coordinator_is_silent_and_what_works_witho
     home: NodeHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     since = datetime.now(UTC).timestamp() - 7205
-    home.progress.write_text(json.dumps({"doing": "waiting", "silent_since": since}))
-    assert main(["node", "status", str(home.folder)]) == 0
+    now = {"doing": "waiting", "silent_since": since, "pid": os.getpid()}
+    home.progress.write_text(json.dumps(now))
+    with alone(home.folder, who="this node"):
+        assert main(["node", "status", str(home.folder)]) == 0
     said = capsys.readouterr().out
     assert "the coordinator has not answered for 2 h 0 min" in said
     assert "tapestry node island" in said
