@@ -23,6 +23,7 @@ from tapestry_node.leaving_commands import add_to as add_leaving_to
 from tapestry_node.options import AsJson, Data, Dir, Folder
 from tapestry_node.showing import following, packing
 from tapestry_node.status_commands import status
+from tapestry_node.web.commands import page
 
 if TYPE_CHECKING:
     from tapestry_node.daemon import Daemon
@@ -40,6 +41,7 @@ app.add_typer(corpus, name="corpus")
 app.command()(forget)
 app.command()(doctor)
 app.command()(status)
+app.command()(page)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 audit_commands.register(app)
 

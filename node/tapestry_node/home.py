@@ -22,7 +22,8 @@ lineage.jsonl  every manifest from genesis to the newest that was verified
 island/        checkpoints that this node has trained on its own, apart from the consensus
 left.json      when this node ended its membership, if it did
 state.json     where this node stands
-progress.json  what it does right now, for status and the demonstration
+progress.json  what it does right now, for status, the local page and the demonstration
+page.url       where the local page is while it is served, with the token that opens it (0600)
 .spare/        files of finished rounds whose space the next ones use again
 ```
 """
@@ -149,6 +150,11 @@ class NodeHome:
     def progress(self) -> Path:
         """What the node does right now."""
         return self.folder / "progress.json"
+
+    @property
+    def page_address(self) -> Path:
+        """Where the local page is, with the token that opens it."""
+        return self.folder / "page.url"
 
     def checkpoint(self, round_number: int) -> Path:
         """The folder of a fetched checkpoint."""

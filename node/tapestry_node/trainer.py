@@ -6,6 +6,7 @@ Shapes: P parameters of the vector.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
 from tapestry.params.tensor_file import take_part
 from tapestry_node.alone import train_alone
-from tapestry_node.corpus_history import forgotten, read_history
-from tapestry_node.governing import corpus_spec, tell_left_out
+from tapestry_node.governing import corpus_spec, is_remembered, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.leakage import decoded, examine
 from tapestry_node.messages import Made
@@ -214,7 +214,7 @@ class Trainer:
             optimizer=optimizer,
             ranks=self.ranks,
             every_seconds=60 * self._settings.save_every_minutes,
-            may_keep=self._is_all_remembered,
+            may_keep=partial(is_remembered, self.home, self._spec),
         )
         try:
             done = unfinished.restore()
@@ -231,11 +231,6 @@ class Trainer:
             unfinished=unfinished,
             done=done,
         )
-
-    def _is_all_remembered(self) -> bool:
-        """Whether no source that is trained on has been forgotten since the round began."""
-        gone = forgotten(read_history(self.home.corpus))
-        return not any(source.name in gone for source in self._spec.sources)
 
     def take_steps(
         self,

@@ -100,6 +100,8 @@ progress {
 progress::-webkit-progress-bar { background: var(--idle-back); }
 progress::-webkit-progress-value { background: var(--accent); }
 progress::-moz-progress-bar { background: var(--accent); }
+.digest { overflow-wrap: anywhere; }
+ul { margin: .35rem 0 0; padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
 .pager { display: flex; gap: .5rem; margin-top: .75rem; }
 .login { max-width: 22rem; margin: 12vh auto; display: grid; gap: .75rem; padding: 1.5rem; }
 .login input { font: inherit; padding: .5rem .6rem; border: 1px solid #8a94a3; border-radius: 8px; }
