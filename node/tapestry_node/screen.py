@@ -88,7 +88,7 @@ def _left(seen: Overview) -> str:
     words = f"{left.today_bytes:,} bytes of {left.bytes:,} in all; the chain is "
     words += "BROKEN" if left.chain == "broken" else f"whole, head {left.head[:16]}"
     if left.blocked:
-        words += f"; {left.blocked:,} attempts of the trainer to reach a network, stopped"
+        words += f"; stopped attempts of the trainer to reach a network: {left.blocked:,}"
     return words
 
 

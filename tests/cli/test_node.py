@@ -108,7 +108,7 @@ def test_what_left_today_is_shown_by_call(run: Run, home: NodeHome) -> None:
         ledger.record(f"{BLOCKED}socket.connect", b"", to="192.0.2.1")
     _code, said, _errors = run("status", home.folder)
     assert "7 bytes of 7 in all; the chain is whole, head " in said
-    assert "1 attempts of the trainer to reach a network, stopped" in said
+    assert "stopped attempts of the trainer to reach a network: 1" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith("RoundsService")]
     assert row == ["RoundsService/Report", "1", "7"]
 

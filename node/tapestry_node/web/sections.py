@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tapestry.web.markup import Markup, count, in_bytes, joined, moment, said, table, tag
+from tapestry.web.markup import Markup, count, in_bytes, joined, moment, of, said, table, tag
 from tapestry.web.parts import card, chip, hero
 from tapestry_node.overview import Left, Overview, PastRound
 from tapestry_node.progress import in_words, lasting
@@ -118,7 +118,7 @@ def left(seen: Left) -> Markup:
     state = chip("chain whole", "good")
     if seen.chain == "broken":
         state = joined([chip("chain broken", "bad"), said(f" {seen.problem}")])
-    blocked = f" {seen.blocked} attempts of the trainer to reach a network were stopped."
+    blocked = f"; stopped: {of(seen.blocked, 'attempt')} of the trainer to reach a network"
     return joined(
         [
             tag(
@@ -142,10 +142,10 @@ def ledger(seen: Left) -> Markup:
         (
             str(one.index + 1),
             moment(one.time),
-            said(one.call),
+            said(one.call.rsplit(".v1.", 1)[-1]),
             said(one.to),
             str(one.round) if one.round else "",
-            f"{one.bytes:,}",
+            tag("span", f"{one.bytes:,}", class_="number"),
             tag("code", one.digest[:16], title=one.digest),
         )
         for one in seen.newest
@@ -180,12 +180,11 @@ def machine(seen: Overview) -> Markup:
         ),
         (
             "Certificate",
-            joined(
-                [
-                    "until ",
-                    moment(seen.certificate_until),
-                    f", in {lasting(ends_in)}" if ends_in > 0 else ", which is past",
-                ]
+            tag(
+                "span",
+                "until ",
+                moment(seen.certificate_until),
+                f", in {lasting(ends_in)}" if ends_in > 0 else ", which is past",
             ),
         ),
         ("Disk", f"{in_bytes(seen.disk_free_bytes)} free"),
