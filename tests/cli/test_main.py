@@ -16,7 +16,18 @@ HEAVY = ("torch", "grpc", "transformers", "datasets", "numpy", "typer", "pydanti
 
 OPTIONS = {
     "demo": ["--quick", "--keep", "--data"],
-    "node": ["join", "run", "status", "audit", "finish", "exclusions", "answer", "leave", "island"],
+    "node": [
+        "join",
+        "run",
+        "status",
+        "audit",
+        "finish",
+        "exclusions",
+        "answer",
+        "leave",
+        "island",
+        "page",
+    ],
     "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes"],
     "node verify-export": ["--json"],
     "node verify-report": ["--json"],
