@@ -173,6 +173,7 @@ class Observer:
         """
         self.home = home
         self._membership = home.identity.load()
+        self._validity = home.identity.validity()
         self._follower = LedgerFollower(home.egress)
         self._broken = ""
         self._days: dict[int, dict[str, list[int]]] = {}
@@ -185,7 +186,8 @@ class Observer:
         """Return how the node is at `now`, in Unix seconds."""
         damaged: list[str] = []
         home = self.home
-        begin, end = home.identity.validity()
+        self._validity = _readable(home.identity.validity, self._validity, damaged)
+        begin, end = self._validity
         progress = read_progress(home.progress)
         state = _readable(home.load_state, NodeState(), damaged)
         settings = _readable(lambda: _settings(home), None, damaged)

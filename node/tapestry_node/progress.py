@@ -102,6 +102,7 @@ class ProgressFile:
             self._written = now
             with contextlib.suppress(OSError):
                 temporary = self._path.with_suffix(".part")
+                temporary.touch(mode=0o600)
                 temporary.write_text(json.dumps(asdict(self.now)), encoding="utf-8")
                 temporary.replace(self._path)
 

@@ -76,7 +76,9 @@ def bar() -> Iterator[Bar]:
         TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress = Progress(
+        *columns, console=Console(stderr=True), transient=True, refresh_per_second=4
+    )
     try:
         yield Bar(progress)
     finally:

@@ -77,6 +77,7 @@ def test_status_of_a_daemon_that_trains(run: Run, home: NodeHome) -> None:
     for step in range(1, 41):
         progress.step(5, step, 200, loss=2.5, speed=64.0, tokens=64)
     progress.write("training", bytes_sent=0)
+    assert home.progress.stat().st_mode & 0o777 == 0o600
     with alone(home.folder, who="this node"):
         code, said, errors = run("status", home.folder)
         table = json.loads(run("status", home.folder, "--json")[1])

@@ -298,6 +298,14 @@ def test_status_says_for_how_long_the_coordinator_is_silent_and_what_works_witho
     assert "tapestry node island" in said
 
 
+def test_the_end_of_a_long_lineage_is_read_without_the_rest(tmp_path: Path) -> None:
+    file, key = LineageFile(tmp_path / "lineage.jsonl"), generate_signing_key()
+    assert file.tail(20) == []
+    file.replace([sign("test", f"{n}".encode() * 500, key) for n in range(200)])
+    assert file.tail(20) == file.read()[-20:]
+    assert file.tail(1000) == file.read()
+
+
 # Island mode
 
 
