@@ -98,7 +98,8 @@ class Daemon:
         self._progress = ProgressFile(
             home.progress,
             self._data,
-            now=_wall_clock(),
+            clock=time.time,  # noqa: TID251 - the edge that owns the clock
+            bytes_sent=lambda: self._ledger.bytes_sent,
             show=show,
         )
         self._consensus = Consensus(
@@ -106,8 +107,8 @@ class Daemon:
             self._membership,
             self._standing,
             fetcher=lambda: self._client.fetcher,
-            tell=self._write_progress,
-            on_bytes=lambda done, of: self._count(done, of, "bytes"),
+            tell=self._progress.write,
+            on_bytes=self._progress.count,
         )
         self._candidate = ""
         """Manifest digest of the candidate that this process has measured."""
@@ -145,7 +146,7 @@ class Daemon:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
                 streams = listener.streams
-                self._note_silence(listener)
+                self._progress.line(is_told=listener.is_told)
                 try:
                     self._renew_if_due(listener)
                     if told is None or (newest == version and not self._has_decision()):
@@ -168,8 +169,7 @@ class Daemon:
             listener.stop()
             if self._trainer is not None:
                 self._trainer.stop()
-            self._progress.now.silent_since = self._progress.now.connected_since = 0.0
-            self._write_progress("stopped")
+            self._progress.end()
             _log.info("stopped")
             self._kernel.stop()
             self._client.close()
@@ -179,23 +179,11 @@ class Daemon:
         """Wait before trying again: for a line that is down, until it comes back."""
         deadline = time.monotonic() + seconds
         while not self._stopping.is_set():
-            self._note_silence(listener)
+            self._progress.line(is_told=listener.is_told)
             if listener.wait_for_stream(after=streams, timeout_seconds=min(seconds, _POLL_SECONDS)):
                 return
             if listener.is_told and time.monotonic() >= deadline:
                 return
-
-    def _note_silence(self, listener: Listener) -> None:
-        """Put down since when the coordinator tells nothing, for `tapestry node status`."""
-        now = self._progress.now
-        if not listener.is_told:
-            now.connected_since = 0.0
-            now.silent_since = now.silent_since or _wall_clock()
-        elif now.silent_since or not now.connected_since:
-            now.silent_since, now.connected_since = 0.0, _wall_clock()
-        else:
-            return
-        self._write_progress(None)
 
     def _connect(self) -> NodeClient:
         """Make the one connection over which everything goes; nothing is sent yet."""
@@ -231,7 +219,7 @@ class Daemon:
             if told.candidate is not None:
                 self._measure_candidate(told.candidate, told.manifest, manifest)
         if not self._waiting:
-            self._write_progress(told.notice)
+            self._progress.write(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
             _log.info("the federation plans no further round%s", waits)
@@ -272,7 +260,7 @@ class Daemon:
             return False
         if self._layout is None and manifest.made is not None:
             self._prepare_trainer(folder, manifest.made.inner.sequence_tokens)
-        self._write_progress(f"measuring checkpoint {manifest.round}")
+        self._progress.write(f"measuring checkpoint {manifest.round}")
         result = self._ready().measure(folder)
         self._progress.now.bits_per_byte[str(manifest.round)] = result.bits_per_byte
         _log.info(
@@ -357,7 +345,7 @@ class Daemon:
                 self._said.add(number)
                 _log.info("round %d: waits for `tapestry node approve`", number)
             self._progress.now.waits_for_approval = number
-            self._write_progress(_waiting(number))
+            self._progress.write(_waiting(number))
             self._waiting.append(spooled)
             return False
         if not decision.is_approved:
@@ -378,7 +366,7 @@ class Daemon:
         """Start the trainer's process, which has nothing to do yet."""
         self._layout = None
         self._trainer = TrainerProcess(
-            self._home, on_blocked=self._note_blocked, on_packing=self._show_packing
+            self._home, on_blocked=self._note_blocked, on_packing=self._progress.packing
         )
 
     def _replace_trainer(self, error: TrainerLostError) -> None:
@@ -418,7 +406,7 @@ class Daemon:
         return layout
 
     def _prepare_trainer(self, checkpoint: Path, sequence_tokens: int) -> ParameterLayout:
-        self._write_progress("reading and packing the corpus")
+        self._progress.write("reading and packing the corpus")
         layout = open_vector_file(checkpoint / MODEL_FILE).layout
         self._ready().open(
             self._settings.node,
@@ -439,11 +427,17 @@ class Daemon:
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
         whole = math.ceil(plan.inner.sequences / self._settings.node.processes)
         self._progress.now.rows = self._rows or whole
+        watch = StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan))
+
+        def on_step(report: StepReport) -> bool:
+            self._progress.line(is_told=listener.is_told)
+            return watch(report)
+
         steps, first, last = self._ready().train(
             plan,
             checkpoint,
             previous_state=self._newest_trainer_state(),
-            on_step=StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan)),
+            on_step=on_step,
             rows=self._rows,
             keeps_last=self.is_stopping,
         )
@@ -504,7 +498,7 @@ class Daemon:
     def _contribute(self, spooled: Spooled) -> None:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
         number = spooled.contribution.round
-        self._write_progress(f"sending the contribution to round {number}")
+        self._progress.write(f"sending the contribution to round {number}")
         sent = spooled.size_bytes
         receipt = deliver(
             self._client,
@@ -512,7 +506,7 @@ class Daemon:
             self._home,
             self._standing,
             coordinator_key=self._coordinator_key,
-            on_arrived=lambda done, of: self._count(done, of, "fragments"),
+            on_arrived=lambda done, of: self._progress.count(done, of, "fragments"),
             keep=self._settings.node.keep_last_contribution,
         )
         self._ledger.allowed_by = self._settings.policy.digest()
@@ -544,7 +538,6 @@ class Daemon:
             speed=report.tokens * report.step / max(seconds, 1e-9),
             tokens=report.tokens,
         )
-        self._write_progress("training")
 
     def report(self, plan: RoundPlan) -> None:
         """Tell the coordinator how far this node is, if the policy lets it."""
@@ -569,18 +562,6 @@ class Daemon:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
-    def _show_packing(self, doing: str, done: int, of: int) -> None:
-        self._write_progress(doing)
-        self._count(done, of, "bytes")
-
-    def _count(self, done: int, of: int, unit: str) -> None:
-        """Show how far what the node does is."""
-        self._progress.count(done, of, unit)
-        self._write_progress(None)
-
-    def _write_progress(self, doing: str | None) -> None:
-        self._progress.write(doing, bytes_sent=self._ledger.bytes_sent)
-
 
 def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettings:
     """Return settings with another number of processes, if one is given."""
@@ -588,10 +569,6 @@ def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettin
         return settings
     node = settings.node.model_copy(update={"processes": processes})
     return settings.model_copy(update={"node": node})
-
-
-def _wall_clock() -> float:
-    return time.time()  # noqa: TID251 - for a person, beside the log's times
 
 
 def _waiting(number: int) -> str:

@@ -63,7 +63,8 @@ class ProgressFile:
         path: Path,
         data: Sequence[Path],
         *,
-        now: float,
+        clock: Callable[[], float],
+        bytes_sent: Callable[[], int] = lambda: 0,
         show: Callable[[Progress], None] | None = None,
     ) -> None:
         """Go on with what an earlier process wrote down.
@@ -71,10 +72,13 @@ class ProgressFile:
         Args:
             path: Of the file.
             data: The institution's text.
-            now: Unix seconds.
+            clock: Unix seconds, for a person, beside the log's times.
+            bytes_sent: Message bytes that this process has sent.
             show: Called with every change, for a terminal.
         """
         self._path = path
+        self._clock = clock
+        self._bytes_sent = bytes_sent
         self._show = show
         self._written = 0.0
         before = read_progress(path)
@@ -84,18 +88,18 @@ class ProgressFile:
             round=before.round,
             losses=before.losses,
             pid=os.getpid(),
-            running_since=now,
+            running_since=clock(),
         )
 
-    def write(self, doing: str | None, *, bytes_sent: int) -> None:
-        """Write the file; at most twice a second unless `doing` changed."""
+    def write(self, doing: str | None = None) -> None:
+        """Write the file, with what is done now; at most twice a second unless that has changed."""
         now = time.monotonic()
         changed = doing is not None and doing != self.now.doing
         if doing is not None and changed:
             self.now.doing = doing
             self.now.done = self.now.of = 0
             self.now.unit = ""
-        self.now.bytes_sent = bytes_sent
+        self.now.bytes_sent = self._bytes_sent()
         if self._show is not None:
             self._show(self.now)
         if changed or now - self._written >= _EVERY_SECONDS:
@@ -106,14 +110,37 @@ class ProgressFile:
                 temporary.write_text(json.dumps(asdict(self.now)), encoding="utf-8")
                 temporary.replace(self._path)
 
-    def count(self, done: int, of: int, unit: str) -> None:
-        """Put down how far that is which the node does."""
+    def count(self, done: int, of: int, unit: str = "bytes") -> None:
+        """Show how far that is which the node does."""
         self.now.done, self.now.of, self.now.unit = done, of, unit
+        self.write()
+
+    def packing(self, doing: str, done: int, of: int) -> None:
+        """Show what is done with the text, with bytes done and bytes of all."""
+        self.write(doing)
+        self.count(done, of)
+
+    def line(self, *, is_told: bool) -> None:
+        """Show since when the coordinator tells, or tells nothing."""
+        now = self.now
+        if not is_told:
+            now.connected_since = 0.0
+            now.silent_since = now.silent_since or self._clock()
+        elif now.silent_since or not now.connected_since:
+            now.silent_since, now.connected_since = 0.0, self._clock()
+        else:
+            return
+        self.write()
+
+    def end(self) -> None:
+        """Show that the node has stopped."""
+        self.now.silent_since = self.now.connected_since = 0.0
+        self.write("stopped")
 
     def step(
         self, round_number: int, step: int, steps: int, *, loss: float, speed: float, tokens: int
     ) -> None:
-        """Put down an inner step: `speed` in tokens a second, `tokens` of one step."""
+        """Show an inner step: `speed` in tokens a second, `tokens` of one step."""
         now = self.now
         is_same = round_number == now.round  # whose steps may be taken again, after a crash
         now.losses = [p for p in now.losses if p[0] < step] if is_same else []
@@ -123,6 +150,7 @@ class ProgressFile:
         now.losses.append((step, round(loss, 5)))
         if len(now.losses) > _MOST_POINTS:
             del now.losses[1:-1:2]
+        self.write("training")
 
 
 def read_progress(path: Path) -> Progress:

@@ -73,10 +73,10 @@ def test_status_of_a_node_that_has_not_run(run: Run, home: NodeHome) -> None:
 def test_status_of_a_daemon_that_trains(run: Run, home: NodeHome) -> None:
     sent(home)
     home.save_state(NodeState(round=4, manifest="c" * 64, contributed=3, objective="causal-lm"))
-    progress = ProgressFile(home.progress, [], now=1.0)
+    progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
     for step in range(1, 41):
         progress.step(5, step, 200, loss=2.5, speed=64.0, tokens=64)
-    progress.write("training", bytes_sent=0)
+    progress.write("training")
     assert home.progress.stat().st_mode & 0o777 == 0o600
     with alone(home.folder, who="this node"):
         code, said, errors = run("status", home.folder)
@@ -96,7 +96,7 @@ def test_status_of_a_daemon_that_trains(run: Run, home: NodeHome) -> None:
 
 
 def test_status_says_who_else_is_at_work_in_the_folder(run: Run, home: NodeHome) -> None:
-    ProgressFile(home.progress, [], now=1.0).now.pid = 0
+    ProgressFile(home.progress, [], clock=lambda: 1.0).now.pid = 0
     with alone(home.folder, who="this node"):
         _code, said, _errors = run("status", home.folder)
     assert f"not running; another command (process {os.getpid()}) works in its folder" in said
@@ -145,15 +145,15 @@ def test_progress_that_a_crash_cut_short_does_not_hide_the_status(
 
 
 def test_why_a_daemon_ended_is_the_first_thing_to_do(run: Run, home: NodeHome) -> None:
-    progress = ProgressFile(home.progress, [], now=1.0)
+    progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
     progress.now.failure = "text.txt:3: not UTF-8"
-    progress.write("stopped", bytes_sent=0)
+    progress.write("stopped")
     _code, said, _errors = run("status", home.folder)
     assert "it ended with: text.txt:3: not UTF-8" in said
 
 
 def test_a_curve_stays_short_and_keeps_its_ends(home: NodeHome) -> None:
-    progress = ProgressFile(home.progress, [], now=1.0)
+    progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
     for step in range(1, 5001):
         progress.step(1, step, 5000, loss=float(step), speed=1.0, tokens=1)
     steps = [step for step, _loss in progress.now.losses]

@@ -47,9 +47,8 @@ class Shown:
         """Be so far in round 2."""
         for step in range(1, steps + 1):
             self.progress.step(2, step, 20, loss=5.0 - step / 10, speed=1234.0, tokens=64)
-        self.progress.write("training", bytes_sent=0)
-        self.progress.write("going on", bytes_sent=0)
-        self.progress.write("training", bytes_sent=0)  # not held back for half a second
+        self.progress.write("going on")
+        self.progress.write("training")  # not held back for half a second
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +59,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     )
     home.load_settings()
     home.save_state(NodeState(round=1, manifest="c" * 64, objective="causal-lm"))
-    progress = ProgressFile(home.progress, [], now=NOW.timestamp())
+    progress = ProgressFile(home.progress, [], clock=NOW.timestamp)
     progress.now.bits_per_byte = {"0": 5.0, "1": 4.5}
     progress.now.connected_since = NOW.timestamp()
-    progress.write("waiting", bytes_sent=0)
+    progress.write("waiting")
     log = folder / "page.log"
     command = tapestry_command("node", "page", str(home.folder), "--port", "0")
     with (
@@ -131,7 +130,7 @@ def test_the_page_follows_the_node_and_shows_hostile_words_as_words(
         see(page, "#left tr", "RoundsService/Report")
         see(page, "#left .chip", "chain whole")
         see(page, "#policy tr", "min_inner_steps")
-        shown.progress.write(HOSTILE, bytes_sent=0)  # as a coordinator's notice may be
+        shown.progress.write(HOSTILE)  # as a coordinator's notice may be
         see(page, "h1", HOSTILE)
         finish(shown.home)
         see(page, "#approval tr", "4,321")
