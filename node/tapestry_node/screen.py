@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tapestry.cli.bars import printable
 from tapestry_node.overview import Overview, PastRound
 from tapestry_node.progress import lasting
 
@@ -27,8 +28,8 @@ def screen(seen: Overview) -> RenderableType:
     if seen.left.today:
         parts += [Text(), _today(seen)]
     if seen.to_do:
-        parts += [Text(), Text("to do", style="bold yellow")]
-        parts += [Text(f"  {one}") for one in seen.to_do]
+        parts += [Text(), _words("to do", style="bold yellow")]
+        parts += [_words(f"  {one}") for one in seen.to_do]
     return Group(*parts)
 
 
@@ -45,21 +46,23 @@ def _facts(seen: Overview) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     known, now = seen.membership, seen.now
-    table.add_row("member", Text(f"{known.member_id} in {known.federation} ({known.genesis[:16]})"))
-    table.add_row("doing", Text(seen.activity, style="bold" if seen.is_running else "yellow"))
+    table.add_row(
+        "member", _words(f"{known.member_id} in {known.federation} ({known.genesis[:16]})")
+    )
+    table.add_row("doing", _words(seen.activity, style="bold" if seen.is_running else "yellow"))
     if seen.is_running:
         long = lasting(seen.time - now.running_since)
-        table.add_row("running", Text(f"for {long}, process {now.pid}"))
-    table.add_row("coordinator", Text(f"{known.address}, {_line(seen)}"))
+        table.add_row("running", _words(f"for {long}, process {now.pid}"))
+    table.add_row("coordinator", _words(f"{known.address}, {_line(seen)}"))
     table.add_row("checkpoint", _checkpoint(seen))
     if seen.receipt is not None:
         when = _time(seen.receipt.accepted_at)
-        table.add_row("receipt", Text(f"for round {seen.receipt.round}, of {when}"))
-    table.add_row("left today", Text(_left(seen)))
-    table.add_row("certificate", Text(_certificate(seen)))
-    table.add_row("disk", Text(f"{seen.disk_free_bytes / 1e9:,.1f} GB free"))
+        table.add_row("receipt", _words(f"for round {seen.receipt.round}, of {when}"))
+    table.add_row("left today", _words(_left(seen)))
+    table.add_row("certificate", _words(_certificate(seen)))
+    table.add_row("disk", _words(f"{seen.disk_free_bytes / 1e9:,.1f} GB free"))
     if now.trainer and seen.is_running:
-        table.add_row("trainer", Text(f"not shut off: {now.trainer}", style="yellow"))
+        table.add_row("trainer", _words(f"not shut off: {now.trainer}", style="yellow"))
     return table
 
 
@@ -75,10 +78,10 @@ def _line(seen: Overview) -> str:
 
 def _checkpoint(seen: Overview) -> Text:
     if seen.state.round < 0:
-        return Text("none yet")
+        return _words("none yet")
     score = seen.now.bits_per_byte.get(str(seen.state.round))
     told = "" if score is None else f", {score:.4f} bits per byte on your held-out text"
-    return Text(f"{seen.state.round}{told}")
+    return _words(f"{seen.state.round}{told}")
 
 
 def _left(seen: Overview) -> str:
@@ -121,7 +124,7 @@ def _rounds(rounds: tuple[PastRound, ...]) -> Table:
             f"{one.tokens:,}" if one.took_part else "",
             "" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f}",
             "yes" if one.has_receipt else "",
-            Text(remark(one)),
+            _words(remark(one)),
         )
     return table
 
@@ -143,9 +146,14 @@ def _today(seen: Overview) -> Table:
     table.add_column("requests", justify="right")
     table.add_column("bytes", justify="right")
     for call, pair in seen.left.today.items():
-        table.add_row(Text(call), f"{pair['requests']:,}", f"{pair['bytes']:,}")
+        table.add_row(_words(call), f"{pair['requests']:,}", f"{pair['bytes']:,}")
     return table
 
 
 def _time(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _words(text: str, style: str = "") -> Text:
+    """Return a text that is shown as it is, whoever wrote it."""
+    return Text(printable(text), style=style)

@@ -38,6 +38,7 @@ class Bar:
         """
         if self._progress is None:
             return
+        what, note = printable(what), printable(note)
         if what != self._what:  # another speed, another time that is left
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
@@ -84,6 +85,11 @@ def bar() -> Iterator[Bar]:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def printable(text: str) -> str:
+    """Return a text of others' without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _amount(done: float, of: float, unit: str) -> str:

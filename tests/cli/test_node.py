@@ -144,6 +144,14 @@ def test_progress_that_a_crash_cut_short_does_not_hide_the_status(
     assert "fr-bnf" in said
 
 
+def test_words_of_others_do_not_steer_the_terminal(run: Run, home: NodeHome) -> None:
+    ProgressFile(home.progress, [], clock=lambda: 1.0).write("\x1b]0;taken\x07 [red]round 1")
+    with alone(home.folder, who="this node"):
+        _code, said, _errors = run("status", home.folder)
+    assert "\ufffd]0;taken\ufffd [red]round 1" in said
+    assert "\x1b" not in said
+
+
 def test_why_a_daemon_ended_is_the_first_thing_to_do(run: Run, home: NodeHome) -> None:
     progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
     progress.now.failure = "text.txt:3: not UTF-8"
