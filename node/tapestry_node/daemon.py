@@ -102,6 +102,7 @@ class Daemon:
             bytes_sent=lambda: self._ledger.bytes_sent,
             show=show,
         )
+        self._progress.now.policy = self._settings.policy.digest()
         self._consensus = Consensus(
             home,
             self._membership,

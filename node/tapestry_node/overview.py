@@ -22,6 +22,7 @@ from tapestry.storage.locks import holder
 from tapestry.wire.egress import BLOCKED, FIRST, Departure, LedgerFollower
 from tapestry_node.approving import summary, waiting
 from tapestry_node.home import NodeHome, NodeState
+from tapestry_node.keeping import read_policy
 from tapestry_node.lineage import LineageFile
 from tapestry_node.policy import SETTINGS_FILE, NodeSettings
 from tapestry_node.progress import Progress, in_words, lasting, read_progress, silence
@@ -80,6 +81,16 @@ class Left:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InForce:
+    """The policy under which something leaves now, or would if the node were started."""
+
+    digest: str
+    rules: dict[str, Any]
+    is_changed: bool
+    """Whether `node.toml` says something else since the node was started."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
     """A node at one moment."""
 
@@ -92,8 +103,8 @@ class Overview:
     """That works in the folder now."""
     now: Progress
     state: NodeState
-    settings: NodeSettings | None
-    """None if `node.toml` cannot be read."""
+    policy: InForce | None
+    """None if it cannot be read."""
     receipt: Receipt | None
     """The newest."""
     rounds: tuple[PastRound, ...]
@@ -155,6 +166,7 @@ class Overview:
             "rounds": [asdict(one) for one in self.rounds],
             "left": left,
             "waiting": list(self.waiting),
+            "policy": None if self.policy is None else asdict(self.policy),
             "disk": {"free_bytes": self.disk_free_bytes, "model_bytes": self.model_bytes},
             "has_left": self.has_left,
             "damaged": list(self.damaged),
@@ -190,7 +202,10 @@ class Observer:
         begin, end = self._validity
         progress = read_progress(home.progress)
         state = _readable(home.load_state, NodeState(), damaged)
-        settings = _readable(lambda: _settings(home), None, damaged)
+        process = holder(home.folder)
+        is_running = process is not None and process == progress.pid
+        started = progress.policy if is_running else ""
+        policy = _readable(lambda: _in_force(home, started), None, damaged)
         left = self._left(now)
         if left.problem:
             damaged.append(left.problem)
@@ -200,10 +215,10 @@ class Observer:
             membership=self._membership,
             certificate_from=begin.timestamp(),
             certificate_until=end.timestamp(),
-            process=holder(home.folder),
+            process=process,
             now=progress,
             state=state,
-            settings=settings,
+            policy=policy,
             receipt=_readable(lambda: self._receipt(state), None, damaged),
             rounds=_readable(lambda: self._past(progress), (), damaged),
             left=left,
@@ -299,9 +314,15 @@ def _readable(read: Callable[[], _T], otherwise: _T, damaged: list[str]) -> _T:
         return otherwise
 
 
-def _settings(home: NodeHome) -> NodeSettings | None:
-    """Read `node.toml`, which is written at the first start."""
-    return home.load_settings() if (home.folder / SETTINGS_FILE).exists() else NodeSettings()
+def _in_force(home: NodeHome, started: str) -> InForce:
+    """Return the policy with the digest `started`, or what `node.toml` says if that is empty."""
+    has_file = (home.folder / SETTINGS_FILE).exists()  # it is written at the first start
+    said = (home.load_settings() if has_file else NodeSettings()).policy
+    if started in ("", said.digest()):
+        rules = said.model_dump(mode="json")
+        return InForce(digest=said.digest(), rules=rules, is_changed=False)
+    rules = read_policy(home.policies / f"{started}.toml")
+    return InForce(digest=started, rules=rules, is_changed=True)
 
 
 def _receipt_path(home: NodeHome, number: int) -> Path:
@@ -346,15 +367,21 @@ def _to_do(seen: Overview) -> Iterable[str]:
             f"the disk has {seen.disk_free_bytes / 1e9:,.1f} GB left, a round may take "
             f"{_MODELS_OF_ROUND * seen.model_bytes / 1e9:,.1f} GB: free some"
         )
-    if seen.process is None:
-        if seen.now.failure:
-            yield f"it ended with: {seen.now.failure}"
-        yield f"start it: tapestry node run {node}"
-    elif said := silence(seen.now.silent_since if seen.is_running else 0.0, now=seen.time):
-        yield said
+    yield from _of_the_daemon(seen)
     newest = seen.rounds[0] if seen.rounds else None
     if newest is not None and newest.left_out:
         yield (
             f"round {newest.round} went without you ({newest.left_out}); all that the coordinator "
             f"holds against what you sent: tapestry node exclusions {node}"
         )
+
+
+def _of_the_daemon(seen: Overview) -> Iterable[str]:
+    if seen.process is None:
+        if seen.now.failure:
+            yield f"it ended with: {seen.now.failure}"
+        yield f"start it: tapestry node run {seen.folder}"
+    elif said := silence(seen.now.silent_since if seen.is_running else 0.0, now=seen.time):
+        yield said
+    if seen.policy is not None and seen.policy.is_changed:
+        yield "node.toml was changed: stop the node and start it again, and it holds"

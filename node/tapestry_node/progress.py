@@ -51,6 +51,8 @@ class Progress:
     """0: it is not."""
     silent_since: float = 0.0
     """Since when the coordinator has told nothing; 0: it tells."""
+    policy: str = ""
+    """Digest of the policy that the daemon read at its start."""
     failure: str = ""
     """Why the daemon ended, if not because it was told to."""
 

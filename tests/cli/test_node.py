@@ -14,6 +14,8 @@ from tapestry.identity.certificates import create_authority
 from tapestry.storage.locks import alone
 from tapestry.wire.egress import BLOCKED, EgressLedger, ledger_head
 from tapestry_node.home import NodeHome, NodeState
+from tapestry_node.keeping import keep_policy
+from tapestry_node.policy import Policy
 from tapestry_node.progress import ProgressFile
 from tests.members import joined_member
 
@@ -142,6 +144,25 @@ def test_progress_that_a_crash_cut_short_does_not_hide_the_status(
     code, said, _errors = run("status", home.folder)
     assert code == 0
     assert "fr-bnf" in said
+
+
+def test_the_policy_in_force_is_the_one_that_the_daemon_read(run: Run, home: NodeHome) -> None:
+    strict = Policy(min_inner_steps=100)
+    keep_policy(home, strict)
+    progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
+    progress.now.policy = strict.digest()
+    progress.write("waiting")
+    home.load_settings()  # written with the defaults: as if it had been edited meanwhile
+    with alone(home.folder, who="this node"):
+        running = json.loads(run("status", home.folder, "--json")[1])
+    stopped = json.loads(run("status", home.folder, "--json")[1])
+    assert (running["policy"]["digest"], running["policy"]["is_changed"]) == (strict.digest(), True)
+    assert running["policy"]["rules"]["min_inner_steps"] == 100
+    assert "node.toml was changed" in running["to_do"][0]
+    assert (stopped["policy"]["digest"], stopped["policy"]["is_changed"]) == (
+        Policy().digest(),
+        False,
+    )
 
 
 def test_words_of_others_do_not_steer_the_terminal(run: Run, home: NodeHome) -> None:

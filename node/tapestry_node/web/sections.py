@@ -156,11 +156,17 @@ def ledger(seen: Left) -> Markup:
 
 def policy(seen: Overview) -> Markup:
     """What this node refuses, whatever is planned."""
-    if seen.settings is None:
-        return tag("p", "node.toml cannot be read.", class_="empty")
-    rules = seen.settings.policy
-    rows = [(name, _value(value)) for name, value in rules.model_dump(mode="json").items()]
-    digest = tag("p", "Digest ", tag("code", rules.digest(), class_="digest"), class_="note")
+    if seen.policy is None:
+        return tag("p", "It cannot be read.", class_="empty")
+    rows = [(name, _value(value)) for name, value in seen.policy.rules.items()]
+    changed = ". node.toml has been changed since: that holds from the node's next start on."
+    digest = tag(
+        "p",
+        "Digest ",
+        tag("code", seen.policy.digest, class_="digest"),
+        changed if seen.policy.is_changed else "",
+        class_="note",
+    )
     return joined([digest, table("The policy", ("Setting", "Value"), rows)])
 
 
