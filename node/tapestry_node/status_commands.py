@@ -1,6 +1,7 @@
 """`tapestry node status`: parse, call, render."""
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ def status(
 
     if watch and as_json:
         raise ConfigError("--watch is for people and --json for programs: choose one")
+    if watch and not sys.stdout.isatty():
+        raise ConfigError("--watch needs a terminal; programs call status --json now and then")
     observer = Observer(require_node(folder or default_home("node")))
     if watch:
         _watch(observer)

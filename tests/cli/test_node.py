@@ -165,6 +165,18 @@ def test_the_policy_in_force_is_the_one_that_the_daemon_read(run: Run, home: Nod
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "cause"),
+    [(["--watch"], "--watch needs a terminal"), (["--watch", "--json"], "choose one")],
+)
+def test_a_live_screen_is_for_people(
+    run: Run, home: NodeHome, flags: list[str], cause: str
+) -> None:
+    code, said, errors = run("status", home.folder, *flags)
+    assert (code, said) == (1, "")
+    assert cause in errors
+
+
 def test_words_of_others_do_not_steer_the_terminal(run: Run, home: NodeHome) -> None:
     ProgressFile(home.progress, [], clock=lambda: 1.0).write("\x1b]0;taken\x07 [red]round 1")
     with alone(home.folder, who="this node"):
