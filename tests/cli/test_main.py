@@ -28,7 +28,7 @@ OPTIONS = {
         "island",
         "page",
     ],
-    "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes"],
+    "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes", "--json"],
     "node verify-export": ["--json"],
     "node verify-report": ["--json"],
     "node island": ["train", "evaluate", "sample", "list"],
@@ -41,7 +41,8 @@ OPTIONS = {
     "node approve": [],
     "node doctor": ["FOLDER", "--data", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
-    "node status": ["FOLDER", "--json"],
+    "node status": ["FOLDER", "--watch", "--json"],
+    "node page": ["FOLDER", "--port", "--json-log"],
     "node audit": ["FOLDER", "--json", "--export", "--leakage"],
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": [

@@ -78,7 +78,8 @@ def test_status_of_a_daemon_that_trains(run: Run, home: NodeHome) -> None:
     progress = ProgressFile(home.progress, [], clock=lambda: 1.0)
     for step in range(1, 41):
         progress.step(5, step, 200, loss=2.5, speed=64.0, tokens=64)
-    progress.write("training")
+    progress.write("going on")
+    progress.write("training")  # not held back for half a second
     assert home.progress.stat().st_mode & 0o777 == 0o600
     with alone(home.folder, who="this node"):
         code, said, errors = run("status", home.folder)
@@ -158,7 +159,7 @@ def test_the_policy_in_force_is_the_one_that_the_daemon_read(run: Run, home: Nod
     stopped = json.loads(run("status", home.folder, "--json")[1])
     assert (running["policy"]["digest"], running["policy"]["is_changed"]) == (strict.digest(), True)
     assert running["policy"]["rules"]["min_inner_steps"] == 100
-    assert "node.toml was changed" in running["to_do"][0]
+    assert any(one.startswith("node.toml was changed") for one in running["to_do"])
     assert (stopped["policy"]["digest"], stopped["policy"]["is_changed"]) == (
         Policy().digest(),
         False,
