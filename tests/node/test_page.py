@@ -163,7 +163,8 @@ def test_a_narrow_window_shows_all_without_scrolling_sideways(
 
 def test_nobody_sees_it_without_the_token_of_this_run(shown: Shown) -> None:
     assert shown.home.page_address.stat().st_mode & 0o777 == 0o600
-    for path in ("/", "/?token=", "/?token=guess", "/_nicegui_ws/socket.io/", "/nowhere"):
+    many = "/?" + 50 * "token=%ff&"
+    for path in ("/", "/?token=", "/?token=guess", many, "/_nicegui_ws/socket.io/", "/nowhere"):
         answer = call(shown.url + path)
         assert (answer.status, b"fr-bnf" in answer.body) == (401, False), path
     assert call(f"{shown.url}/?token={shown.token}", Host="stranger.example").status == 421

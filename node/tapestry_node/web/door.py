@@ -48,7 +48,7 @@ class Door:
         if refusal is not None:
             return PlainTextResponse(refusal[1], refusal[0])
         if scope["type"] == "http" and scope["path"] == "/":
-            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8)
+            query = parse_qs(scope["query_string"].decode("latin-1"))
             said = query.get("token", [""])[0]
             if said and hmac.compare_digest(said.encode(), self.token.encode()):
                 response = RedirectResponse("/", 303)
