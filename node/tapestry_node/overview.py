@@ -222,7 +222,7 @@ class Observer:
             receipt=_readable(lambda: self._receipt(state), None, damaged),
             rounds=_readable(lambda: self._past(progress), (), damaged),
             left=left,
-            waiting=_readable(lambda: tuple(map(summary, waiting(home))), (), damaged),
+            waiting=_readable(lambda: _waiting(home, policy), (), damaged),
             disk_free_bytes=shutil.disk_usage(home.folder).free,
             model_bytes=_model_bytes(home),
             has_left=home.left.is_file(),
@@ -323,6 +323,13 @@ def _in_force(home: NodeHome, started: str) -> InForce:
         return InForce(digest=said.digest(), rules=rules, is_changed=False)
     rules = read_policy(home.policies / f"{started}.toml")
     return InForce(digest=started, rules=rules, is_changed=True)
+
+
+def _waiting(home: NodeHome, policy: InForce | None) -> tuple[dict[str, Any], ...]:
+    """Return what a person has to decide on: nothing where everything leaves by itself."""
+    if policy is not None and policy.rules["approval"] == "automatic":
+        return ()
+    return tuple(map(summary, waiting(home)))
 
 
 def _receipt_path(home: NodeHome, number: int) -> Path:

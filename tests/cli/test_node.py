@@ -15,9 +15,9 @@ from tapestry.storage.locks import alone
 from tapestry.wire.egress import BLOCKED, EgressLedger, ledger_head
 from tapestry_node.home import NodeHome, NodeState
 from tapestry_node.keeping import keep_policy
-from tapestry_node.policy import Policy
+from tapestry_node.policy import NodeSettings, Policy
 from tapestry_node.progress import ProgressFile
-from tests.members import joined_member
+from tests.members import joined_member, spool_contribution
 
 Run = Callable[..., tuple[int, str, str]]
 JOINED = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -176,6 +176,19 @@ def test_a_live_screen_is_for_people(
     code, said, errors = run("status", home.folder, *flags)
     assert (code, said) == (1, "")
     assert cause in errors
+
+
+def test_a_contribution_waits_for_a_person_only_where_the_policy_says_so(
+    run: Run, home: NodeHome
+) -> None:
+    spool_contribution(home)
+    assert json.loads(run("status", home.folder, "--json")[1])["waiting"] == []
+    home.save_settings(NodeSettings(policy=Policy(approval="manual")))
+    said = run("status", home.folder)[1]
+    assert (
+        f"round 2: look at what would leave, and decide: tapestry node approve {home.folder}"
+        in (" ".join(said.split()))
+    )
 
 
 def test_words_of_others_do_not_steer_the_terminal(run: Run, home: NodeHome) -> None:

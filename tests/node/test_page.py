@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tapestry.checkpoints.statements import Contribution
 from tapestry.identity.certificates import create_authority
-from tapestry.identity.envelopes import to_json
 from tapestry.storage.locks import alone
 from tapestry.wire.egress import EgressLedger
 from tapestry_demo.federation import tapestry_command
 from tapestry_node.home import NodeHome, NodeState
+from tapestry_node.policy import NodeSettings, Policy
 from tapestry_node.progress import ProgressFile
 from tests.browsing import HOSTILE, call, launched, needs_browser, opened, see
-from tests.members import joined_member
+from tests.members import joined_member, spool_contribution
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,7 +56,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     home = joined_member(
         folder / "node", create_authority("loom", now=NOW), member_id="fr-bnf", issued=NOW
     )
-    home.load_settings()
+    home.save_settings(NodeSettings(policy=Policy(approval="manual")))
     home.save_state(NodeState(round=1, manifest="c" * 64, objective="causal-lm"))
     progress = ProgressFile(home.progress, [], clock=NOW.timestamp)
     progress.now.bits_per_byte = {"0": 5.0, "1": 4.5}
@@ -90,27 +89,6 @@ def send(home: NodeHome, to: str) -> None:
         ledger.record("/tapestry.v1.RoundsService/Report", b"x" * 1234, round_number=2)
 
 
-def finish(home: NodeHome) -> None:
-    """Have a contribution that waits for a person."""
-    made = Contribution(
-        genesis="b" * 64,
-        round=2,
-        base="c" * 64,
-        member_id="fr-bnf",
-        codec="int8",
-        fragments=1,
-        root="d" * 64,
-        tokens=640,
-        steps=20,
-        norm=1.5,
-    )
-    folder = home.spool(2)
-    folder.mkdir()
-    (folder / "fragments.bin").write_bytes(b"x" * 4321)
-    envelope = made.signed(home.identity.signing_key())
-    (folder / "contribution.json").write_bytes(to_json(envelope))
-
-
 @needs_browser
 def test_the_page_follows_the_node_and_shows_hostile_words_as_words(
     browser: Browser, shown: Shown
@@ -132,7 +110,7 @@ def test_the_page_follows_the_node_and_shows_hostile_words_as_words(
         see(page, "#policy tr", "min_inner_steps")
         shown.progress.write(HOSTILE)  # as a coordinator's notice may be
         see(page, "h1", HOSTILE)
-        finish(shown.home)
+        spool_contribution(shown.home)
         see(page, "#approval tr", "4,321")
         see(page, "#approval code", f"tapestry node approve {shown.home.folder}")
         assert page.locator("#approval button, #approval form").count() == 0
