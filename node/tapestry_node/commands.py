@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapestry.cli.bars import SHOW_CURSOR, bar
+from tapestry.cli.bars import bar, restore
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_node import audit_commands
@@ -132,7 +131,8 @@ def _stop_on_signals(daemon: "Daemon") -> None:
         nonlocal stops
         stops += 1
         if stops > 1:
-            typer.echo(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}stopped at once", err=True)
+            typer.echo("stopped at once", err=True)
+            restore()
             os._exit(130)
         typer.echo("stopping; once more stops at once", err=True)
         daemon.stop()

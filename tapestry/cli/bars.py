@@ -4,6 +4,7 @@ A bar is drawn from the first thing that is told on, so that a refusal stays one
 when the work has ended. Log lines stand above it (`running.log_to_stderr`).
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SHOW_CURSOR = "\x1b[?25h"
-"""Undoes what a bar does to the terminal, for a process that ends at once."""
+_STDERR = 2
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Bar:
@@ -85,6 +86,12 @@ def bar() -> Iterator[Bar]:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def restore() -> None:
+    """Undo what a bar does to a terminal, for a process that ends at once."""
+    if os.isatty(_STDERR):
+        os.write(_STDERR, _SHOW_CURSOR)  # past what a bar has put in the place of sys.stderr
 
 
 def printable(text: str) -> str:

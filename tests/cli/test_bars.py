@@ -11,7 +11,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tapestry.cli.bars import SHOW_CURSOR
 from tapestry.identity.certificates import create_authority
 from tests.members import joined_member
 
@@ -30,12 +29,23 @@ with bar() as shown:
 print("done")
 """
 
+_SHOW, _HIDE = "\x1b[?25h", "\x1b[?25l"
 _MAIN = """
 import signal, sys
 from tapestry.cli.main import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in a background
 sys.exit(main())
+"""
+
+_AT_ONCE = """
+import os
+from tapestry.cli.bars import bar, restore
+
+with bar() as shown:
+    shown.show("copying", 1, 2)
+    restore()
+    os._exit(3)
 """
 
 
@@ -75,8 +85,14 @@ def test_a_bar_counts_on_a_terminal_and_log_lines_stay_whole() -> None:
     lines = [line.strip() for line in re.split(r"[\r\n]+", plain)]
     for number in range(3):
         assert any(re.fullmatch(rf"\d\d:\d\d:\d\d a line of the log, {number}", x) for x in lines)
-    assert said.count(SHOW_CURSOR) >= 1
-    assert said.rindex(SHOW_CURSOR) > said.rindex("\x1b[?25l"), "the cursor is back"
+    assert said.count(_SHOW) >= 1
+    assert said.rindex(_SHOW) > said.rindex(_HIDE), "the cursor is back"
+
+
+def test_a_process_that_ends_at_once_gives_the_cursor_back() -> None:
+    code, said = in_terminal([sys.executable, "-c", _AT_ONCE])
+    assert code == 3
+    assert said.rindex(_SHOW) > said.rindex(_HIDE)
 
 
 def test_there_is_no_bar_where_nobody_looks() -> None:
@@ -97,4 +113,4 @@ def test_a_live_screen_ends_cleanly_with_ctrl_c(tmp_path: Path) -> None:
     assert "fr-bnf in loom" in said
     assert "Traceback" not in said
     assert "Abort" not in said
-    assert said.rindex(SHOW_CURSOR) > said.rindex("\x1b[?25l"), "the cursor is back"
+    assert said.rindex(_SHOW) > said.rindex(_HIDE), "the cursor is back"
