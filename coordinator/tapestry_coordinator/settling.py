@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from tapestry.checkpoints.deciding import kept_vectors
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.outer_state import OuterStateFile
@@ -25,7 +26,6 @@ from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import boot_id, remove_unfinished, sync_path, sync_tree, write_atomic
 from tapestry_coordinator import failpoints
-from tapestry_coordinator.aggregating import kept_vectors
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.mirroring import Mirror
 from tapestry_coordinator.publisher import ClosedRound, Publisher

@@ -24,6 +24,7 @@ from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy, sav
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import public_bytes
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry.objectives.objective import Created
 from tapestry.params.codecs import Float32Array, codec_named
@@ -148,6 +149,7 @@ class Small:
             envelope=envelope,
             receipt=receipt.signed(self.key),
             norm=norm,
+            signing_key=public_bytes(signing_key(member_id)),
         )
 
     def closed(
@@ -164,7 +166,7 @@ class Small:
         plan = self.plan(tuple(sorted({*deltas, *declined, *silent})))
         return ClosedRound(
             plan=plan,
-            plan_digest=payload_digest(plan.signed(self.key)),
+            plan_envelope=plan.signed(self.key),
             closed_at=FOUNDED_AT + 60 * plan.round,
             contributions=[
                 self.contributed(

@@ -26,7 +26,8 @@ STATEMENTS = {
 FILES = [
     "README.md", "config.json", "model.safetensors", "tapestry/card.json",
     "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/policy.json",
-    "tapestry/results.json", "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
+    "tapestry/results.json", "tapestry/results.png", "tapestry/round.jsonl",
+    "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 
 
