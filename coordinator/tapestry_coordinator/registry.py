@@ -55,7 +55,8 @@ LEFT = "left"
 CONTRIBUTOR = "contributor"
 OBSERVER = "observer"
 OPERATOR = "operator"
-ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR)
+AUDITOR = "auditor"
+ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR, AUDITOR)
 """What a member may do: train, only watch and measure, or also run the federation."""
 
 

@@ -19,6 +19,7 @@ from tapestry.checkpoints.deciding import kept_vectors
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.outer_state import OuterStateFile
+from tapestry.checkpoints.policy import ArchivePolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
@@ -102,9 +103,15 @@ class Settling:
         self._drop_strays(lineage)
         newest = len(lineage) - 1
         self._have(newest, lineage)
+        oldest = min(self._archive().first_round(newest), max(1, newest)) - 1
         for state in (self._home.folder / "outer").glob("round-*.f32"):
-            if state.name < self._home.outer_state(max(0, newest - 1)).name:
+            if state.name < self._home.outer_state(oldest).name:
                 state.unlink()
+
+    def _archive(self) -> ArchivePolicy:
+        """Return what the policy in force says about what is kept."""
+        newest = self._registry.newest_policy()
+        return ArchivePolicy() if newest is None else newest.policy.archive
 
     def _drop_strays(self, lineage: Sequence[Envelope]) -> None:
         """Remove checkpoints that a coordinator made which led no more, and nobody recorded."""

@@ -115,18 +115,30 @@ def pull(
     round_number: Annotated[
         int | None, typer.Option("--round", help="Which one; default: the newest.")
     ] = None,
+    archive: Annotated[
+        bool,
+        typer.Option(
+            "--archive",
+            help="With the one before it and what it was made from, to replay it; for auditors.",
+        ),
+    ] = False,
 ) -> None:
-    """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break."""
+    """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break.
+
+    Example for an auditor: tapestry checkpoint pull audit-7 --round 7 --archive --dir auditor, then
+    tapestry checkpoint verify audit-7/published/round-000007 --archive audit-7
+    """
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
+    from tapestry.wire.archives import ArchiveReader, pull_archived  # noqa: PLC0415
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
     from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
     from tapestry.wire.kernel import counted  # noqa: PLC0415
     from tapestry.wire.members import open_member_channel  # noqa: PLC0415
 
-    if out.exists():
+    if out.exists() and not archive:
         raise ConfigError(f"{out}: exists already; name a new folder")
     home = (node or default_home("node")).resolve()
     identity = IdentityFolder(home / "identity")
@@ -145,16 +157,30 @@ def pull(
             open_member_channel(membership, identity, ledger) as channel,
             counted(ledger, clock=_clock),
         ):
-            verified = Fetcher(channel, membership.address).pull(
-                out.resolve(),
-                round_number=round_number,
-                federation=membership.genesis,
-                on_bytes=on_bytes,
-            )
+            fetcher = Fetcher(channel, membership.address)
+            if archive:
+                reader = ArchiveReader(channel, membership.address)
+                verified = pull_archived(
+                    fetcher,
+                    reader,
+                    out.resolve(),
+                    round_number=round_number,
+                    federation=membership.genesis,
+                    on_bytes=on_bytes,
+                )
+            else:
+                verified = fetcher.pull(
+                    out.resolve(),
+                    round_number=round_number,
+                    federation=membership.genesis,
+                    on_bytes=on_bytes,
+                )
     finally:
         if progress.live.is_started:  # else a refusal would not be one line
             progress.stop()
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
+    if archive:
+        typer.echo(f"replay it with: tapestry checkpoint verify {verified.folder} --archive {out}")
 
 
 def _existing(folder: Path) -> Path:
