@@ -6,6 +6,7 @@ README.md                                          the model card
 tapestry/manifest.json                             signed: what the checkpoint is
 tapestry/policy.json                               what the federation had agreed upon
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
+tapestry/ledger.json                               proof that the manifest is in the ledger
 tapestry/ancestry.jsonl                            manifests of the federation it goes on from
 tapestry/card.json                                 signed: README.md and the results
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
@@ -21,6 +22,7 @@ from pathlib import Path
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
 STATEMENTS = "tapestry"
@@ -28,7 +30,7 @@ MANIFEST_FILE = "tapestry/manifest.json"
 POLICY_JSON = "tapestry/policy.json"
 LINEAGE_FILE = "tapestry/lineage.jsonl"
 CARD_FILE = "tapestry/card.json"
-OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE})
+OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE, PROOF_FILE})
 """Files that speak for themselves: signed, or checked link by link."""
 
 _MAX_LINEAGE_BYTES = 2**30

@@ -202,6 +202,15 @@ class ActivityPolicy(Settings):
     """Rounds missed in a row; one contribution makes it active again. 0: never."""
 
 
+class LedgerPolicy(Settings):
+    """When members take the coordinator's word for what it has recorded."""
+
+    witnesses: Count = 1
+    """How many members must have seen the ledger grow up to a checkpoint, and have signed that,
+    before anybody trains upon it; a node counts itself. 0: none, the coordinator's word is enough.
+    More than are connected at a time keep everybody waiting."""
+
+
 class FederationPolicy(Settings):
     """The whole file."""
 
@@ -213,6 +222,7 @@ class FederationPolicy(Settings):
     lateness: LatenessPolicy = LatenessPolicy()
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
+    ledger: LedgerPolicy = LedgerPolicy()
 
     @model_validator(mode="after")
     def _asynchronous_needs_lateness(self) -> Self:
