@@ -81,6 +81,7 @@ class Planner:
                 else first.steps_by_member
             ),
             max_staleness=policy.lateness.max_staleness,
+            witnesses=policy.ledger.witnesses,
             is_asynchronous=rules.is_asynchronous,
         )
 

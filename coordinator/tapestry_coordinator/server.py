@@ -27,6 +27,7 @@ from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
 from tapestry.wire.archives import add_archive_service
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
+from tapestry.wire.ledger import add_ledger_service
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.archiving import readable_files
@@ -38,6 +39,7 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.leases import Lease
+from tapestry_coordinator.ledger_files import make_up_ledger_files, write_ledger_files
 from tapestry_coordinator.live import LiveFile
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
@@ -51,6 +53,7 @@ from tapestry_coordinator.service import (
     operator_of,
 )
 from tapestry_coordinator.settling import Settling
+from tapestry_coordinator.showing import ledger_for
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ class CoordinatorServer:
         self.desk = Desk(
             home, self.settings, self._registry, self._key, clock=steady, calendar=clock
         )
+        make_up_ledger_files(home, self._registry, self.desk.genesis)
         self._places = Places()
         self._crowd = Crowd()
         self._stopping = threading.Event()
@@ -238,6 +242,7 @@ class CoordinatorServer:
         add_transfer_service(transfer, transfer, members)
         add_archive_service(lambda context, n: readable_files(self.desk, context, n), members)
         add_admin_service(lambda context: operator_of(context, self.desk), members)
+        add_ledger_service(lambda context: ledger_for(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -265,6 +270,7 @@ class CoordinatorServer:
                 if self.desk.wait_until_closed(timeout_seconds=_TICK_SECONDS):
                     self._aggregate()
                 self._renew_cards()
+                self._prove(older_than_seconds=_CARD_SECONDS)
             except (TapestryError, OSError) as error:
                 self._rest_after(error)
             except Exception:  # noqa: BLE001 - logged whole; the federation goes on
@@ -287,6 +293,7 @@ class CoordinatorServer:
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
+        self._prove(older_than_seconds=0.0)
         self._settle(state.number)
         self._pass_time(look=False)  # the next round need not wait for a tick
 
@@ -346,6 +353,11 @@ class CoordinatorServer:
                 checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
                 states_before=min(first, number) - 1,
             )
+
+    def _prove(self, *, older_than_seconds: float) -> None:
+        """Write proofs into checkpoints that were published or cosigned since, and the mirror."""
+        for number in self.desk.unproved(older_than_seconds=older_than_seconds):
+            write_ledger_files(self.home, self._registry, self.desk.genesis, number)
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""

@@ -26,6 +26,7 @@ from tapestry.identity.certificates import (
 )
 from tapestry.identity.envelopes import pre_authentication_encoding
 from tapestry.identity.invitations import TOKEN_BYTES, token_digest
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry.params.fragments import DIGEST_BYTES, pack_missing, split_digests
 from tapestry.params.layout import ParameterLayout
 from tapestry.v1 import (
@@ -362,8 +363,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             if not folder.is_dir():
                 raise RejectedError(f"checkpoint {number} is not kept any more")
             card = read_envelope(folder / CARD_FILE, what="card")
+            proof = folder / PROOF_FILE
+            proved = proof.read_bytes() if proof.is_file() else b""
         return transfer_pb2.DescribeResponse(
-            manifest=envelope_message(manifest), card=envelope_message(card)
+            manifest=envelope_message(manifest), card=envelope_message(card), ledger_proof=proved
         )
 
     def Lineage(
@@ -497,6 +500,7 @@ def _told_message(told: Announcement) -> rounds_pb2.WatchPlansResponse:
         candidate=None if told.candidate is None else envelope_message(told.candidate),
         is_finished=told.is_finished,
         notice=told.notice,
+        ledger_head=told.ledger_head,
     )
 
 

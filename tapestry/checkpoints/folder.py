@@ -7,6 +7,7 @@ tapestry/manifest.json                             signed: what the checkpoint i
 tapestry/policy.json                               what the federation had agreed upon
 tapestry/round.jsonl                               signed: the plan, and what members sent to it
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
+tapestry/ledger.json                               proof that the manifest is in the ledger
 tapestry/ancestry.jsonl                            manifests of the federation it goes on from
 tapestry/card.json                                 signed: README.md and the results
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
@@ -22,6 +23,7 @@ from pathlib import Path
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
 STATEMENTS = "tapestry"
@@ -30,7 +32,7 @@ POLICY_JSON = "tapestry/policy.json"
 ROUND_FILE = "tapestry/round.jsonl"
 LINEAGE_FILE = "tapestry/lineage.jsonl"
 CARD_FILE = "tapestry/card.json"
-OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE})
+OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE, PROOF_FILE})
 """Files that speak for themselves: signed, or checked link by link."""
 
 _MAX_LINES_BYTES = 2**30

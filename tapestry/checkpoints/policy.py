@@ -218,6 +218,15 @@ class ArchivePolicy(Settings):
         return newest + 1 if self.keep == "none" else max(1, newest - self.rounds + 1)
 
 
+class LedgerPolicy(Settings):
+    """When members take the coordinator's word for what it has recorded."""
+
+    witnesses: Count = 1
+    """How many members must have seen the ledger grow up to a checkpoint, and have signed that,
+    before anybody trains upon it; a node counts itself. 0: none, the coordinator's word is enough.
+    More than are connected at a time keep everybody waiting."""
+
+
 class FederationPolicy(Settings):
     """The whole file."""
 
@@ -230,6 +239,7 @@ class FederationPolicy(Settings):
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
     archive: ArchivePolicy = ArchivePolicy()
+    ledger: LedgerPolicy = LedgerPolicy()
 
     @model_validator(mode="after")
     def _asynchronous_needs_lateness(self) -> Self:

@@ -251,6 +251,8 @@ class RoundPlan(Attestation):
     """H of those whose speed is known, in a round of equal time; the others take `inner.steps`."""
     max_staleness: Count = 0
     """By how many rounds an answer to this plan may be late and still be used."""
+    witnesses: Count = 0
+    """How many members must have cosigned the head of the ledger that holds the base."""
     is_asynchronous: bool = False
     """Whether a member takes up the newest plan as soon as it has delivered, though what it
     delivered is used by that plan's round."""
@@ -309,6 +311,8 @@ class Receipt(Attestation):
     """Unix seconds."""
     used_round: Count = 0
     """The round whose update it is a part of, later than `round` if it came late; 0: `round`."""
+    ledger_index: Count | None = None
+    """Number of its entry in the federation's ledger, from 0: it is in every later head."""
 
     def subjects(self) -> tuple[Subject, ...]:
         """Return the contribution, by its statement."""

@@ -12,6 +12,7 @@ _SUMMARIES = {
     "node": "join a federation, train where your data is, see what left",
     "coordinator": "make a federation, invite members, run rounds",
     "checkpoint": "verify, show, list and fetch published checkpoints",
+    "ledger": "show and verify what a federation has recorded, and who has seen it",
     "finetune": "turn a consensus checkpoint into a model of your own language",
 }
 

@@ -22,6 +22,9 @@ from tapestry.ledger.tiles import (
 )
 from tapestry.storage.atomic import write_atomic
 
+GENESIS_FILE = "genesis.json"
+"""Beside the files that C2SP names: the genesis manifest, which says whose ledger it is."""
+
 _MAX_BUNDLE_BYTES = 1024 * 1024
 
 
@@ -119,6 +122,19 @@ class LedgerFolder:
                 f"signs{self._first_wrong_tile(tree, head.head.size)}"
             )
         return StoredLedger(head, entries, tree)
+
+    def bundle(self, number: int) -> list[bytes]:
+        """Return the entries below a full tile.
+
+        Raises:
+            UntrustedError: The file is missing or damaged.
+        """
+        path = self.path / tile_path(ENTRIES, number)
+        return read_bundle(_read(path, at_most=_MAX_BUNDLE_BYTES), what=str(path))
+
+    def forget_tiles(self) -> None:
+        """Remove everything but the head, to be written again."""
+        shutil.rmtree(self.path / "tile", ignore_errors=True)
 
     def require_tiles(self, stored: StoredLedger) -> int:
         """Compare every file of digests with the entries; return how many there are.

@@ -56,7 +56,7 @@ def require_longer(known: SignedHead | None, new: SignedHead) -> None:
             "operator, who can take the ledger up again from a member's copy"
         )
     if head.size == old.size and head.root != old.root:
-        raise _forked(known, new, Growth(head.root, ()))
+        raise forked(known, new, Growth(head.root, ()))
 
 
 def follow(known: SignedHead | None, new: SignedHead, growth: Growth) -> None:
@@ -79,7 +79,7 @@ def follow(known: SignedHead | None, new: SignedHead, growth: Growth) -> None:
     if known is not None and verify_consistency(
         old.size, growth.old_root, new.head.size, new.head.root, growth.path
     ):
-        raise _forked(known, new, growth)
+        raise forked(known, new, growth)
     raise UnprovedError(
         f"the coordinator does not show how its ledger of {new.head.size:,} entries follows from "
         f"that of {old.size:,} which this node has accepted; ask its operator"
@@ -114,11 +114,21 @@ def grow(tree: Tree, known: SignedHead | None, new: SignedHead, entries: Sequenc
         )
 
 
-def _forked(known: SignedHead, new: SignedHead, growth: Growth) -> ForkedError:
+def forked(known: SignedHead, new: SignedHead, growth: Growth) -> ForkedError:
+    """Return the refusal of a head, with the file that proves it.
+
+    Args:
+        known: Of the two heads the one with fewer entries, or as many.
+        new: The other.
+        growth: From another root than that of `known`, at its size, to `new`.
+
+    Raises:
+        ValueError: That proves nothing.
+    """
     evidence = write_evidence(known, new, root=growth.old_root, path=growth.path)
     return ForkedError(
-        f"the coordinator shows two histories: its first {known.head.size:,} entries had the root "
-        f"{known.head.root.hex()[:16]} when this node accepted them, and now have "
-        f"{growth.old_root.hex()[:16]}; both are under its signature",
+        f"the coordinator shows two histories: its first {known.head.size:,} entries have the root "
+        f"{known.head.root.hex()[:16]} by one head of its own, and {growth.old_root.hex()[:16]} by "
+        "another",
         evidence=evidence,
     )

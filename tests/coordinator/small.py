@@ -34,8 +34,9 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.ledgering import entry_of_contribution
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Receiving, Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import (
     CoordinatorSettings,
     InnerTable,
@@ -75,6 +76,12 @@ class FewNumbers(CausalLM):
 def signing_key(member_id: str) -> Ed25519PrivateKey:
     """The key with which a member of the tests signs, always the same."""
     return Ed25519PrivateKey.from_private_bytes(member_id.encode().ljust(32, b"."))
+
+
+def arriving(stored: StoredContribution) -> Receiving:
+    """A contribution on its way into the registry, with the receipt that it has."""
+    entry = entry_of_contribution(stored.round, stored.member_id, stored.digest)
+    return Receiving(entry, lambda _index: stored)
 
 
 class Small:
