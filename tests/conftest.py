@@ -29,6 +29,7 @@ from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.uploads import FragmentStore
+from tests.coordinator.small import record_in_ledger
 from tests.forking import Forks
 from tests.servers import Postgres, running_postgres
 
@@ -152,6 +153,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     publisher = Publisher(home=home, key=key, store=store)
     envelope = publisher.publish(closed)
     write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key, notes=home.notes(1))
+    witnesses = {member_id: member_key(seed) for seed, member_id in enumerate(TOKENS)}
+    record_in_ledger(home.checkpoint(1), key, witnesses)
     return Federation(home, publisher, closed, evaluations)
 
 

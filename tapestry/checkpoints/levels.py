@@ -4,13 +4,15 @@
 |---|---|---|---|
 | `files` | the folder | hashing it twice | is it what the coordinator signed, since genesis? |
 | `record` | the folder | milliseconds more | did its round go by the federation's own policy? |
+| `ledger` | the folder | milliseconds more | is it in the ledger, and have members seen that? |
 | `replay` | an archive of the round | as aggregation | is it what comes of the contributions? |
 
-Each includes those before it.
+Each includes those before it. One that is refused ends the run; one that cannot be decided, because
+something is not there (yet), does not, but then the whole is not decided either.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,8 +23,11 @@ from tapestry.checkpoints.replay import Replayed, replay, sampled
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import UntrustedError
+from tapestry.ledger.heads import origin_of
+from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
 
-Level = Literal["files", "record", "replay"]
+Level = Literal["files", "record", "ledger", "replay"]
+Verdict = Literal["passed", "refused", "undecided"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 
@@ -31,7 +36,7 @@ class Answer:
     """What one level came to."""
 
     level: Level
-    verdict: Literal["passed", "refused", "undecided"]
+    verdict: Verdict
     seconds: float
     says: str
     """A sentence: what was found, or the first thing that is wrong or missing."""
@@ -42,7 +47,7 @@ class Wanted:
     """What is to be verified."""
 
     folder: Path
-    level: Level = "record"
+    level: Level = "ledger"
     federation: str | None = None
     archive: Path | None = None
     sample: int = 0
@@ -50,6 +55,14 @@ class Wanted:
     head: str = ""
     """Hex root hash that draws them."""
     on_fragment: Callable[[], None] = lambda: None
+
+
+def verdict_of(answers: Sequence[Answer]) -> Answer:
+    """Return the answer that decides: the first that has not passed, the worst first."""
+    order: dict[Verdict, int] = {"refused": 0, "undecided": 1, "passed": 2}
+    *_others, last = answers
+    worst = min(answers, key=lambda answer: order[answer.verdict])
+    return last if worst.verdict == "passed" else worst
 
 
 class Verification:
@@ -62,20 +75,24 @@ class Verification:
         self._round: VerifiedRound | None = None
 
     def answers(self) -> Iterator[Answer]:
-        """Yield the answer of each level that is wanted; none after one that has not passed."""
+        """Yield the answer of each level that is wanted; none after one that is refused."""
+        steps = {
+            "files": self._files,
+            "record": self._record,
+            "ledger": self._ledger,
+            "replay": self._replay,
+        }
         for level in LEVELS[: LEVELS.index(self._wanted.level) + 1]:
             began = time.monotonic()
-            verdict: Literal["passed", "refused", "undecided"] = "passed"
+            verdict: Verdict = "passed"
             try:
-                says = {"files": self._files, "record": self._record, "replay": self._replay}[
-                    level
-                ]()
+                says = steps[level]()
             except UntrustedError as error:
                 verdict, says = "refused", str(error)
             except MissingError as error:
                 verdict, says = "undecided", str(error)
             yield Answer(level=level, verdict=verdict, seconds=time.monotonic() - began, says=says)
-            if verdict != "passed":
+            if verdict == "refused":
                 return
 
     def _files(self) -> str:
@@ -98,6 +115,37 @@ class Verification:
         return (
             f"plan, policy and {len(self._round.contributions)} contributions are signed by whom "
             f"they must be; weights, clip factors and outer step follow from the policy{words}"
+        )
+
+    def _ledger(self) -> str:
+        checkpoint, lineage = self._passed(), self._passed().lineage
+        path = self._wanted.folder / PROOF_FILE
+        quorum = 0 if self._round is None else self._round.policy.ledger.witnesses
+        if not path.is_file():
+            raise MissingError(
+                f"{path}: not there: nothing shows that this checkpoint is in the federation's "
+                "ledger; fetch it again, or ask the coordinator's operator"
+            )
+        recorded = verify_ledger_proof(
+            path.read_bytes(),
+            manifest_digest=checkpoint.manifest_digest,
+            round_number=checkpoint.manifest.round,
+            coordinator_key=lineage.coordinator_key,
+            origin=origin_of(lineage.origin.federation, checkpoint.genesis_digest),
+            witnesses=lineage.keys,
+            quorum=0,
+            what=str(path),
+        )
+        names = ", ".join(recorded.cosigned) or "no member"
+        head = recorded.head.head
+        if len(recorded.cosigned) < quorum:
+            raise MissingError(
+                f"{path}: {names} cosigned the head, {quorum} must by the policy: fetch the "
+                "checkpoint again later, or ask the coordinator's operator"
+            )
+        return (
+            f"entry {recorded.index} of {head.size} in the ledger {head.origin}, whose head "
+            f"{head.root.hex()[:16]} {names} cosigned"
         )
 
     def _replay(self) -> str:

@@ -295,6 +295,8 @@ class Lineage:
         """By round."""
         self.earlier: Counter[str] = Counter()
         """How many contributions each member made to rounds before the newest."""
+        self.keys: dict[str, bytes] = {}
+        """Raw Ed25519 key of each member that ever contributed, its last one."""
 
     @property
     def newest_digest(self) -> str:
@@ -319,6 +321,9 @@ class Lineage:
             raise UntrustedError(f"{what}: the model's layout changed")
         if self.newest.made is not None:
             self.earlier.update(part.member_id for part in self.newest.made.participation)
+        if manifest.made is not None:
+            for part in manifest.made.participation:
+                self.keys[part.member_id] = bytes.fromhex(part.key)
         self.parent, self.newest = self.newest, manifest
         self.digests.append(payload_digest(envelope))
         return manifest

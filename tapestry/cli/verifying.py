@@ -26,7 +26,7 @@ def verify(
     level: Annotated[
         str | None,
         typer.Option(
-            help="How deep: files, record or replay. Default: record, or replay with --archive."
+            help="How deep: files, record, ledger, replay. Default: ledger, with --archive replay."
         ),
     ] = None,
     archive: Annotated[
@@ -56,6 +56,9 @@ def verify(
     [bold]record[/bold]  the plan, each member's signed contribution, the policy: who had a say,
     with what weight, was decided as the federation agreed.
 
+    [bold]ledger[/bold]  the checkpoint is in the federation's ledger, and as many members as the
+    policy asks for have seen it there.
+
     [bold]replay[/bold]  the round is made once more from the contributions, to the bit.
 
     Exit codes: 0 verified; 1 refused, with the first wrong thing; 2 wrong usage; 3 not decided,
@@ -63,7 +66,7 @@ def verify(
 
     Example: tapestry checkpoint verify published/round-000003 --archive .
     """
-    from tapestry.checkpoints.levels import Verification, Wanted  # noqa: PLC0415
+    from tapestry.checkpoints.levels import Verification, Wanted, verdict_of  # noqa: PLC0415
 
     try:
         wanted = Wanted(
@@ -80,11 +83,13 @@ def verify(
     with _progress(is_shown=wanted.level == "replay" and not as_json) as on_fragment:
         run = Verification(replace(wanted, on_fragment=on_fragment))
         answers = list(run.answers())
-    last = answers[-1]
+    last = verdict_of(answers)
     if as_json:
-        typer.echo(json.dumps(_table(run, answers, is_pinned=federation is not None), indent=1))
+        typer.echo(
+            json.dumps(_table(run, answers, last, is_pinned=federation is not None), indent=1)
+        )
     else:
-        _tell(run, answers, is_pinned=federation is not None)
+        _tell(run, answers, last, is_pinned=federation is not None)
     if last.verdict != "passed":
         print(f"tapestry: {last.says}", file=sys.stderr)
         raise typer.Exit(REFUSED if last.verdict == "refused" else UNDECIDED)
@@ -94,7 +99,7 @@ def _level(level: str | None, archive: Path | None) -> Any:  # noqa: ANN401 - on
     from tapestry.checkpoints.levels import LEVELS  # noqa: PLC0415
 
     if level is None:
-        return "record" if archive is None else "replay"
+        return "ledger" if archive is None else "replay"
     if level not in LEVELS:
         raise ConfigError(f"--level {level}: there are {', '.join(LEVELS)}")
     return level
@@ -144,9 +149,8 @@ def _progress(*, is_shown: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _table(run: Any, answers: list[Any], *, is_pinned: bool) -> dict[str, Any]:  # noqa: ANN401
+def _table(run: Any, answers: list[Any], last: Any, *, is_pinned: bool) -> dict[str, Any]:  # noqa: ANN401
     """Return everything as JSON."""
-    last = answers[-1]
     table: dict[str, Any] = {
         "verified": last.verdict == "passed",
         "level": last.level,
@@ -174,8 +178,7 @@ def _table(run: Any, answers: list[Any], *, is_pinned: bool) -> dict[str, Any]: 
     return table
 
 
-def _tell(run: Any, answers: list[Any], *, is_pinned: bool) -> None:  # noqa: ANN401
-    last = answers[-1]
+def _tell(run: Any, answers: list[Any], last: Any, *, is_pinned: bool) -> None:  # noqa: ANN401
     if run.checkpoint is None:
         return
     origin = run.checkpoint.lineage.origin

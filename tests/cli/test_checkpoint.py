@@ -74,10 +74,11 @@ def test_verifying_for_a_program(run: Run, federation: Federation) -> None:
     assert [(one["level"], one["verdict"]) for one in levels] == [
         ("files", "passed"),
         ("record", "passed"),
+        ("ledger", "passed"),
     ]
     assert table == {
         "verified": True,
-        "level": "record",
+        "level": "ledger",
         "federation": verified.genesis_digest,
         "round": 1,
         "manifest": verified.manifest_digest,
@@ -148,17 +149,30 @@ def test_a_replay_without_an_archive_is_not_decided(
     code, said, errors = run("verify", federation.newest, "--level", "replay", "--json")
     assert code == 3
     assert loaded(said)["verified"] is False
-    assert loaded(said)["levels"][2]["verdict"] == "undecided"
+    assert loaded(said)["levels"][3]["verdict"] == "undecided"
     assert "add --archive" in errors
     code, said, _errors = run("verify", federation.newest, "--archive", tmp_path)
     assert code == 3
     assert said.startswith("not decided: checkpoint 1 of loom\n")
 
 
+def test_a_checkpoint_that_no_ledger_has_is_not_decided(
+    run: Run, federation: Federation, tmp_path: Path
+) -> None:
+    shutil.copytree(federation.newest, tmp_path / "copy")
+    (tmp_path / "copy" / "tapestry" / "ledger.json").unlink()
+    code, said, errors = run("verify", tmp_path / "copy", "--archive", federation.home.folder)
+    assert code == 3
+    assert "replay  ok" in said
+    assert "nothing shows that this checkpoint is in the federation's ledger" in errors
+    code, _said, _errors = run("verify", tmp_path / "copy", "--level", "record")
+    assert code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--level", "deep"], "there are files, record, replay"),
+        (["--level", "deep"], "there are files, record, ledger, replay"),
         (["--level", "replay", "--sample", 2], "--sample without --head"),
         (["--sample", 2, "--head", "xyz"], "not a root hash"),
         (["--archive", "/nowhere"], "no such folder"),

@@ -15,6 +15,7 @@ import pytest
 
 from tapestry.checkpoints.archive import Archive, MissingError
 from tapestry.checkpoints.folder import ROUND_FILE, file_entry, read_round, write_round
+from tapestry.checkpoints.levels import Answer, Verification, Wanted
 from tapestry.checkpoints.manifest import Absence, Manifest, RoundRecord
 from tapestry.checkpoints.record import VerifiedRound, verify_round
 from tapestry.checkpoints.replay import Replayed, replay, sampled
@@ -22,10 +23,18 @@ from tapestry.checkpoints.statements import Contribution, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import UntrustedError
+from tapestry.ledger.heads import origin_of
+from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
 from tapestry.params.layout import FRAGMENT_ELEMENTS
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
-from tests.coordinator.small import Small, forget_stores, found_small, signing_key
+from tests.coordinator.small import (
+    Small,
+    forget_stores,
+    found_small,
+    record_in_ledger,
+    signing_key,
+)
 
 forgotten = pytest.fixture(scope="module", autouse=True)(forget_stores)
 
@@ -398,6 +407,66 @@ def test_the_parent_of_another_federation_does_not_pass(small: Small, tmp_path: 
     shutil.copytree(other.home.checkpoint(1), small.home.checkpoint(1))
     with pytest.raises(UntrustedError, match="is not the parent"):
         replayed(small.home, 2)
+
+
+# The ledger
+
+
+def ledger_answer(folder: Path) -> Answer:
+    *_others, last = Verification(Wanted(folder=folder)).answers()
+    return last
+
+
+def test_a_checkpoint_in_the_ledger_names_who_has_seen_it(small: Small) -> None:
+    folder = small.home.checkpoint(2)
+    assert ledger_answer(folder).verdict == "undecided"
+    record_in_ledger(folder, small.key, {})
+    answer = ledger_answer(folder)
+    assert (answer.verdict, answer.level) == ("undecided", "ledger")
+    assert "no member cosigned the head, 1 must by the policy" in answer.says
+    record_in_ledger(folder, small.key, {"stranger": signing_key("stranger")})
+    assert ledger_answer(folder).verdict == "undecided"
+    record_in_ledger(folder, small.key, {"a": signing_key("a"), "b": signing_key("b")})
+    answer = ledger_answer(folder)
+    assert answer.verdict == "passed"
+    assert answer.says.endswith(" a, b cosigned")
+
+
+def test_what_is_wrong_with_the_ledgers_proof_is_refused(small: Small, tmp_path: Path) -> None:
+    folder = small.home.checkpoint(2)
+    record_in_ledger(folder, signing_key("a"), {"a": signing_key("a")})
+    answer = ledger_answer(folder)
+    assert answer.verdict == "refused"
+    assert "ledger.json: head" in answer.says
+    record_in_ledger(small.home.checkpoint(1), small.key, {"a": signing_key("a")})
+    shutil.copyfile(small.home.checkpoint(1) / PROOF_FILE, folder / PROOF_FILE)
+    assert "proves checkpoint" in ledger_answer(folder).says
+    other = two_rounds(tmp_path / "other", federation="warp")
+    record_in_ledger(other.home.checkpoint(2), other.key, {"a": signing_key("a")})
+    shutil.copyfile(other.home.checkpoint(2) / PROOF_FILE, folder / PROOF_FILE)
+    assert ledger_answer(folder).verdict == "refused"
+
+
+def test_no_bit_of_the_ledgers_proof_can_change(small: Small) -> None:
+    folder = small.home.checkpoint(2)
+    record_in_ledger(folder, small.key, {"a": signing_key("a")})
+    checkpoint = verify_checkpoint(folder)
+    path = folder / PROOF_FILE
+    data = path.read_bytes()
+    assert ledger_answer(folder).verdict == "passed"
+    for bit in range(0, 8 * len(data) - 8, 13):  # the last byte is a new line
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(UntrustedError, match=r"ledger\.json"):
+            verify_ledger_proof(
+                bytes(changed),
+                manifest_digest=checkpoint.manifest_digest,
+                round_number=2,
+                coordinator_key=checkpoint.lineage.coordinator_key,
+                origin=origin_of("loom", checkpoint.genesis_digest),
+                witnesses=checkpoint.lineage.keys,
+                quorum=1,
+            )
 
 
 # Samples
