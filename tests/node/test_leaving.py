@@ -309,6 +309,7 @@ def test_the_end_of_a_long_lineage_is_read_without_the_rest(tmp_path: Path) -> N
 # Island mode
 
 
+@pytest.mark.slow
 def test_an_island_round_that_takes_too_much_memory_begins_anew_with_fewer_sequences(
     home: NodeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
