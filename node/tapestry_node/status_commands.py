@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapestry.cli.bars import restore
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 from tapestry_node.options import AsJson, Folder
@@ -61,10 +62,14 @@ def _watch(observer: "Observer") -> None:
 
     from tapestry_node.screen import screen  # noqa: PLC0415
 
+    live = Live(screen(observer.look(now=_clock())), auto_refresh=False)
     try:
-        with Live(screen(observer.look(now=_clock())), auto_refresh=False) as live:
-            while True:
-                time.sleep(_EVERY_SECONDS)
-                live.update(screen(observer.look(now=_clock())), refresh=True)
+        live.start(refresh=True)
+        while True:
+            time.sleep(_EVERY_SECONDS)
+            live.update(screen(observer.look(now=_clock())), refresh=True)
     except KeyboardInterrupt:
         return
+    finally:  # also if Ctrl-C came while it was drawn for the first time
+        live.stop()
+        restore()
