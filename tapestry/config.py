@@ -62,7 +62,9 @@ def _keys_beside(model: type[BaseModel], loc: list[str]) -> list[str]:
 
 
 def _inline(value: object) -> str:
-    """Return a value as TOML on one line."""
+    """Return a value as TOML on one line; of a table inside a value, what is not the default."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Mapping):
         inner = ", ".join(f"{json.dumps(name)} = {_inline(one)}" for name, one in value.items())
         return f"{{ {inner} }}" if inner else "{}"

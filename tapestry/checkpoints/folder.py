@@ -3,12 +3,15 @@
 ```
 model.safetensors config.json tokenizer.json ...   what transformers loads
 README.md                                          the model card
+bom.cdx.json                                       the bill of materials, CycloneDX
+model.sig                                          signed: OpenSSF's form, for its tools
 tapestry/manifest.json                             signed: what the checkpoint is
 tapestry/policy.json                               what the federation had agreed upon
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
 tapestry/ancestry.jsonl                            manifests of the federation it goes on from
-tapestry/card.json                                 signed: README.md and the results
+tapestry/card.json                                 signed: README.md and what else is renewed
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
+tapestry/model-signing.pub                         the key of model.sig, bound by the card
 ```
 """
 
