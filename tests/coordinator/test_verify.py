@@ -24,9 +24,10 @@ STATEMENTS = {
     CARD_FILE: "card",
 }
 FILES = [
-    "README.md", "config.json", "model.safetensors", "tapestry/card.json",
-    "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/policy.json",
-    "tapestry/results.json", "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "bom.cdx.json", "config.json", "model.safetensors", "model.sig",
+    "tapestry/card.json", "tapestry/lineage.jsonl", "tapestry/manifest.json",
+    "tapestry/model-signing.pub", "tapestry/policy.json", "tapestry/results.json",
+    "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 
 
