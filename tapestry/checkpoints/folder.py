@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
-from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.identity.envelopes import MAX_ENVELOPE_BYTES, Envelope, from_json, to_json
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
 STATEMENTS = "tapestry"
@@ -57,7 +57,8 @@ def read_envelope(path: Path, *, what: str) -> Envelope:
         UntrustedError: The file is missing or not an envelope.
     """
     try:
-        return from_json(path.read_bytes(), what=what)
+        with path.open("rb") as file:
+            return from_json(file.read(MAX_ENVELOPE_BYTES + 1), what=what)
     except OSError as error:
         raise UntrustedError(
             f"{what}: {path} cannot be read: {error.strerror}; a published checkpoint is a folder "
