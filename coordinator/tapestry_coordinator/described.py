@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tapestry.checkpoints.folder import POLICY_JSON
 from tapestry.checkpoints.manifest import Lineage, Manifest
-from tapestry.checkpoints.policy import FederationPolicy, PublicationPolicy
+from tapestry.checkpoints.policy import PublicationPolicy, published_policy
 from tapestry.checkpoints.statements import payload_digest
-from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.no_harm import Dissent, dissents
 from tapestry_coordinator.registry import StoredEvaluation
@@ -114,7 +111,7 @@ def describe(
     """
     manifest = Manifest.parsed(lineage[-1].payload, what="manifest")
     history = [e for e in evaluations if e.round <= manifest.round]
-    policy = _policy(folder)
+    policy = published_policy(folder / POLICY_JSON)
     limit = policy.no_harm.max_worse
     return Description(
         genesis=Lineage(lineage[0]),
@@ -128,20 +125,6 @@ def describe(
         config=_config(folder),
         tokens=_tokens(lineage),
     )
-
-
-def _policy(folder: Path) -> FederationPolicy:
-    """Return the policy that made the checkpoint; genesis has none, which says nothing."""
-    path = folder / POLICY_JSON
-    if not path.is_file():
-        return FederationPolicy()
-    try:
-        return FederationPolicy.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UntrustedError(
-            f"{path}: damaged on this disk ({error.errors()[0]['msg']}); restore the checkpoint "
-            "from a copy or a backup"
-        ) from error
 
 
 def _config(folder: Path) -> dict[str, Any]:

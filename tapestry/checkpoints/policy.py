@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from tapestry.aggregation.outer import OptimizerName, OuterOptimizer, default_learning_rate
 from tapestry.aggregation.rules import MergeName, Rule, RuleName, known_rule
 from tapestry.config import Settings, commented_toml, load_settings
 from tapestry.data.categories import Category
-from tapestry.errors import ConfigError
+from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.envelopes import canonical_json
 from tapestry.params.downlink import DownlinkName
 from tapestry.storage.atomic import write_atomic
@@ -298,6 +298,27 @@ def load_policy(path: Path) -> FederationPolicy:
         ConfigError: As `load_settings`.
     """
     return load_settings(path, FederationPolicy)
+
+
+def published_policy(path: Path) -> FederationPolicy:
+    """Read the policy in a published folder; without the file, as at genesis, the defaults.
+
+    Raises:
+        UntrustedError: It cannot be read, or is none that this version knows.
+    """
+    try:
+        return FederationPolicy.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return FederationPolicy()
+    except OSError as error:
+        raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:80] for part in first["loc"])
+        raise UntrustedError(
+            f"{path}: not a policy that this version reads: {where} {first['msg'][:200]}; restore "
+            "the checkpoint from a copy, or use the version that made it"
+        ) from error
 
 
 def save_policy(path: Path, policy: FederationPolicy) -> None:

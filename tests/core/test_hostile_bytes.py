@@ -1,5 +1,7 @@
 """Readers of what comes from outside, given valid things made wrong: typed refusals or nothing."""
 
+import base64
+import hashlib
 import json
 import os
 import tracemalloc
@@ -19,7 +21,7 @@ from tapestry.checkpoints.exports import Export
 from tapestry.checkpoints.folder import read_envelope, read_lineage
 from tapestry.checkpoints.manifest import Card, Manifest, verify_lineage
 from tapestry.checkpoints.outer_state import OuterStateFile
-from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.policy import FederationPolicy, published_policy
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, Statement
 from tapestry.checkpoints.vector_file import VectorWriter, open_vector_file
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
@@ -69,6 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Statements: what a signer may sign, and what may come instead
 
 
+@pytest.fixture(scope="module")
 def statements(federation: Federation) -> list[tuple[type[Statement], dict[str, Any]]]:
     """Every kind of statement, as this federation's members and coordinator have made them."""
     stored = federation.closed.contributions[0]
@@ -98,12 +101,12 @@ def statements(federation: Federation) -> list[tuple[type[Statement], dict[str, 
     return [(kind, json.loads(envelope.payload)) for kind, envelope in pairs]
 
 
-@settings(bounded, max_examples=250)
+@settings(bounded, max_examples=150)
 @given(data=st.data())
 def test_a_signed_statement_of_any_content_is_opened_or_refused(
-    federation: Federation, data: st.DataObject
+    statements: list[tuple[type[Statement], dict[str, Any]]], data: st.DataObject
 ) -> None:
-    kind, valid = data.draw(st.sampled_from(statements(federation)))
+    kind, valid = data.draw(st.sampled_from(statements))
     envelope = sign(kind.payload_type, text_of(data.draw(changed(valid))), KEY)
     found: list[Statement] = []
     answered(lambda: found.append(kind.opened(envelope, public_key=PUBLIC, what="statement")))
@@ -252,6 +255,15 @@ def test_a_policy_of_any_text_is_loaded_or_refused(place: Path, data: st.DataObj
 
 @bounded
 @given(data=st.data())
+def test_a_published_policy_of_any_text_is_read_or_refused(
+    place: Path, data: st.DataObject
+) -> None:
+    place.write_bytes(data.draw(damaged_json(POLICY)))
+    answered(lambda: published_policy(place))
+
+
+@bounded
+@given(data=st.data())
 def test_a_description_of_a_corpus_of_any_text_is_loaded_or_refused(
     place: Path, data: st.DataObject
 ) -> None:
@@ -262,9 +274,6 @@ def test_a_description_of_a_corpus_of_any_text_is_loaded_or_refused(
 @bounded
 @given(data=st.data())
 def test_an_invitation_of_any_text_is_read_or_refused(data: st.DataObject) -> None:
-    import base64  # noqa: PLC0415
-    import hashlib  # noqa: PLC0415
-
     table = {
         "address": "localhost:7443",
         "expires_at": 1_750_000_000,
