@@ -22,6 +22,8 @@ BILL_FILE = "bom.cdx.json"
 
 _SPECIFICATION = "1.6"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{_SPECIFICATION}.schema.json"
+_SOURCE = "source"
+"""Of a manifest's software: no package, but the digest of our own code."""
 _LIMITATION = (
     "A base model, not an assistant: it continues text, may repeat what its training text says, "
     "and was not tuned for safety."
@@ -46,6 +48,7 @@ def bill_of_materials(about: Description) -> bytes:
                 "components": [
                     {"type": "application", "name": name, "version": version}
                     for name, version in sorted(manifest.software.items())
+                    if name != _SOURCE
                 ]
             },
             "supplier": {"name": about.federation},
@@ -57,6 +60,7 @@ def bill_of_materials(about: Description) -> bytes:
                     "round": str(manifest.round),
                     "vector-root": manifest.vector_root,
                     "coordinator-key": about.genesis.origin.coordinator_key,
+                    "source": manifest.software.get(_SOURCE, ""),
                 }
             ),
         },

@@ -33,6 +33,9 @@ _HUB_NAMES = {
     "ODbL-1.0": "odbl",
     "PDDL-1.0": "pddl",
 }
+_MOST_ADDED_UP = 8
+_added_up: dict[str, Mapping[str, int]] = {}
+"""Tokens by member up to a manifest, by its digest: of the newest, from which the next goes on."""
 _BLANK = re.compile(r"\s+")
 
 
@@ -136,11 +139,21 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _tokens(lineage: Sequence[Envelope]) -> dict[str, int]:
-    """Add up what moved the model; the manifests were verified, and are many."""
+    """Add up what moved the model; the manifests were verified, and may be many."""
+    since: list[tuple[str, Envelope]] = []
     tokens: Counter[str] = Counter()
-    for envelope in lineage:
-        made = json.loads(envelope.payload).get("made") or {}
-        for part in made.get("participation", ()):
-            if part["weight"] > 0:
-                tokens[part["member_id"]] += part["tokens"]
+    for envelope in reversed(lineage):
+        digest = payload_digest(envelope)
+        if digest in _added_up:
+            tokens.update(_added_up[digest])
+            break
+        since.append((digest, envelope))
+    for digest, envelope in reversed(since):
+        made = Manifest.parsed(envelope.payload, what="manifest").made
+        for part in () if made is None else made.participation:
+            if part.weight > 0:
+                tokens[part.member_id] += part.tokens
+        _added_up[digest] = dict(tokens)
+        for oldest in list(_added_up)[:-_MOST_ADDED_UP]:
+            del _added_up[oldest]
     return dict(sorted(tokens.items()))

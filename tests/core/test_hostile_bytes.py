@@ -133,9 +133,11 @@ def test_a_genesis_of_any_content_founds_nothing(
 ) -> None:
     """A folder from anywhere names its own key, so whoever made it has signed it well."""
     genesis = read_envelope(federation.genesis / "tapestry/manifest.json", what="genesis")
-    valid = json.loads(genesis.payload)
-    valid["origin"]["coordinator_key"] = PUBLIC.hex()
-    payload = text_of(data.draw(changed(valid)))
+    manifest = Manifest.parsed(genesis.payload, what="genesis")
+    assert manifest.origin is not None
+    origin = manifest.origin.model_copy(update={"coordinator_key": PUBLIC.hex()})
+    valid = manifest.model_copy(update={"origin": origin}).payload()
+    payload = text_of(data.draw(changed(json.loads(valid))))
     envelope = sign(genesis.payload_type, payload, KEY)
     answered(lambda: verify_lineage([envelope]))
     answered(lambda: verify_ancestry([envelope]))
