@@ -412,6 +412,7 @@ def test_declarations_survive_the_policys_file(tmp_path: Path) -> None:
         ('texts = [{ name = "x", category = "secret" }]', "publication.texts.0.category"),
         ('texts = [{ name = "x", language = "Old French" }]', "publication.texts.0.language"),
         ('license = "MIT"', "publication.license: unknown key; did you mean licence"),
+        ('texts = [{ name = "x", licenc = "y" }]', "texts.0.licenc: unknown key.*mean licence"),
     ],
 )
 def test_a_declaration_that_tools_could_not_read_is_refused(
