@@ -301,7 +301,7 @@ class Daemon:
             )
         try:
             self._settings.policy.require(plan)
-            self._witness.require_witnesses(plan.witnesses)
+            self._require_witnesses(plan)
             self._answer(plan, envelope, manifest, listener)
         except UnavailableError:
             raise
@@ -310,6 +310,18 @@ class Daemon:
             self._refused.add((plan.round, plan.attempt))
             with contextlib.suppress(RejectedError):
                 self._client.decline(round_number=plan.round, reason=str(error))
+
+    def _require_witnesses(self, plan: RoundPlan) -> None:
+        """Wait, and show it, until as many members have seen the base as the plan asks for.
+
+        Raises:
+            UnavailableError: Not yet.
+        """
+        try:
+            self._witness.require_witnesses(plan.witnesses)
+        except UnavailableError as error:
+            self._write_progress(str(error))
+            raise
 
     def _has_answered(self, plan: RoundPlan) -> bool:
         """Whether the plan's round has all it takes from this node, perhaps a late contribution."""
