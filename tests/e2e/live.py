@@ -64,6 +64,7 @@ class Live:
         steps: int = 3,
         quorum: int = 2,
         model: Path | None = None,
+        trainable: str = "all",
         **changes: Any,
     ) -> None:
         """Found the federation; `changes` go into the table `[rounds]`."""
@@ -72,6 +73,7 @@ class Live:
             "coordinator", "init", str(self.home.folder), "--name", "loom",
             "--address", f"localhost:{self.port}", "--rounds", str(rounds),
             "--inner-steps", str(steps), "--quorum", str(quorum), *made_of,
+            "--trainable", trainable,
             "--pool", str(write_text(self.folder / "pool", "isl")),
         )  # fmt: skip
         settings = self.home.load_settings()
