@@ -4,8 +4,10 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
 import sys
+from functools import cache
 from pathlib import Path
 
+import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 def main(source: Path, target: Path) -> None:
     """Write model and tokenizer of the GGUF file `source` into the folder `target`."""
     torch.set_num_threads(1)
+    for slow in ("GGUFReader", "get_tensor_name_map"):  # asked anew for every part, seconds each
+        setattr(gguf, slow, cache(getattr(gguf, slow)))
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,

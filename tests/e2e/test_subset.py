@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tapestry.checkpoints.folder import CARD_FILE, read_envelope
+from tapestry.checkpoints.manifest import Card
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
+from tapestry_node.home import NodeHome
 from tests.e2e.live import Live
 from tests.pretrained import smollm2
 
@@ -22,8 +25,20 @@ DOCS = Path(__file__).parents[2] / "docs"
 def measured(live: Live, number: int) -> VerifiedCheckpoint:
     """Wait until both members have measured a checkpoint; return it, verified."""
     folder = live.home.checkpoint(number)
-    live.wait(lambda: len(verify_checkpoint(folder).card.evaluations) == 2)
+
+    def is_measured() -> bool:
+        envelope = read_envelope(folder / CARD_FILE, what="card")
+        return len(Card.parsed(envelope.payload, what="card").evaluations) == 2
+
+    live.wait(is_measured)
     return verify_checkpoint(folder)
+
+
+def use_one_thread(home: NodeHome) -> None:
+    """Let a node's trainer share the cores with another's."""
+    settings = home.load_settings()
+    node = settings.node.model_copy(update={"threads": 1})
+    home.save_settings(settings.model_copy(update={"node": node}))
 
 
 def changed(live: Live, number: int) -> set[str]:
@@ -47,7 +62,9 @@ def test_two_members_train_the_last_layers_over_two_rounds(live: Live) -> None:
     checkpoint, verified = live.home.checkpoint(2), measured(live, 2)
     moved = changed(live, 2)
     assert len(moved) == 2 * 11 + 1
-    assert all(name.startswith(("model.layers.2.", "model.layers.3.", "model.no")) for name in moved)
+    assert all(
+        name.startswith(("model.layers.2.", "model.layers.3.", "model.no")) for name in moved
+    )
     shown = live.call("checkpoint", "show", str(checkpoint))
     whole = sum(tensor.numel() for tensor in load_file(checkpoint / MODEL_FILE).values())
     elements = verified.manifest.elements
@@ -79,15 +96,15 @@ def test_a_pretrained_model_goes_on_in_two_institutions(live: Live) -> None:
     live.found(rounds=1, steps=4, model=base, trainable="model.layers.29.*,model.norm.weight")
     live.serve()
     for number, member in enumerate(MEMBERS):
-        live.join(member, "fra")
+        use_one_thread(NodeHome(live.join(member, "fra")))
         files = sorted(DOCS.glob("*.md"))[number::2]
         text = "\n\n".join(path.read_text(encoding="utf-8") for path in files)
         path = live.folder / f"{member}-text" / "text.txt"
-        path.write_text(text[:60_000], encoding="utf-8")
+        path.write_text(text[:20_000], encoding="utf-8")
     for member in MEMBERS:
         live.run_node(member)
     for member in MEMBERS:
-        live.wait_done(member)
+        live.wait(lambda member=member: live.processes.is_done(member), seconds=600.0)
     begun, ended = (measured(live, number).card.evaluations for number in (0, 1))
     for before, after in zip(begun, ended, strict=True):
         assert before.bits_per_byte < 2.5, "it knows English; a new model has 8 bits a byte"
