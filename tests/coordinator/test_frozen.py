@@ -1,61 +1,31 @@
 """A federation that trains a part of its model: the rest is the same in every checkpoint."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tapestry.checkpoints.folder import file_entry, write_statements
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import UnavailableError, UntrustedError
-from tapestry.objectives.causal_lm import CausalLM
-from tapestry.objectives.objective import Created
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.continuing import open_origin
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
-from tests.coordinator.small import FOUNDED_AT, Small, settings_for
-
-
-class TwoParts(torch.nn.Module):
-    """Two numbers to train, and three that stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = torch.nn.Parameter(torch.ones(2))
-        self.still = torch.nn.Parameter(torch.tensor([7.0, 8.0, 9.0]))
-
-
-@dataclass(frozen=True)
-class TwoPartsObjective(CausalLM):
-    """A language model in everything but the model."""
-
-    def create(self, settings: Mapping[str, Any], *, seed: int) -> Created:  # noqa: ARG002
-        return Created(module=TwoParts(), files={"config.json": b"{}\n"}, settings={})
+from tests.coordinator.small import (
+    FOUNDED_AT,
+    Small,
+    TwoPartsObjective,
+    found_in_part,
+    settings_for,
+)
 
 
 @pytest.fixture(params=["float32", "delta-int8"])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Small:
-    founding = Founding(
-        federation="loom",
-        objective=TwoPartsObjective(),
-        create={},
-        pool=[],
-        seed=1,
-        trainable=("num*",),
-        policy=FederationPolicy(
-            aggregation=AggregationPolicy(codec="float32", downlink=request.param)
-        ),
-    )
-    found(tmp_path / "fed", founding, settings_for, now=FOUNDED_AT)
-    return Small(CoordinatorHome(tmp_path / "fed"))
+    return found_in_part(tmp_path / "fed", downlink=request.param)
 
 
 def change_frozen(path: Path) -> None:

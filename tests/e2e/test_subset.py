@@ -12,6 +12,8 @@ from tapestry.checkpoints.folder import CARD_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
+from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.home import CoordinatorHome
 from tapestry_node.home import NodeHome
 from tests.e2e.live import Live
 from tests.pretrained import smollm2
@@ -39,6 +41,13 @@ def use_one_thread(home: NodeHome) -> None:
     settings = home.load_settings()
     node = settings.node.model_copy(update={"threads": 1})
     home.save_settings(settings.model_copy(update={"node": node}))
+
+
+def learn_fast(home: CoordinatorHome) -> None:
+    """Let four steps show."""
+    settings = home.load_settings()
+    inner = settings.inner.model_copy(update={"learning_rate": 5e-4, "warmup_steps": 0})
+    settings_module.save(home.folder, settings.model_copy(update={"inner": inner}))
 
 
 def changed(live: Live, number: int) -> set[str]:
@@ -94,6 +103,7 @@ def test_two_members_train_the_last_layers_over_two_rounds(live: Live) -> None:
 def test_a_pretrained_model_goes_on_in_two_institutions(live: Live) -> None:
     base = smollm2()
     live.found(rounds=1, steps=4, model=base, trainable="model.layers.29.*,model.norm.weight")
+    learn_fast(live.home)
     live.serve()
     for number, member in enumerate(MEMBERS):
         use_one_thread(NodeHome(live.join(member, "fra")))

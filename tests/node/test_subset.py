@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -10,11 +11,13 @@ from safetensors import safe_open
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.objectives.objective import objective_named
+from tapestry.params.modules import from_model
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
 from tapestry_node.trainer import Trainer
+from tapestry_node.trainer_process import TrainerProcess
 from tests.conftest import FOUNDED_AT, settings_for
 
 TOKENS = 16
@@ -112,3 +115,31 @@ def test_the_contribution_is_as_long_as_the_part(trainer: Trainer, genesis: Path
     trainer.write(plan(), begun.base, begun.optimizer, losses, target)
     opened = open_vector_file(genesis / MODEL_FILE)
     assert target.stat().st_size == 4 * opened.layout.elements
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_model_train_the_part_as_one_does(
+    trainer: Trainer, genesis: Path, tmp_path: Path, text: Path
+) -> None:
+    begun = trainer.begin(plan(), genesis)
+    losses = trainer.take_steps(begun)
+    expected = begun.base.vector - from_model(trainer.module, trainer.layout)
+    home = NodeHome(tmp_path / "two")
+    home.make_folders()
+    home.identity.folder.mkdir()
+    process = TrainerProcess(home, on_blocked=lambda _call, _to: None)
+    settings = NodeTable(held_out_fraction=0.1, device="cpu", threads=1, processes=2, sharding="on")
+    process.open(settings, "causal-lm", genesis, [text], sequence_tokens=TOKENS)
+    theirs: list[float] = []
+    process.train(
+        plan(),
+        genesis,
+        previous_state=None,
+        on_step=lambda step: theirs.append(step.loss) is None,
+    )
+    target = tmp_path / "fragments"
+    target.touch()
+    process.write(target, on_fragment=lambda _index: None)
+    process.stop()
+    assert theirs == pytest.approx(losses, rel=1e-5)
+    np.testing.assert_allclose(np.fromfile(target, "<f4"), expected, rtol=1e-3, atol=2e-5)
