@@ -158,7 +158,7 @@ def init(
         create={"size": "tiny", **{key: v for key, v in create.items() if v is not None}},
         pool=pool or ([older.pool] if older and older.pool else []),
         seed=seed,
-        trainable=parse_trainable(trainable or ALL),
+        trainable=parse_trainable(ALL if trainable is None else trainable),
         policy=older.policy if older else FederationPolicy(),
         start=older.start() if older else None,
     )
