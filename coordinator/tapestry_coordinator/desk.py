@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tapestry.checkpoints.deciding import require_fit
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
 from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy
@@ -28,10 +29,16 @@ from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.ledgering import (
+    StoredHead,
+    entry_of_contribution,
+    ledger_origin,
+    seal_of,
+)
 from tapestry_coordinator.live import Live
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of
-from tapestry_coordinator.planning import Planner, require_fit
+from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
     ACTIVE,
@@ -40,6 +47,7 @@ from tapestry_coordinator.registry import (
     Attendance,
     Member,
     PolicyVersion,
+    Receiving,
     Registry,
     StoredContribution,
     StoredEvaluation,
@@ -83,6 +91,8 @@ class Announcement:
     candidate: Envelope | None
     is_finished: bool
     notice: str
+    ledger_head: str = ""
+    """A note: the newest head, which covers the manifest."""
 
 
 class Desk:
@@ -116,6 +126,15 @@ class Desk:
         self.calendar = calendar or clock
         self.live = Live(now=clock())
         self.genesis = home.load_genesis()
+        self.origin = ledger_origin(self.genesis)
+        """Name of the federation's ledger."""
+        self._seal = seal_of(
+            key,
+            federation=self.genesis.origin.federation,
+            genesis_digest=self.genesis.genesis_digest,
+        )
+        registry.ledger.have_head(self._seal)
+        self._head = registry.ledger.head() or StoredHead(0, "")
         self._planner = Planner(home, settings, registry, self.genesis, now=clock())
         self._changed = threading.Condition()
         self._is_certain = True
@@ -144,6 +163,8 @@ class Desk:
         """Rounds whose card is older than their evaluations, and since when."""
         for number in range(self._newest + 2):
             self.index_files(number)
+        self._unproved: dict[int, float] = {}
+        """Rounds whose proof in the folder lacks something, and since when."""
         self._candidate = self._recovered_candidate()
 
     def _refresh(self) -> None:
@@ -152,6 +173,7 @@ class Desk:
             return
         lineage = self.registry.lineage()
         self._newest, self._manifest = len(lineage) - 1, lineage[-1]
+        self._head = self.registry.ledger.head() or self._head
         self.state = self._recovered(self._newest + 1)
         self._candidate = self._recovered_candidate()
         self._is_certain = True
@@ -224,6 +246,7 @@ class Desk:
                 candidate=self._candidate if state.phase is Phase.MEASURING else None,
                 is_finished=state.phase is Phase.FINISHED,
                 notice=self._notice(state, member_id),
+                ledger_head=self._head.announced(self.policy.policy.ledger.witnesses),
             )
 
     def wait_until_closed(self, *, timeout_seconds: float) -> bool:
@@ -413,38 +436,52 @@ class Desk:
         return None if stored is None else stored.receipt
 
     def commit(
-        self, member_id: str, contribution: Contribution, envelope: Envelope, *, norm: float
+        self, member: Member, contribution: Contribution, envelope: Envelope, *, norm: float
     ) -> Envelope:
         """Take a durable contribution into the round; return its receipt.
+
+        Args:
+            member: Who has signed it.
+            contribution: What it says.
+            envelope: As it was signed.
+            norm: Of what it decodes to.
 
         Raises:
             RejectedError: No round takes it.
             UnavailableError: The next round takes it.
         """
-        digest = payload_digest(envelope)
+        digest, member_id = payload_digest(envelope), member.member_id
         with self._changed:
             self._refresh()
             self._look_who_left()
             plan, staleness = self._answered(contribution.round, member_id)
             require_fit(contribution, plan.of(member_id))
             now = self.clock()
-            receipt = Receipt(
-                genesis=plan.genesis,
-                round=contribution.round,
-                member_id=member_id,
-                contribution=digest,
-                root=contribution.root,
-                accepted_at=now,
-                used_round=contribution.round + staleness,
-            ).signed(self.key)
-            stored = StoredContribution(
-                round=contribution.round,
-                member_id=member_id,
-                digest=digest,
-                envelope=envelope,
-                receipt=receipt,
-                norm=norm,
-                staleness=staleness,
+
+            def received(index: int) -> StoredContribution:
+                receipt = Receipt(
+                    genesis=plan.genesis,
+                    round=contribution.round,
+                    member_id=member_id,
+                    contribution=digest,
+                    root=contribution.root,
+                    accepted_at=now,
+                    used_round=contribution.round + staleness,
+                    ledger_index=index,
+                ).signed(self.key)
+                return StoredContribution(
+                    round=contribution.round,
+                    member_id=member_id,
+                    digest=digest,
+                    envelope=envelope,
+                    receipt=receipt,
+                    norm=norm,
+                    signing_key=bytes.fromhex(member.signing_key),
+                    staleness=staleness,
+                )
+
+            arriving = Receiving(
+                entry_of_contribution(contribution.round, member_id, digest), received
             )
             arrived = Arrived(
                 member_id=member_id,
@@ -457,13 +494,14 @@ class Desk:
                 seconds=contribution.metrics.get("seconds", 0.0),
                 at_most_seconds=now - self._begun_at(contribution.round),
             )
-            self._apply(arrived, contribution=stored, speed=speed)
+            self._apply(arrived, contribution=arriving, speed=speed)
+            stored = arriving.stored
             count, cohort = len(self.state.arrived), len(self.state.cohort)
         late = f", {staleness} rounds late" if staleness else ""
         _log.info(
             "round %d: %s is in%s (%d of %d)", stored.used_round, member_id, late, count, cohort
         )
-        return receipt
+        return stored.receipt
 
     def _begun_at(self, number: int) -> float:
         """Return when a round was planned first: since then members may have trained for it."""
@@ -486,13 +524,35 @@ class Desk:
             digest = payload_digest(envelope)
             self._apply(Proposed(manifest=digest, holds=holds, until=until))
 
+    def note_cosignature(self, size: int) -> None:
+        """Tell the members when enough have cosigned the newest head; renew a proof some time."""
+        with self._changed:
+            if size == self._head.size:
+                self._head = self.registry.ledger.head() or self._head
+                self._unproved.setdefault(self._newest, self.clock())
+                asked = self.policy.policy.ledger.witnesses
+                if 1 < asked == len(self._head.lines):
+                    self._version += 1
+                    self._changed.notify_all()
+
+    def unproved(self, *, older_than_seconds: float) -> Iterator[int]:
+        """Yield rounds whose proof is due for renewal; each is due until its turn has ended."""
+        limit = self.clock() - older_than_seconds
+        with self._changed:
+            due = [(n, since) for n, since in self._unproved.items() if since <= limit]
+        for number, since in sorted(due):
+            yield number
+            with self._changed:
+                if self._unproved.get(number) == since:
+                    del self._unproved[number]
+
     def _measured_candidate(self, evaluation: StoredEvaluation) -> None:
         """Take what a member says of the candidate as its voice."""
         with self._changed:
             self._refresh()
             if self.state.phase is not Phase.MEASURING or evaluation.round != self.state.number:
                 return
-            plan, _digest = plan_of(self.registry, self.state)
+            plan, _signed = plan_of(self.registry, self.state)
             found = dissents(
                 self.registry.evaluations(since=evaluation.round - 1),
                 round_number=evaluation.round,
@@ -535,12 +595,13 @@ class Desk:
             )
             self._manifest = envelope
             self._newest = number
+            self._unproved[number] = 0.0
 
     def _apply(
         self,
         event: Event,
         *,
-        contribution: StoredContribution | None = None,
+        contribution: Receiving | None = None,
         speed: float = 0.0,
         manifest: tuple[str, Envelope] | None = None,
         attendance: Attendance | None = None,
@@ -565,8 +626,11 @@ class Desk:
             contribution=contribution,
             speed=speed,
             manifest=manifest,
+            seal=None if manifest is None else self._seal,
             attendance=attendance,
         )
+        if manifest is not None:
+            self._head = self.registry.ledger.head() or self._head
         self._is_certain, self._is_enrolled_known = True, False
         if plan is not None:
             failpoints.reach("plan-recorded")

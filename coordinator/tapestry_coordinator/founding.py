@@ -49,6 +49,7 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.ledgering import seal_of
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.publisher import software
 from tapestry_coordinator.registry import Registry
@@ -168,7 +169,9 @@ def _found(
     if blobs is not None:
         Mirror(home, blobs).put_founding(envelope)
     with closing(registry):
-        registry.add_genesis(payload_digest(envelope), envelope)
+        digest = payload_digest(envelope)
+        seal = seal_of(key, federation=founding.federation, genesis_digest=digest)
+        registry.add_genesis(digest, envelope, seal)
         registry.adopt_policy(founding.policy, now=now)
     return envelope
 

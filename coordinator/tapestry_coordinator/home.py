@@ -14,6 +14,7 @@ candidates/          the newest round's, while members measure it
 live.json            what happens now, for the web page; there while `serve` runs (0600)
 page/                the web page's password, secret and results of verifications (0600)
 unsettled.json       the newest round, until its checkpoint is on the disk
+ledger/              the ledger as static files: any web server that has them is a mirror
 .spare/              files of old rounds whose space the next ones use again
 .incoming/           checkpoints on their way here from the store of blobs
 .backup/             files of a backup while it is being made
@@ -39,6 +40,7 @@ from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import Authority, load_authority
 from tapestry.identity.keys import load_signing_key
+from tapestry.ledger.folder import LedgerFolder
 from tapestry.storage.spares import Spares
 from tapestry_coordinator import settings
 from tapestry_coordinator.live import LIVE_FILE
@@ -91,6 +93,11 @@ class CoordinatorHome:
     def published(self) -> Path:
         """Published checkpoints."""
         return self.folder / "published"
+
+    @property
+    def ledger(self) -> LedgerFolder:
+        """The ledger as static files."""
+        return LedgerFolder(self.folder / "ledger")
 
     def checkpoint(self, round_number: int) -> Path:
         """The published checkpoint of a round."""

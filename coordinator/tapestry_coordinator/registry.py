@@ -26,12 +26,20 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.ledger.entries import PLAN, Entry
 from tapestry_coordinator import failpoints, rounds
 from tapestry_coordinator.database import (
     at_every_turn,
     open_database,
     require_sound,
     transaction,
+)
+from tapestry_coordinator.ledgering import (
+    Ledger,
+    Seal,
+    entry_of_checkpoint,
+    entry_of_exclusion,
+    entry_of_member,
 )
 from tapestry_coordinator.tables import (
     contributions,
@@ -47,7 +55,7 @@ from tapestry_coordinator.tables import (
 )
 
 ACTIVE = "active"
-_MOST_EXCLUSIONS = 20
+MOST_EXCLUSIONS = 20
 """On record of one member in one round."""
 REVOKED = "revoked"
 LEFT = "left"
@@ -55,7 +63,8 @@ LEFT = "left"
 CONTRIBUTOR = "contributor"
 OBSERVER = "observer"
 OPERATOR = "operator"
-ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR)
+AUDITOR = "auditor"
+ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR, AUDITOR)
 """What a member may do: train, only watch and measure, or also run the federation."""
 
 
@@ -96,6 +105,8 @@ class StoredContribution:
     envelope: Envelope
     receipt: Envelope
     norm: float
+    signing_key: bytes
+    """Raw Ed25519 public key of the member when it committed."""
     staleness: int = 0
     """By how many rounds it was late."""
 
@@ -119,6 +130,32 @@ class Attendance:
     """Members that contributed or declined."""
     opened_at: float
     """Who has joined later cannot have missed it."""
+
+
+class Receiving:
+    """A contribution that is about to be recorded: its receipt names its place in the ledger."""
+
+    def __init__(self, entry: Entry, made: Callable[[int], StoredContribution]) -> None:
+        """Have `made` called with the number of the entry once that is known."""
+        self.entry = entry
+        self._made = made
+        self._stored: StoredContribution | None = None
+
+    def receive(self, index: int) -> StoredContribution:
+        """Return what is stored, its receipt signed."""
+        self._stored = self._made(index)
+        return self._stored
+
+    @property
+    def stored(self) -> StoredContribution:
+        """What was recorded.
+
+        Raises:
+            UnavailableError: Nothing was.
+        """
+        if self._stored is None:
+            raise UnavailableError("the round did not take the contribution: send it again")
+        return self._stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +212,8 @@ class Registry:
             ConfigError: It cannot be opened.
         """
         self._engine = open_database(url)
+        self.ledger = Ledger(self.begin)
+        """Of everything that was recorded."""
 
     def fence(self, check: Callable[[Connection], None]) -> None:
         """Let `check` refuse a transaction of ours by raising, before it has done anything."""
@@ -252,7 +291,7 @@ class Registry:
         Raises:
             RejectedError: No such invitation, for another member, expired, or used.
         """
-        with transaction(self._engine) as connection:
+        with self.ledger.recording() as connection:
             role = self._use_invitation(connection, token_digest, member_id, now)
             row = {
                 "role": role,
@@ -269,6 +308,7 @@ class Registry:
             )
             if known.rowcount == 0:
                 connection.execute(insert(members).values(member_id=member_id, **row))
+            self.ledger.append(connection, entry_of_member(member_id, signing_key))
 
     def require_invitation(self, token_digest: bytes, *, member_id: str, now: float) -> None:
         """Refuse a token that `enrol` would refuse, without using it.
@@ -415,12 +455,15 @@ class Registry:
         *,
         now: float,
         plan: tuple[int, str, Envelope] | None = None,
-        contribution: StoredContribution | None = None,
+        contribution: Receiving | None = None,
         speed: float = 0.0,
         manifest: tuple[str, Envelope] | None = None,
+        seal: Seal | None = None,
         attendance: Attendance | None = None,
     ) -> None:
         """Store an event of round `number` with whatever belongs to it, in one transaction.
+
+        The ledger gets an entry of each plan, contribution and manifest.
 
         Args:
             number: The round.
@@ -430,10 +473,11 @@ class Registry:
             contribution: What arrived.
             speed: Tokens per second of its inner steps; 0 if unknown.
             manifest: Digest and envelope of what was published.
+            seal: Signs the head that covers it.
             attendance: Of the round that was published.
         """
         kind, body = rounds.event_to_json(event_)
-        with transaction(self._engine) as connection:
+        with self.ledger.recording() as connection:
             connection.execute(insert(events).values(round=number, at=now, kind=kind, body=body))
             if plan is not None:
                 attempt, digest, envelope = plan
@@ -445,25 +489,35 @@ class Registry:
                         envelope=to_json(envelope).decode(),
                     )
                 )
+                entry = Entry(kind=PLAN, round=number, payload_digest=digest)
+                self.ledger.append(connection, entry)
             if contribution is not None:
-                connection.execute(insert(contributions).values(_contribution_row(contribution)))
+                index = self.ledger.append(connection, contribution.entry)
+                stored = contribution.receive(index)
+                connection.execute(insert(contributions).values(_contribution_row(stored)))
                 if speed > 0:
-                    _note_speed(connection, contribution.member_id, speed)
+                    _note_speed(connection, stored.member_id, speed)
             if manifest is not None:
                 _insert_manifest(connection, number, *manifest)
+                self.ledger.append(connection, entry_of_checkpoint(number, manifest[0]))
+            if seal is not None:
+                self.ledger.seal(connection, seal)
             if attendance is not None:
                 _note_attendance(connection, attendance)
             failpoints.reach("event-uncommitted")
 
-    def add_genesis(self, digest: str, envelope: Envelope) -> None:
-        """Store the manifest of round 0.
+    def add_genesis(self, digest: str, envelope: Envelope, seal: Seal | None = None) -> None:
+        """Store the manifest of round 0, the ledger's first entry, under a head that `seal` signs.
 
         Raises:
             ConfigError: There is one already.
         """
         try:
-            with transaction(self._engine) as connection:
+            with self.ledger.recording() as connection:
                 _insert_manifest(connection, 0, digest, envelope)
+                self.ledger.append(connection, entry_of_checkpoint(0, digest))
+                if seal is not None:
+                    self.ledger.seal(connection, seal)
         except IntegrityError as error:
             raise ConfigError("this federation has a genesis already") from error
 
@@ -517,14 +571,16 @@ class Registry:
         """
         key = (exclusions.c.round == number) & (exclusions.c.member_id == member_id)
         query = select(exclusions.c.kind, exclusions.c.reason).where(key)
-        with transaction(self._engine) as connection:
+        with self.ledger.recording() as connection:
             known = {(row.kind, row.reason) for row in connection.execute(query)}
-            if len(known) < _MOST_EXCLUSIONS and (kind, reason) not in known:
+            if len(known) < MOST_EXCLUSIONS and (kind, reason) not in known:
                 connection.execute(
                     insert(exclusions).values(
                         round=number, member_id=member_id, kind=kind, reason=reason, at=now
                     )
                 )
+                entry = entry_of_exclusion(number, member_id, kind=kind, reason=reason)
+                self.ledger.append(connection, entry)
 
     def exclusions(self, member_id: str | None = None, *, last: int = 1000) -> list[Exclusion]:
         """Return what was left out, of one member or of all, newest first."""
@@ -746,6 +802,7 @@ def _stored_contribution(row: Row[Any]) -> StoredContribution:
         envelope=from_json(row.envelope.encode(), what="contribution"),
         receipt=from_json(row.receipt.encode(), what="receipt"),
         norm=row.norm,
+        signing_key=bytes.fromhex(row.signing_key),
         staleness=row.used_round - row.round,
     )
 
@@ -758,5 +815,6 @@ def _contribution_row(stored: StoredContribution) -> dict[str, Any]:
         "envelope": to_json(stored.envelope).decode(),
         "receipt": to_json(stored.receipt).decode(),
         "norm": stored.norm,
+        "signing_key": stored.signing_key.hex(),
         "used_round": stored.used_round,
     }

@@ -24,10 +24,13 @@ from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
+from tapestry.wire.archives import add_archive_service
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
+from tapestry.wire.ledger import add_ledger_service
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.archiving import readable_files
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
@@ -36,6 +39,7 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.leases import Lease
+from tapestry_coordinator.ledger_files import make_up_ledger_files, write_ledger_files
 from tapestry_coordinator.live import LiveFile
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
@@ -49,6 +53,7 @@ from tapestry_coordinator.service import (
     operator_of,
 )
 from tapestry_coordinator.settling import Settling
+from tapestry_coordinator.showing import ledger_for
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
@@ -118,6 +123,7 @@ class CoordinatorServer:
         self.desk = Desk(
             home, self.settings, self._registry, self._key, clock=steady, calendar=clock
         )
+        make_up_ledger_files(home, self._registry, self.desk.genesis)
         self._places = Places()
         self._crowd = Crowd()
         self._stopping = threading.Event()
@@ -234,7 +240,9 @@ class CoordinatorServer:
             self.desk, self._store, self._layout
         )
         add_transfer_service(transfer, transfer, members)
+        add_archive_service(lambda context, n: readable_files(self.desk, context, n), members)
         add_admin_service(lambda context: operator_of(context, self.desk), members)
+        add_ledger_service(lambda context: ledger_for(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         servicer = health.HealthServicer()
         servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -262,6 +270,7 @@ class CoordinatorServer:
                 if self.desk.wait_until_closed(timeout_seconds=_TICK_SECONDS):
                     self._aggregate()
                 self._renew_cards()
+                self._prove(older_than_seconds=_CARD_SECONDS)
             except (TapestryError, OSError) as error:
                 self._rest_after(error)
             except Exception:  # noqa: BLE001 - logged whole; the federation goes on
@@ -284,6 +293,7 @@ class CoordinatorServer:
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
+        self._prove(older_than_seconds=0.0)
         self._settle(state.number)
         self._pass_time(look=False)  # the next round need not wait for a tick
 
@@ -322,10 +332,9 @@ class CoordinatorServer:
                 raise
 
     def _prune(self, number: int) -> None:
-        keep = self.settings.keep
-        if keep.contribution_rounds:
-            late = self.desk.policy.policy.lateness.max_staleness
-            self._store.prune(before=number - keep.contribution_rounds - late + 1)
+        keep, policy = self.settings.keep, self.desk.policy.policy
+        first = policy.archive.first_round(number)
+        self._store.prune(before=first - policy.lateness.max_staleness)
         if keep.checkpoints:
             past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
             past = [folder for folder in past if folder.is_dir()]
@@ -333,12 +342,22 @@ class CoordinatorServer:
             for folder in past:
                 with giving_up(folder):
                     failpoints.reach("checkpoint-retired")
-        self.home.spare_states.retire([self.home.outer_state(number - 2)])
+        oldest_state = self.home.outer_state(min(first, number) - 1)
+        states = sorted(oldest_state.parent.glob("round-*.f32"))
+        past_states = [path for path in states if path.name < oldest_state.name]
+        self.home.spare_states.retire(past_states[-1:])
+        for path in past_states[:-1]:
+            path.unlink()
         if self._mirror is not None:
             self._mirror.prune(
                 checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
-                states_before=number - 1,
+                states_before=min(first, number) - 1,
             )
+
+    def _prove(self, *, older_than_seconds: float) -> None:
+        """Write proofs into checkpoints that were published or cosigned since, and the mirror."""
+        for number in self.desk.unproved(older_than_seconds=older_than_seconds):
+            write_ledger_files(self.home, self._registry, self.desk.genesis, number)
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""

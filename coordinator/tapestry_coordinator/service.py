@@ -15,6 +15,7 @@ import grpc
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tapestry.checkpoints.deciding import require_floor
 from tapestry.checkpoints.folder import CARD_FILE, read_envelope
 from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import RejectedError, UntrustedError
@@ -25,6 +26,7 @@ from tapestry.identity.certificates import (
 )
 from tapestry.identity.envelopes import pre_authentication_encoding
 from tapestry.identity.invitations import TOKEN_BYTES, token_digest
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry.params.fragments import DIGEST_BYTES, pack_missing, split_digests
 from tapestry.params.layout import ParameterLayout
 from tapestry.v1 import (
@@ -43,7 +45,7 @@ from tapestry_coordinator import failpoints
 from tapestry_coordinator.arrivals import rejoined
 from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
-from tapestry_coordinator.exclusions import recording_refusals, require_floor
+from tapestry_coordinator.exclusions import recording_refusals
 from tapestry_coordinator.leaving import end_membership
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.registry import (
@@ -361,8 +363,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             if not folder.is_dir():
                 raise RejectedError(f"checkpoint {number} is not kept any more")
             card = read_envelope(folder / CARD_FILE, what="card")
+            proof = folder / PROOF_FILE
+            proved = proof.read_bytes() if proof.is_file() else b""
         return transfer_pb2.DescribeResponse(
-            manifest=envelope_message(manifest), card=envelope_message(card)
+            manifest=envelope_message(manifest), card=envelope_message(card), ledger_proof=proved
         )
 
     def Lineage(
@@ -470,7 +474,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                         raise RejectedError("the signed root is not that of the fragments received")
                     self._store.secure(number, member.member_id, root=root.hex())
                     failpoints.reach("contribution-durable")
-                    receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
+                    receipt = self._desk.commit(member, contribution, envelope, norm=norm)
                     failpoints.reach("receipt-recorded")
             self._windows.close(member.member_id)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))
@@ -496,6 +500,7 @@ def _told_message(told: Announcement) -> rounds_pb2.WatchPlansResponse:
         candidate=None if told.candidate is None else envelope_message(told.candidate),
         is_finished=told.is_finished,
         notice=told.notice,
+        ledger_head=told.ledger_head,
     )
 
 

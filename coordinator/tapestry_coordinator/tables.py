@@ -87,6 +87,7 @@ contributions = Table(
     Column("receipt", Text, nullable=False),
     Column("norm", Float(53), nullable=False),
     Column("used_round", _Id, nullable=False),
+    Column("signing_key", String(64), nullable=False),
     Index("contributions_by_use", "used_round", "member_id", unique=True),
 )
 
@@ -140,4 +141,28 @@ leases = Table(
     Column("identity", String(64), nullable=False),
     Column("term", _Id, nullable=False),
     Column("beat", _Id, nullable=False),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("position", _Id, primary_key=True, autoincrement=False),
+    Column("entry", Text, nullable=False),
+    Column("payload_digest", String(64), nullable=False),
+    Index("ledger_by_digest", "payload_digest", "position"),
+)
+
+ledger_heads = Table(
+    "ledger_heads",
+    metadata,
+    Column("size", _Id, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+)
+
+ledger_cosignatures = Table(
+    "ledger_cosignatures",
+    metadata,
+    Column("size", _Id, primary_key=True, autoincrement=False),
+    Column("member_id", String(64), primary_key=True),
+    Column("line", Text, nullable=False),
 )

@@ -25,6 +25,7 @@ from tapestry.wire.bulk import BulkStub, Pieces, PutFragment
 from tapestry.wire.egress import EgressLedger
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.kernel import counted
+from tapestry.wire.ledger import LedgerClient
 from tapestry.wire.limits import CALL_SECONDS, COMMIT_SECONDS, PIECE_BYTES, UPLOADS_IN_FLIGHT
 from tapestry.wire.members import open_member_channel
 from tapestry.wire.messages import envelope_message, envelope_value
@@ -45,6 +46,8 @@ class Told:
     """Manifest of the next checkpoint, which is to be measured before it is published."""
     is_finished: bool
     notice: str
+    ledger_head: str = ""
+    """A note: the newest head of the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,7 @@ class NodeClient:
         self._bulk = BulkStub(channel)
         self._enrolment = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         self.fetcher = Fetcher(channel, self.address)
+        self.ledger = LedgerClient(channel, self.address)
 
     def close(self) -> None:
         """Hang up."""
@@ -101,6 +105,7 @@ class NodeClient:
                     ),
                     is_finished=message.is_finished,
                     notice=message.notice,
+                    ledger_head=message.ledger_head,
                 )
 
     def report(

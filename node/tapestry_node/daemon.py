@@ -38,6 +38,7 @@ from tapestry_node.progress import ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tapestry_node.watching import StepWatch
+from tapestry_node.witnessing import Witness
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +94,13 @@ class Daemon:
             self._standing,
             fetcher=lambda: self._client.fetcher,
             tell=self._write_progress,
+        )
+        self._witness = Witness(
+            home,
+            self._membership,
+            self._signing_key,
+            shown=lambda: self._client.ledger,
+            clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self._candidate = ""
         """Manifest digest of the candidate that this process has measured."""
@@ -202,7 +210,9 @@ class Daemon:
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
         self._waiting.clear()
+        self._witness.take(told.ledger_head)
         manifest = self._consensus.take(told.manifest)
+        self._witness.require(payload_digest(told.manifest), manifest.round)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
             plan = self._settings.policy.asked(plan, self._membership.member_id)
@@ -290,6 +300,7 @@ class Daemon:
             )
         try:
             self._settings.policy.require(plan)
+            self._witness.require_witnesses(plan.witnesses)
             self._answer(plan, envelope, manifest, listener)
         except UnavailableError:
             raise
@@ -501,6 +512,7 @@ class Daemon:
             on_bytes=lambda _size: self._write_progress(None),
             keep=self._settings.node.keep_last_contribution,
         )
+        self._witness.expect(receipt)
         self._ledger.allowed_by = self._settings.policy.digest()
         self._kernel.note()
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""

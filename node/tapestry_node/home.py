@@ -19,6 +19,7 @@ policies/      every version of the policy under which something left, by its di
 canaries/      random text planted on request, to measure memorisation (0700)
 kept/          the last contribution, if `keep_last_contribution` says so
 lineage.jsonl  every manifest from genesis to the newest that was verified
+ledger/        a copy of the federation's ledger, with the last head that this node accepted
 island/        checkpoints that this node has trained on its own, apart from the consensus
 left.json      when this node ended its membership, if it did
 state.json     where this node stands
@@ -42,6 +43,7 @@ from tapestry.config import commented_toml, load_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.membership import IdentityFolder
+from tapestry.ledger.folder import LedgerFolder
 from tapestry.storage.atomic import write_atomic
 from tapestry.storage.spares import Spares
 from tapestry.wire.egress import EGRESS_FILE
@@ -133,6 +135,11 @@ class NodeHome:
     def lineage(self) -> Path:
         """Manifests from genesis on, one a line."""
         return self.folder / "lineage.jsonl"
+
+    @property
+    def ledger(self) -> LedgerFolder:
+        """The copy of the federation's ledger."""
+        return LedgerFolder(self.folder / "ledger")
 
     @property
     def island(self) -> Path:

@@ -202,6 +202,31 @@ class ActivityPolicy(Settings):
     """Rounds missed in a row; one contribution makes it active again. 0: never."""
 
 
+class ArchivePolicy(Settings):
+    """What the coordinator keeps of what members have sent, so that auditors can replay rounds."""
+
+    keep: Literal["all", "last", "none"] = "last"
+    """all; last: of the newest rounds; none: only until the checkpoint is on the disk. Whoever
+    reads a contribution may learn something of its member's text."""
+    rounds: Annotated[int, Field(ge=1)] = 10
+    """Of last: how many."""
+
+    def first_round(self, newest: int) -> int:
+        """Return the first round of which something is kept once `newest` is published."""
+        if self.keep == "all":
+            return 1
+        return newest + 1 if self.keep == "none" else max(1, newest - self.rounds + 1)
+
+
+class LedgerPolicy(Settings):
+    """When members take the coordinator's word for what it has recorded."""
+
+    witnesses: Count = 1
+    """How many members must have seen the ledger grow up to a checkpoint, and have signed that,
+    before anybody trains upon it; a node counts itself. 0: none, the coordinator's word is enough.
+    More than are connected at a time keep everybody waiting."""
+
+
 class FederationPolicy(Settings):
     """The whole file."""
 
@@ -213,6 +238,8 @@ class FederationPolicy(Settings):
     lateness: LatenessPolicy = LatenessPolicy()
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
+    archive: ArchivePolicy = ArchivePolicy()
+    ledger: LedgerPolicy = LedgerPolicy()
 
     @model_validator(mode="after")
     def _asynchronous_needs_lateness(self) -> Self:

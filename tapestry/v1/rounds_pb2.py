@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tapestry.v1 import envelope_pb2 as tapestry_dot_v1_dot_envelope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tapestry/v1/rounds.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"\x13\n\x11WatchPlansRequest\"\xc3\x01\n\x12WatchPlansResponse\x12)\n\x04plan\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12-\n\x08manifest\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x13\n\x0bis_finished\x18\x03 \x01(\x08\x12\x0e\n\x06notice\x18\x04 \x01(\t\x12.\n\tcandidate\x18\x05 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"d\n\rReportRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"\x10\n\x0eReportResponse\"/\n\x0e\x44\x65\x63lineRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65\x63lineResponse\"\x17\n\x15ListExclusionsRequest\"D\n\x16ListExclusionsResponse\x12*\n\nexclusions\x18\x01 \x03(\x0b\x32\x16.tapestry.v1.Exclusion\"`\n\tExclusion\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\n\n\x02\x61t\x18\x05 \x01(\x01\x12\x0e\n\x06\x61nswer\x18\x06 \x01(\t\"4\n\x16\x41nswerExclusionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\"\x19\n\x17\x41nswerExclusionResponse\"s\n\x17SubmitEvaluationRequest\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\x0c\x12\x15\n\rbits_per_byte\x18\x02 \x01(\x01\x12\x16\n\x0eheld_out_bytes\x18\x03 \x01(\x04\x12\x10\n\x08language\x18\x04 \x01(\t\"\x1a\n\x18SubmitEvaluationResponse2\x83\x04\n\rRoundsService\x12O\n\nWatchPlans\x12\x1e.tapestry.v1.WatchPlansRequest\x1a\x1f.tapestry.v1.WatchPlansResponse0\x01\x12\x41\n\x06Report\x12\x1a.tapestry.v1.ReportRequest\x1a\x1b.tapestry.v1.ReportResponse\x12\x44\n\x07\x44\x65\x63line\x12\x1b.tapestry.v1.DeclineRequest\x1a\x1c.tapestry.v1.DeclineResponse\x12Y\n\x0eListExclusions\x12\".tapestry.v1.ListExclusionsRequest\x1a#.tapestry.v1.ListExclusionsResponse\x12\\\n\x0f\x41nswerExclusion\x12#.tapestry.v1.AnswerExclusionRequest\x1a$.tapestry.v1.AnswerExclusionResponse\x12_\n\x10SubmitEvaluation\x12$.tapestry.v1.SubmitEvaluationRequest\x1a%.tapestry.v1.SubmitEvaluationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tapestry/v1/rounds.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"\x13\n\x11WatchPlansRequest\"\xd8\x01\n\x12WatchPlansResponse\x12)\n\x04plan\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12-\n\x08manifest\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x13\n\x0bis_finished\x18\x03 \x01(\x08\x12\x0e\n\x06notice\x18\x04 \x01(\t\x12.\n\tcandidate\x18\x05 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x13\n\x0bledger_head\x18\x06 \x01(\t\"d\n\rReportRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"\x10\n\x0eReportResponse\"/\n\x0e\x44\x65\x63lineRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0f\x44\x65\x63lineResponse\"\x17\n\x15ListExclusionsRequest\"D\n\x16ListExclusionsResponse\x12*\n\nexclusions\x18\x01 \x03(\x0b\x32\x16.tapestry.v1.Exclusion\"`\n\tExclusion\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\n\n\x02\x61t\x18\x05 \x01(\x01\x12\x0e\n\x06\x61nswer\x18\x06 \x01(\t\"4\n\x16\x41nswerExclusionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\"\x19\n\x17\x41nswerExclusionResponse\"s\n\x17SubmitEvaluationRequest\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\x0c\x12\x15\n\rbits_per_byte\x18\x02 \x01(\x01\x12\x16\n\x0eheld_out_bytes\x18\x03 \x01(\x04\x12\x10\n\x08language\x18\x04 \x01(\t\"\x1a\n\x18SubmitEvaluationResponse2\x83\x04\n\rRoundsService\x12O\n\nWatchPlans\x12\x1e.tapestry.v1.WatchPlansRequest\x1a\x1f.tapestry.v1.WatchPlansResponse0\x01\x12\x41\n\x06Report\x12\x1a.tapestry.v1.ReportRequest\x1a\x1b.tapestry.v1.ReportResponse\x12\x44\n\x07\x44\x65\x63line\x12\x1b.tapestry.v1.DeclineRequest\x1a\x1c.tapestry.v1.DeclineResponse\x12Y\n\x0eListExclusions\x12\".tapestry.v1.ListExclusionsRequest\x1a#.tapestry.v1.ListExclusionsResponse\x12\\\n\x0f\x41nswerExclusion\x12#.tapestry.v1.AnswerExclusionRequest\x1a$.tapestry.v1.AnswerExclusionResponse\x12_\n\x10SubmitEvaluation\x12$.tapestry.v1.SubmitEvaluationRequest\x1a%.tapestry.v1.SubmitEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHPLANSREQUEST']._serialized_start=69
   _globals['_WATCHPLANSREQUEST']._serialized_end=88
   _globals['_WATCHPLANSRESPONSE']._serialized_start=91
-  _globals['_WATCHPLANSRESPONSE']._serialized_end=286
-  _globals['_REPORTREQUEST']._serialized_start=288
-  _globals['_REPORTREQUEST']._serialized_end=388
-  _globals['_REPORTRESPONSE']._serialized_start=390
-  _globals['_REPORTRESPONSE']._serialized_end=406
-  _globals['_DECLINEREQUEST']._serialized_start=408
-  _globals['_DECLINEREQUEST']._serialized_end=455
-  _globals['_DECLINERESPONSE']._serialized_start=457
-  _globals['_DECLINERESPONSE']._serialized_end=474
-  _globals['_LISTEXCLUSIONSREQUEST']._serialized_start=476
-  _globals['_LISTEXCLUSIONSREQUEST']._serialized_end=499
-  _globals['_LISTEXCLUSIONSRESPONSE']._serialized_start=501
-  _globals['_LISTEXCLUSIONSRESPONSE']._serialized_end=569
-  _globals['_EXCLUSION']._serialized_start=571
-  _globals['_EXCLUSION']._serialized_end=667
-  _globals['_ANSWEREXCLUSIONREQUEST']._serialized_start=669
-  _globals['_ANSWEREXCLUSIONREQUEST']._serialized_end=721
-  _globals['_ANSWEREXCLUSIONRESPONSE']._serialized_start=723
-  _globals['_ANSWEREXCLUSIONRESPONSE']._serialized_end=748
-  _globals['_SUBMITEVALUATIONREQUEST']._serialized_start=750
-  _globals['_SUBMITEVALUATIONREQUEST']._serialized_end=865
-  _globals['_SUBMITEVALUATIONRESPONSE']._serialized_start=867
-  _globals['_SUBMITEVALUATIONRESPONSE']._serialized_end=893
-  _globals['_ROUNDSSERVICE']._serialized_start=896
-  _globals['_ROUNDSSERVICE']._serialized_end=1411
+  _globals['_WATCHPLANSRESPONSE']._serialized_end=307
+  _globals['_REPORTREQUEST']._serialized_start=309
+  _globals['_REPORTREQUEST']._serialized_end=409
+  _globals['_REPORTRESPONSE']._serialized_start=411
+  _globals['_REPORTRESPONSE']._serialized_end=427
+  _globals['_DECLINEREQUEST']._serialized_start=429
+  _globals['_DECLINEREQUEST']._serialized_end=476
+  _globals['_DECLINERESPONSE']._serialized_start=478
+  _globals['_DECLINERESPONSE']._serialized_end=495
+  _globals['_LISTEXCLUSIONSREQUEST']._serialized_start=497
+  _globals['_LISTEXCLUSIONSREQUEST']._serialized_end=520
+  _globals['_LISTEXCLUSIONSRESPONSE']._serialized_start=522
+  _globals['_LISTEXCLUSIONSRESPONSE']._serialized_end=590
+  _globals['_EXCLUSION']._serialized_start=592
+  _globals['_EXCLUSION']._serialized_end=688
+  _globals['_ANSWEREXCLUSIONREQUEST']._serialized_start=690
+  _globals['_ANSWEREXCLUSIONREQUEST']._serialized_end=742
+  _globals['_ANSWEREXCLUSIONRESPONSE']._serialized_start=744
+  _globals['_ANSWEREXCLUSIONRESPONSE']._serialized_end=769
+  _globals['_SUBMITEVALUATIONREQUEST']._serialized_start=771
+  _globals['_SUBMITEVALUATIONREQUEST']._serialized_end=886
+  _globals['_SUBMITEVALUATIONRESPONSE']._serialized_start=888
+  _globals['_SUBMITEVALUATIONRESPONSE']._serialized_end=914
+  _globals['_ROUNDSSERVICE']._serialized_start=917
+  _globals['_ROUNDSSERVICE']._serialized_end=1432
 # @@protoc_insertion_point(module_scope)

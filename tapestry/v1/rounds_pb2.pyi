@@ -47,10 +47,15 @@ class WatchPlansResponse(_message.Message):
     IS_FINISHED_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    LEDGER_HEAD_FIELD_NUMBER: _builtins.int
     is_finished: _builtins.bool
     """no further round is planned"""
     notice: _builtins.str
     """a sentence for the operator: what is being waited for"""
+    ledger_head: _builtins.str
+    """The newest head of the ledger, a signed note with the cosignatures that came: it covers the
+    manifest above (ledger.proto).
+    """
     @_builtins.property
     def plan(self) -> _envelope_pb2.SignedEnvelope:
         """the open round's plan, if this member is in its cohort"""
@@ -73,10 +78,11 @@ class WatchPlansResponse(_message.Message):
         is_finished: _builtins.bool = ...,
         notice: _builtins.str = ...,
         candidate: _envelope_pb2.SignedEnvelope | None = ...,
+        ledger_head: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "manifest", b"manifest", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "is_finished", b"is_finished", "manifest", b"manifest", "notice", b"notice", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "is_finished", b"is_finished", "ledger_head", b"ledger_head", "manifest", b"manifest", "notice", b"notice", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tapestry.v1 import envelope_pb2 as tapestry_dot_v1_dot_envelope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atapestry/v1/transfer.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"/\n\x0f\x44\x65scribeRequest\x12\x12\n\x05round\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\"l\n\x10\x44\x65scribeResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12)\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"$\n\x0eLineageRequest\x12\x12\n\nlast_round\x18\x01 \x01(\x04\"@\n\x0fLineageResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"`\n\x11OpenUploadRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x18\n\x10\x66ragment_digests\x18\x04 \x01(\x0c\"x\n\x12OpenUploadResponse\x12\x0f\n\x07missing\x18\x01 \x01(\x0c\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\r\"@\n\x12PutFragmentRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x13PutFragmentResponse\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x02 \x01(\r\"B\n\rCommitRequest\x12\x31\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\">\n\x0e\x43ommitResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope2\xca\x03\n\x0fTransferService\x12G\n\x08\x44\x65scribe\x12\x1c.tapestry.v1.DescribeRequest\x1a\x1d.tapestry.v1.DescribeResponse\x12\x46\n\x07Lineage\x12\x1b.tapestry.v1.LineageRequest\x1a\x1c.tapestry.v1.LineageResponse0\x01\x12@\n\x05\x46\x65tch\x12\x19.tapestry.v1.FetchRequest\x1a\x1a.tapestry.v1.FetchResponse0\x01\x12M\n\nOpenUpload\x12\x1e.tapestry.v1.OpenUploadRequest\x1a\x1f.tapestry.v1.OpenUploadResponse\x12R\n\x0bPutFragment\x12\x1f.tapestry.v1.PutFragmentRequest\x1a .tapestry.v1.PutFragmentResponse(\x01\x12\x41\n\x06\x43ommit\x12\x1a.tapestry.v1.CommitRequest\x1a\x1b.tapestry.v1.CommitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atapestry/v1/transfer.proto\x12\x0btapestry.v1\x1a\x1atapestry/v1/envelope.proto\"/\n\x0f\x44\x65scribeRequest\x12\x12\n\x05round\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_round\"\x82\x01\n\x10\x44\x65scribeResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12)\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x14\n\x0cledger_proof\x18\x03 \x01(\x0c\"$\n\x0eLineageRequest\x12\x12\n\nlast_round\x18\x01 \x01(\x04\"@\n\x0fLineageResponse\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\"4\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"`\n\x11OpenUploadRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\x0c\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x18\n\x10\x66ragment_digests\x18\x04 \x01(\x0c\"x\n\x12OpenUploadResponse\x12\x0f\n\x07missing\x18\x01 \x01(\x0c\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\r\"@\n\x12PutFragmentRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x13PutFragmentResponse\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x13\n\x0bpiece_bytes\x18\x02 \x01(\r\"B\n\rCommitRequest\x12\x31\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope\">\n\x0e\x43ommitResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.tapestry.v1.SignedEnvelope2\xca\x03\n\x0fTransferService\x12G\n\x08\x44\x65scribe\x12\x1c.tapestry.v1.DescribeRequest\x1a\x1d.tapestry.v1.DescribeResponse\x12\x46\n\x07Lineage\x12\x1b.tapestry.v1.LineageRequest\x1a\x1c.tapestry.v1.LineageResponse0\x01\x12@\n\x05\x46\x65tch\x12\x19.tapestry.v1.FetchRequest\x1a\x1a.tapestry.v1.FetchResponse0\x01\x12M\n\nOpenUpload\x12\x1e.tapestry.v1.OpenUploadRequest\x1a\x1f.tapestry.v1.OpenUploadResponse\x12R\n\x0bPutFragment\x12\x1f.tapestry.v1.PutFragmentRequest\x1a .tapestry.v1.PutFragmentResponse(\x01\x12\x41\n\x06\x43ommit\x12\x1a.tapestry.v1.CommitRequest\x1a\x1b.tapestry.v1.CommitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEREQUEST']._serialized_start=71
   _globals['_DESCRIBEREQUEST']._serialized_end=118
-  _globals['_DESCRIBERESPONSE']._serialized_start=120
-  _globals['_DESCRIBERESPONSE']._serialized_end=228
-  _globals['_LINEAGEREQUEST']._serialized_start=230
-  _globals['_LINEAGEREQUEST']._serialized_end=266
-  _globals['_LINEAGERESPONSE']._serialized_start=268
-  _globals['_LINEAGERESPONSE']._serialized_end=332
-  _globals['_FETCHREQUEST']._serialized_start=334
-  _globals['_FETCHREQUEST']._serialized_end=386
-  _globals['_FETCHRESPONSE']._serialized_start=388
-  _globals['_FETCHRESPONSE']._serialized_end=417
-  _globals['_OPENUPLOADREQUEST']._serialized_start=419
-  _globals['_OPENUPLOADREQUEST']._serialized_end=515
-  _globals['_OPENUPLOADRESPONSE']._serialized_start=517
-  _globals['_OPENUPLOADRESPONSE']._serialized_end=637
-  _globals['_PUTFRAGMENTREQUEST']._serialized_start=639
-  _globals['_PUTFRAGMENTREQUEST']._serialized_end=703
-  _globals['_PUTFRAGMENTRESPONSE']._serialized_start=705
-  _globals['_PUTFRAGMENTRESPONSE']._serialized_end=763
-  _globals['_COMMITREQUEST']._serialized_start=765
-  _globals['_COMMITREQUEST']._serialized_end=831
-  _globals['_COMMITRESPONSE']._serialized_start=833
-  _globals['_COMMITRESPONSE']._serialized_end=895
-  _globals['_TRANSFERSERVICE']._serialized_start=898
-  _globals['_TRANSFERSERVICE']._serialized_end=1356
+  _globals['_DESCRIBERESPONSE']._serialized_start=121
+  _globals['_DESCRIBERESPONSE']._serialized_end=251
+  _globals['_LINEAGEREQUEST']._serialized_start=253
+  _globals['_LINEAGEREQUEST']._serialized_end=289
+  _globals['_LINEAGERESPONSE']._serialized_start=291
+  _globals['_LINEAGERESPONSE']._serialized_end=355
+  _globals['_FETCHREQUEST']._serialized_start=357
+  _globals['_FETCHREQUEST']._serialized_end=409
+  _globals['_FETCHRESPONSE']._serialized_start=411
+  _globals['_FETCHRESPONSE']._serialized_end=440
+  _globals['_OPENUPLOADREQUEST']._serialized_start=442
+  _globals['_OPENUPLOADREQUEST']._serialized_end=538
+  _globals['_OPENUPLOADRESPONSE']._serialized_start=540
+  _globals['_OPENUPLOADRESPONSE']._serialized_end=660
+  _globals['_PUTFRAGMENTREQUEST']._serialized_start=662
+  _globals['_PUTFRAGMENTREQUEST']._serialized_end=726
+  _globals['_PUTFRAGMENTRESPONSE']._serialized_start=728
+  _globals['_PUTFRAGMENTRESPONSE']._serialized_end=786
+  _globals['_COMMITREQUEST']._serialized_start=788
+  _globals['_COMMITREQUEST']._serialized_end=854
+  _globals['_COMMITRESPONSE']._serialized_start=856
+  _globals['_COMMITRESPONSE']._serialized_end=918
+  _globals['_TRANSFERSERVICE']._serialized_start=921
+  _globals['_TRANSFERSERVICE']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,9 @@ class DescribeResponse(_message.Message):
 
     MANIFEST_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    LEDGER_PROOF_FIELD_NUMBER: _builtins.int
+    ledger_proof: _builtins.bytes
+    """tapestry/ledger.json: that the manifest is in the ledger"""
     @_builtins.property
     def manifest(self) -> _envelope_pb2.SignedEnvelope: ...
     @_builtins.property
@@ -60,10 +63,11 @@ class DescribeResponse(_message.Message):
         *,
         manifest: _envelope_pb2.SignedEnvelope | None = ...,
         card: _envelope_pb2.SignedEnvelope | None = ...,
+        ledger_proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "ledger_proof", b"ledger_proof", "manifest", b"manifest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

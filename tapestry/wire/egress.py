@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 
+from tapestry.checkpoints.statements import predicate_of
 from tapestry.errors import UntrustedError
 from tapestry.wire.bulk import Pieces, PutFragment
 
@@ -208,7 +209,7 @@ def _round_of(request: Any) -> int:  # noqa: ANN401 - any message
     """Return the round that a message says it belongs to; 0 if none."""
     if hasattr(request, "contribution"):
         with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(request.contribution.payload)["round"])
+            return int(predicate_of(request.contribution.payload)["round"])
     return int(getattr(request, "round", 0))
 
 

@@ -24,6 +24,11 @@ from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy, sav
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import public_bytes
+from tapestry.ledger.entries import CHECKPOINT, Entry
+from tapestry.ledger.heads import Head, cosign_head, origin_of, sign_head
+from tapestry.ledger.merkle import Tree
+from tapestry.ledger.proof import PROOF_FILE, write_proof
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry.objectives.objective import Created
 from tapestry.params.codecs import Float32Array, codec_named
@@ -33,8 +38,9 @@ from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.ledgering import entry_of_contribution
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Receiving, Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import (
     CoordinatorSettings,
     InnerTable,
@@ -91,6 +97,32 @@ class TwoPartsObjective(CausalLM):
 def signing_key(member_id: str) -> Ed25519PrivateKey:
     """The key with which a member of the tests signs, always the same."""
     return Ed25519PrivateKey.from_private_bytes(member_id.encode().ljust(32, b"."))
+
+
+def arriving(stored: StoredContribution) -> Receiving:
+    """A contribution on its way into the registry, with the receipt that it has."""
+    entry = entry_of_contribution(stored.round, stored.member_id, stored.digest)
+    return Receiving(entry, lambda _index: stored)
+
+
+def record_in_ledger(
+    folder: Path, key: Ed25519PrivateKey, witnesses: Mapping[str, Ed25519PrivateKey]
+) -> None:
+    """Write the proof that a checkpoint is in the ledger, cosigned by its witnesses."""
+    lineage = verify_lineage(read_lineage(folder))
+    entry = Entry(kind=CHECKPOINT, round=lineage.newest.round, payload_digest=lineage.newest_digest)
+    tree = Tree()
+    index = tree.append(entry.leaf())
+    origin = origin_of(lineage.origin.federation, lineage.genesis_digest)
+    head = Head(origin, tree.size, tree.root())
+    signed = sign_head(head, key).with_cosignatures(
+        [
+            cosign_head(head, member_id=member, key=member_key, now=FOUNDED_AT)
+            for member, member_key in witnesses.items()
+        ]
+    )
+    proof = write_proof(tree, leaf=entry.leaf(), index=index, head=signed)
+    (folder / PROOF_FILE).write_bytes(proof)
 
 
 class Small:
@@ -165,6 +197,7 @@ class Small:
             envelope=envelope,
             receipt=receipt.signed(self.key),
             norm=norm,
+            signing_key=public_bytes(signing_key(member_id)),
         )
 
     def closed(
@@ -181,7 +214,7 @@ class Small:
         plan = self.plan(tuple(sorted({*deltas, *declined, *silent})))
         return ClosedRound(
             plan=plan,
-            plan_digest=payload_digest(plan.signed(self.key)),
+            plan_envelope=plan.signed(self.key),
             closed_at=FOUNDED_AT + 60 * plan.round,
             contributions=[
                 self.contributed(

@@ -23,7 +23,7 @@ from tapestry_coordinator.rounds import Arrived, Published, Tick, folded, tick
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
-from tests.coordinator.small import FOUNDED_AT, Small, found_small
+from tests.coordinator.small import FOUNDED_AT, Small, arriving, found_small
 
 RULES = RoundsSettings(quorum=1, gather_seconds=0.0, grace_seconds=0.0).rules()
 
@@ -62,7 +62,9 @@ class Place:
         root, _norm = self.store.finished(number, "a") or (b"", 0.0)
         self.store.secure(number, "a", root=root.hex())
         arrived = Arrived(member_id="a", digest=stored.digest)
-        self.registry.record_event(number, arrived, now=FOUNDED_AT + 2, contribution=stored)
+        self.registry.record_event(
+            number, arrived, now=FOUNDED_AT + 2, contribution=arriving(stored)
+        )
 
     def aggregate(self) -> Envelope:
         number = (self.registry.newest_round() or 0) + 1

@@ -40,7 +40,7 @@ from tapestry_coordinator.web.passwords import (
 from tapestry_coordinator.web.settings import PageSettings
 from tapestry_coordinator.web.story import story_of
 from tapestry_coordinator.web.verifying import Verifier
-from tests.coordinator.small import FOUNDED_AT, Small, forget_stores, found_small
+from tests.coordinator.small import FOUNDED_AT, Small, arriving, forget_stores, found_small
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 let_go = pytest.fixture(scope="module", autouse=True)(forget_stores)
@@ -212,7 +212,7 @@ def publish(small: Small, registry: Registry, deltas: dict[str, list[float]], **
             closed.plan.round,
             Published(manifest=digest),
             now=FOUNDED_AT,
-            contribution=stored,
+            contribution=arriving(stored),
         )
     registry.record_event(
         closed.plan.round,

@@ -25,6 +25,7 @@ from tapestry_coordinator.registry import (
 )
 from tapestry_coordinator.rounds import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.tables import metadata
+from tests.coordinator.small import arriving
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 PUBLIC = b"p" * 32
@@ -55,6 +56,7 @@ def contribution(member_id: str = "a", *, number: int = 1) -> StoredContribution
         envelope=statement(f"contribution of {member_id}"),
         receipt=statement(f"receipt for {member_id}"),
         norm=1.5,
+        signing_key=bytes(32),
     )
 
 
@@ -276,7 +278,7 @@ def test_an_event_is_stored_with_all_that_belongs_to_it(registry: Registry) -> N
     plan, manifest, part = statement("plan"), statement("manifest"), contribution()
     registry.record_event(1, OPENED, now=1.0, plan=(1, digest("plan"), plan))
     arrived = Arrived(member_id="a", digest=part.digest)
-    registry.record_event(1, arrived, now=2.0, contribution=part)
+    registry.record_event(1, arrived, now=2.0, contribution=arriving(part))
     published = Published(manifest=digest("manifest"))
     registry.record_event(1, published, now=3.0, manifest=(digest("manifest"), manifest))
     assert registry.plan(1, 1) == plan
@@ -292,7 +294,7 @@ def test_an_event_is_stored_with_all_that_belongs_to_it(registry: Registry) -> N
 def test_what_cannot_be_stored_leaves_nothing_of_its_event(registry: Registry, what: str) -> None:
     belongings: dict[str, Any] = {
         "plan": (1, digest("plan"), statement("plan")),
-        "contribution": contribution(),
+        "contribution": arriving(contribution()),
         "manifest": (digest("manifest"), statement("manifest")),
     }
     registry.record_event(1, OPENED, now=1.0, **{what: belongings[what]})
@@ -306,13 +308,17 @@ def test_what_cannot_be_stored_leaves_nothing_of_its_event(registry: Registry, w
         "manifest": registry.newest_round() is not None,
     }
     assert kept == {name: name == what for name in belongings}
+    assert len(registry.ledger.entries(0, 9)) == 1
 
 
 def test_contributions_come_by_member_whatever_their_order_of_arrival(registry: Registry) -> None:
     for member_id in ("c", "a", "b"):
         part = contribution(member_id)
         registry.record_event(
-            1, Arrived(member_id=member_id, digest=part.digest), now=1.0, contribution=part
+            1,
+            Arrived(member_id=member_id, digest=part.digest),
+            now=1.0,
+            contribution=arriving(part),
         )
     assert [c.member_id for c in registry.contributions(1)] == ["a", "b", "c"]
     assert registry.contributions(2) == []

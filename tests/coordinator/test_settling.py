@@ -20,7 +20,7 @@ from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Arrived, Effect, Published, Tick, folded, tick
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.settling import UNSETTLED_FILE, Settling
-from tests.coordinator.small import FOUNDED_AT, Small, found_small
+from tests.coordinator.small import FOUNDED_AT, Small, arriving, found_small
 from tests.servers import Postgres
 
 RULES = RoundsSettings(quorum=1, gather_seconds=0.0, grace_seconds=0.0).rules()
@@ -57,7 +57,9 @@ class Machine:
         arrived = Arrived(member_id="a", digest=stored.digest)
         _state, effects = tick(state, arrived, now=FOUNDED_AT + 2)
         assert Effect.AGGREGATE in effects
-        self.registry.record_event(number, arrived, now=FOUNDED_AT + 2, contribution=stored)
+        self.registry.record_event(
+            number, arrived, now=FOUNDED_AT + 2, contribution=arriving(stored)
+        )
         return ClosedRound.recorded(
             self.registry, folded(number, self.registry.round_events(number))
         )

@@ -34,7 +34,14 @@ from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Arrived, Phase
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, StorageSettings
 from tapestry_demo.federation import tapestry_command
-from tests.coordinator.small import FOUNDED_AT, FewNumbers, Small, found_small, settings_for
+from tests.coordinator.small import (
+    FOUNDED_AT,
+    FewNumbers,
+    Small,
+    arriving,
+    found_small,
+    settings_for,
+)
 from tests.servers import Postgres
 
 # Settings
@@ -236,7 +243,7 @@ def test_events_that_the_database_took_without_saying_so_are_not_recorded_twice(
     stored = small.contributed(
         RoundPlan.parsed(signed.payload, what="plan"), "a", np.array([0.5, 0.25], np.float32)
     )
-    registry.record_event(1, _arrived(stored.digest), now=FOUNDED_AT, contribution=stored)
+    registry.record_event(1, _arrived(stored.digest), now=FOUNDED_AT, contribution=arriving(stored))
     desk = Desk(
         small.home, small.home.load_settings(), registry, small.key, clock=lambda: FOUNDED_AT
     )

@@ -14,6 +14,7 @@ import pytest
 from tapestry.checkpoints.folder import CARD_FILE, LINEAGE_FILE, MANIFEST_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import UntrustedError
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry_coordinator.home import CoordinatorHome
 from tests.conftest import Federation
 from tests.coordinator.small import Small, found_small
@@ -26,7 +27,8 @@ STATEMENTS = {
 FILES = [
     "README.md", "config.json", "model.safetensors", "tapestry/card.json",
     "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/policy.json",
-    "tapestry/results.json", "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
+    "tapestry/results.json", "tapestry/results.png", "tapestry/round.jsonl",
+    "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def test_a_copy_verifies_wherever_it_lies(copy: Path, federation: Federation) ->
 
 def test_these_are_all_the_files_of_a_checkpoint(copy: Path) -> None:
     found = [p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()]
-    assert sorted(found) == FILES
+    assert sorted(found) == sorted([*FILES, PROOF_FILE])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -3,12 +3,16 @@
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapestry.ledger.merkle import (
+    Tree,
     inclusion_path,
     leaf_hash,
     merkle_root,
     node_hash,
+    verify_consistency,
     verify_inclusion,
 )
 
@@ -50,6 +54,30 @@ PATHS = {
     ],
 }
 
+# Consistency between sizes of the same trees, as github.com/transparency-dev/merkle has them.
+CONSISTENCY = {
+    (1, 1): [],
+    (1, 8): [
+        "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+    ],
+    (6, 8): [
+        "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
+        "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+    (2, 5): [
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+    ],
+    (6, 7): [
+        "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
+        "b08693ec2e721597130641e8211e7eedccb4c26413963eee6c1e2ed16ffb1a5f",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+}
+
 
 def rfc_root(leaves: list[bytes]) -> bytes:
     """Compute MTH as RFC 6962, section 2.1, writes it."""
@@ -67,6 +95,20 @@ def rfc_path(leaves: list[bytes], m: int) -> list[bytes]:
     if m < k:
         return [*rfc_path(leaves[:k], m), rfc_root(leaves[k:])]
     return [*rfc_path(leaves[k:], m - k), rfc_root(leaves[:k])]
+
+
+def rfc_proof(m: int, leaves: list[bytes]) -> list[bytes]:
+    """Compute PROOF as RFC 6962, section 2.1.2, writes it."""
+    return rfc_subproof(m, leaves, is_known=True)
+
+
+def rfc_subproof(m: int, leaves: list[bytes], *, is_known: bool) -> list[bytes]:
+    if m == len(leaves):
+        return [] if is_known else [rfc_root(leaves)]
+    k = rfc_split(len(leaves))
+    if m <= k:
+        return [*rfc_subproof(m, leaves[:k], is_known=is_known), rfc_root(leaves[k:])]
+    return [*rfc_subproof(m - k, leaves[k:], is_known=False), rfc_root(leaves[:k])]
 
 
 def rfc_split(n: int) -> int:
@@ -98,6 +140,91 @@ def test_every_tree_is_the_rfcs_and_every_leaf_is_proved(size: int) -> None:
         path = inclusion_path(leaves, index)
         assert path == rfc_path(leaves, index)
         assert verify_inclusion(leaf, index, size, path, root)
+
+
+def grown(leaves: list[bytes]) -> Tree:
+    tree = Tree()
+    for leaf in leaves:
+        tree.append(leaf)
+    return tree
+
+
+@pytest.mark.parametrize(("old", "new"), CONSISTENCY)
+def test_consistency_is_that_of_certificate_transparency(old: int, new: int) -> None:
+    path = grown(LEAVES).consistency(old, new)
+    assert [digest.hex() for digest in path] == CONSISTENCY[old, new]
+    assert verify_consistency(old, bytes.fromhex(ROOTS[old]), new, bytes.fromhex(ROOTS[new]), path)
+
+
+@pytest.mark.parametrize("size", [*range(35), 63, 64, 65, 127, 128, 129, 130])
+def test_a_tree_that_grows_is_the_rfcs_at_every_size_that_it_had(size: int) -> None:
+    leaves = [b"leaf %d" % number for number in range(130)]
+    tree, begin = grown(leaves), leaves[:size]
+    assert tree.root(size) == rfc_root(begin)
+    for index in range(size):
+        assert tree.inclusion(index, size) == rfc_path(begin, index)
+    for old in range(1, size + 1):
+        path = tree.consistency(old, size)
+        assert path == rfc_proof(old, begin)
+        assert verify_consistency(old, rfc_root(leaves[:old]), size, rfc_root(begin), path)
+    assert verify_consistency(0, rfc_root([]), size, rfc_root(begin), [])
+
+
+@given(st.integers(1, 130), st.integers(0, 130), st.data())
+def test_no_changed_consistency_proof_is_accepted(new: int, old: int, data: st.DataObject) -> None:
+    old = min(old, new - 1)
+    leaves = [b"leaf %d" % number for number in range(new)]
+    tree = grown(leaves)
+    path, old_root, new_root = tree.consistency(old, new), tree.root(old), tree.root(new)
+    assert verify_consistency(old, old_root, new, new_root, path)
+    wrong = leaf_hash(b"another")
+    for place in range(len(path)):
+        bit = 1 << data.draw(st.integers(0, 7))
+        flipped = bytes([path[place][0] ^ bit]) + path[place][1:]
+        for forged in (
+            [*path[:place], flipped, *path[place + 1 :]],
+            [*path[:place], *path[place + 1 :]],
+            [*path[:place], path[place][:-1], *path[place + 1 :]],
+            [*path[:place], wrong, *path[place:]],
+        ):
+            assert not verify_consistency(old, old_root, new, new_root, forged)
+    assert not verify_consistency(old, old_root, new, new_root, [*path, wrong])
+    assert not verify_consistency(old, wrong, new, new_root, path)
+    assert old == 0 or not verify_consistency(old, old_root, new, wrong, path)
+    assert not verify_consistency(new, new_root, old, old_root, path)
+    other = data.draw(st.integers(0, 130).filter(lambda size: size != old))
+    assert not verify_consistency(other, old_root, new, new_root, path)
+
+
+def test_a_changed_history_is_not_consistent() -> None:
+    leaves = [b"leaf %d" % number for number in range(40)]
+    for changed in range(13):
+        other = grown([*leaves[:changed], b"another", *leaves[changed + 1 :]])
+        path = other.consistency(13, 40)
+        assert not verify_consistency(13, grown(leaves).root(13), 40, other.root(), path)
+
+
+@given(st.lists(st.integers(0, 40), max_size=12))
+def test_leaves_that_are_taken_back_leave_no_trace(sizes: list[int]) -> None:
+    tree, kept = Tree(), list[bytes]()
+    for turn, size in enumerate(sizes):
+        kept = kept[:size]
+        tree.truncate(min(size, tree.size))
+        more = [b"%d of turn %d" % (number, turn) for number in range(size)]
+        for leaf in more:
+            tree.append(leaf)
+        kept += more
+        assert (tree.size, tree.root()) == (len(kept), merkle_root(kept))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_what_a_tree_does_not_have_is_a_bug(wrong: int) -> None:
+    tree = grown([b"a", b"b", b"c"])
+    for ask in (tree.root, tree.inclusion, tree.consistency, tree.truncate):
+        with pytest.raises(ValueError, match="leaves"):
+            ask(wrong)
+    with pytest.raises(ValueError, match="subtree 1 of level 1 in a tree of 3 leaves"):
+        tree.subtree(1, 1)
 
 
 def test_a_repeated_last_leaf_changes_the_root() -> None:

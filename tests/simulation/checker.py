@@ -16,6 +16,10 @@ from tapestry.checkpoints.manifest import verify_lineage
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.errors import TapestryError, UntrustedError
 from tapestry.identity.envelopes import Envelope, from_json
+from tapestry.ledger.entries import CHECKPOINT, CONTRIBUTION, PLAN, read_entry
+from tapestry.ledger.heads import read_head
+from tapestry.ledger.merkle import Tree
+from tapestry.ledger.notes import read_note, require_signature
 from tapestry_coordinator.rounds import Phase, Published, Tick
 from tests.coordinator.recomputing import substance
 from tests.simulation import agreements
@@ -171,6 +175,66 @@ def one_story(history: History) -> Iterator[Violation]:
                 yield Violation("I3", f"plan {plan.round} does not start from what came with it")
 
 
+def ledger_only_grows(history: History) -> Iterator[Violation]:
+    """Entries are numbered without gaps, and what was one at a crash is one ever after."""
+    for before, after in zip(history.ledgers, history.ledgers[1:], strict=False):
+        if after[: len(before)] != before:
+            yield Violation("I3", "the ledger lost or changed entries")
+    if [row[0] for row in history.records.ledger] != list(range(len(history.records.ledger))):
+        yield Violation("I3", "the ledger has gaps")
+
+
+def ledger_is_complete(history: History) -> Iterator[Violation]:
+    """Every plan, contribution and checkpoint has one entry, and every such entry has its own."""
+    records = history.records
+    entries = Counter(
+        (entry.kind, entry.round, entry.member_id, entry.payload_digest)
+        for entry in (read_entry(str(row[1]).encode(), what="entry") for row in records.ledger)
+        if entry.kind in (PLAN, CONTRIBUTION, CHECKPOINT)
+    )
+    rows = Counter((CHECKPOINT, row[0], "", row[1]) for row in records.manifests)
+    rows += Counter((PLAN, row[0], "", row[2]) for row in records.plans)
+    rows += Counter((CONTRIBUTION, row[0], row[1], row[2]) for row in records.contributions)
+    for kind, number, member_id, _digest in (entries - rows) | (rows - entries):
+        yield Violation("I3", f"{kind} of {member_id or 'round'} {number}: ledger and rows differ")
+
+
+def heads_are_signed(history: History) -> Iterator[Violation]:
+    """Each head is the coordinator's over just those entries, and each checkpoint is under one."""
+    tree, signed = Tree(), {}
+    for size, note in history.records.heads:
+        signed[size] = read_note(str(note), what="head")
+    for row in history.records.ledger:
+        entry = str(row[1]).encode()
+        size = tree.append(entry) + 1
+        if size not in signed:
+            if read_entry(entry, what="entry").kind == CHECKPOINT:
+                yield Violation("I3", f"no head covers the checkpoint of entry {size - 1}")
+            continue
+        note = signed.pop(size)
+        head = read_head(note.text, what="head")
+        try:
+            require_signature(
+                note, name=head.origin, public_key=history.coordinator_key, what="head"
+            )
+        except UntrustedError as error:
+            yield Violation("I3", str(error))
+        if (head.size, head.root) != (size, tree.root()):
+            yield Violation("I3", f"the head of {size} entries is of others")
+    for size in signed:
+        yield Violation("I3", f"a head has {size} entries, and the ledger has not")
+
+
+def receipts_name_their_entry(history: History) -> Iterator[Violation]:
+    """The ledger has a contribution where its receipt says."""
+    for told in history.acknowledged:
+        receipt = Receipt.parsed(told.receipt.payload, what="receipt")
+        index = -1 if receipt.ledger_index is None else receipt.ledger_index
+        found = history.records.ledger[index : index + 1] if index >= 0 else ()
+        if [row[2] for row in found] != [receipt.contribution]:
+            yield Violation("I3", f"{told.member_id}'s receipt names entry {index}, another's")
+
+
 # Liveness
 
 
@@ -227,6 +291,10 @@ CHECKS: Sequence[Check] = (
     log_is_a_run,
     published_once,
     one_story,
+    ledger_only_grows,
+    ledger_is_complete,
+    heads_are_signed,
+    receipts_name_their_entry,
     ends_by_deadline,
     comes_to_an_end,
     *agreements.CHECKS,

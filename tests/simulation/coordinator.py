@@ -146,6 +146,7 @@ class Coordinator:
         if self._terms.fails_over:
             self.plant.fail_over()
         self.history.logs.append(self.plant.registry.event_rows())
+        self.history.ledgers.append(self.plant.registry.ledger_rows())
         for stream in process.streams:
             self.world.after(self.world.between(0.0, 5.0), stream.broken)
         self.world.after(self._repair(), self.start)

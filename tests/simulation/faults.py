@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tapestry.checkpoints.manifest import Manifest
+from tapestry.ledger.entries import CONTRIBUTION, Entry
 from tapestry_coordinator import desk as desk_module
 from tapestry_coordinator import rounds
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.ledgering import Ledger, Seal
 from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry, StoredContribution
@@ -42,6 +44,8 @@ def receipt_for_nothing(patch: Patch) -> None:
         count[0] += isinstance(event, Arrived)
         if not isinstance(event, Arrived) or count[0] % 2:
             record(self, number, event, **rest)
+        else:
+            rest["contribution"].receive(0)
 
     patch.setattr(Registry, "record_event", forgetful)
 
@@ -89,6 +93,30 @@ def checkpoint_not_recorded(patch: Patch) -> None:
         record(self, number, event, **rest)
 
     patch.setattr(Registry, "record_event", forgetful)
+
+
+def entry_of_nothing(patch: Patch) -> None:
+    """An event that is not recorded leaves its entry in the ledger."""
+    append = Ledger.append
+
+    def repeated(self: Ledger, connection: Any, entry: Entry) -> int:
+        if entry.kind == CONTRIBUTION and entry.round == LAST:
+            append(self, connection, entry)
+        return append(self, connection, entry)
+
+    patch.setattr(Ledger, "append", repeated)
+
+
+def checkpoint_without_head(patch: Patch) -> None:
+    """Every third checkpoint is published under no head."""
+    seal, count = Ledger.seal, [0]
+
+    def lazy(self: Ledger, connection: Any, sign: Seal) -> None:
+        count[0] += 1
+        if count[0] % 3:
+            seal(self, connection, sign)
+
+    patch.setattr(Ledger, "seal", lazy)
 
 
 def told_before_recorded(patch: Patch) -> None:
@@ -327,6 +355,8 @@ FAULTS: Sequence[tuple[Callable[[Patch], None], str]] = [
     (contribution_twice, "I1"),
     (another_checkpoint_each_time, "I2"),
     (checkpoint_not_recorded, "I3"),
+    (entry_of_nothing, "I3"),
+    (checkpoint_without_head, "I3"),
     (told_before_recorded, "I3"),
     (log_is_cut, "I3"),
     (takes_anything, "I1"),
@@ -351,5 +381,12 @@ FAULTS: Sequence[tuple[Callable[[Patch], None], str]] = [
 ]
 """Each with the invariant that does not hold with it."""
 
-IN_THE_DATABASE = {event_twice, receipt_for_nothing, checkpoint_not_recorded, log_is_cut}
+IN_THE_DATABASE = {
+    event_twice,
+    receipt_for_nothing,
+    checkpoint_not_recorded,
+    entry_of_nothing,
+    checkpoint_without_head,
+    log_is_cut,
+}
 """Those of the registry itself, which only show where it is not modelled."""

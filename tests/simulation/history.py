@@ -68,6 +68,10 @@ class Records:
     """version, digest, body."""
     rulings: tuple[Row, ...] = ()
     """round, is_released."""
+    ledger: tuple[Row, ...] = ()
+    """position, entry, payload_digest."""
+    heads: tuple[Row, ...] = ()
+    """size, note."""
 
     @classmethod
     def read(cls, database: sqlite3.Connection) -> "Records":
@@ -86,6 +90,8 @@ class Records:
             ),
             policies=_rows(database, "SELECT version, digest, body FROM policies ORDER BY 1"),
             rulings=_rows(database, "SELECT round, is_released FROM rulings ORDER BY round"),
+            ledger=_rows(database, "SELECT position, entry, payload_digest FROM ledger ORDER BY 1"),
+            heads=_rows(database, "SELECT size, note FROM ledger_heads ORDER BY 1"),
         )
 
     @property
@@ -124,6 +130,8 @@ class History:
     """When members were revoked."""
     logs: list[tuple[Row, ...]] = field(default_factory=list)
     """The events at every crash and at the end."""
+    ledgers: list[tuple[Row, ...]] = field(default_factory=list)
+    """The ledger's entries at the same moments."""
     healed_at: float = 0.0
     """By the coordinator's clock: since when nothing went wrong any more, and a quorum of honest
     members was there."""

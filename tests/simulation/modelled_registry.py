@@ -10,16 +10,27 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.errors import ConfigError
 from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.ledger.entries import PLAN, Entry
+from tapestry.ledger.merkle import Tree
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.actions import PAUSE, Action
+from tapestry_coordinator.ledgering import (
+    Seal,
+    StoredHead,
+    entry_of_checkpoint,
+    entry_of_exclusion,
+    entry_of_member,
+)
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.registry import (
     ACTIVE,
     CONTRIBUTOR,
+    MOST_EXCLUSIONS,
     REVOKED,
     Attendance,
     Member,
     PolicyVersion,
+    Receiving,
     Registry,
     Ruling,
     StoredContribution,
@@ -41,14 +52,20 @@ class Tables:
     manifests: list[Envelope] = field(default_factory=list)
     rulings: dict[int, Ruling] = field(default_factory=dict)
     evaluations: dict[tuple[int, str], StoredEvaluation] = field(default_factory=dict)
+    exclusions: list[tuple[int, str, str, str]] = field(default_factory=list)
     pause: Action | None = None
 
 
 class ModelledRegistry(Registry):
     """As much of the registry as rounds need."""
 
-    def __init__(self, genesis: Envelope, policy: FederationPolicy, *, now: float) -> None:
+    def __init__(
+        self, genesis: Envelope, policy: FederationPolicy, seal: Seal, *, now: float
+    ) -> None:
         self.tables = Tables(manifests=[genesis])
+        self.ledger: Any = ModelledLedger()
+        self.ledger.add(entry_of_checkpoint(0, payload_digest(genesis)))
+        self.ledger.sign(seal)
         self.adopt_policy(policy, now=now)
 
     def forget(self) -> None:
@@ -62,6 +79,7 @@ class ModelledRegistry(Registry):
 
     def admit(self, member_id: str, *, signing_key: bytes, serial: int, now: float) -> None:
         """Invite and enrol a member."""
+        self.ledger.add(entry_of_member(member_id, signing_key))
         known = self.tables.members.get(member_id)
         self.tables.members[member_id] = Member(
             member_id=member_id,
@@ -124,9 +142,10 @@ class ModelledRegistry(Registry):
         *,
         now: float,
         plan: tuple[int, str, Envelope] | None = None,
-        contribution: StoredContribution | None = None,
+        contribution: Receiving | None = None,
         speed: float = 0.0,
         manifest: tuple[str, Envelope] | None = None,
+        seal: Seal | None = None,
         attendance: Attendance | None = None,
     ) -> None:
         kind, body = event_to_json(event_)
@@ -136,11 +155,16 @@ class ModelledRegistry(Registry):
         if plan is not None:
             assert (number, plan[0]) not in tables.plans
             tables.plans[number, plan[0]] = plan[2]
+            self.ledger.add(Entry(kind=PLAN, round=number, payload_digest=plan[1]))
         if contribution is not None:
-            self._keep(contribution, speed)
+            index = self.ledger.add(contribution.entry)
+            self._keep(contribution.receive(index), speed)
         if manifest is not None:
             assert number == len(tables.manifests)
             tables.manifests.append(manifest[1])
+            self.ledger.add(entry_of_checkpoint(number, manifest[0]))
+        if seal is not None:
+            self.ledger.sign(seal)
         if attendance is not None:
             self._note_attendance(attendance)
 
@@ -186,8 +210,19 @@ class ModelledRegistry(Registry):
                 counts[stored.member_id] = counts.get(stored.member_id, 0) + 1
         return counts
 
-    def exclude(self, number: int, member_id: str, **rest: Any) -> None:
-        """Whoever is left out reads why in another room of the product."""
+    def exclude(
+        self,
+        number: int,
+        member_id: str,
+        *,
+        kind: str,
+        reason: str,
+        now: float,  # noqa: ARG002
+    ) -> None:
+        row, known = (number, member_id, kind, reason), self.tables.exclusions
+        if row not in known and sum(one[:2] == row[:2] for one in known) < MOST_EXCLUSIONS:
+            known.append(row)
+            self.ledger.add(entry_of_exclusion(number, member_id, kind=kind, reason=reason))
 
     def lineage(self, last: int | None = None) -> list[Envelope]:
         return self.tables.manifests[: None if last is None else last + 1]
@@ -227,6 +262,9 @@ class ModelledRegistry(Registry):
     def event_rows(self) -> tuple[Row, ...]:
         return tuple(self.tables.events)
 
+    def ledger_rows(self) -> tuple[Row, ...]:
+        return self.ledger.rows()
+
     def records(self) -> Records:
         """Return the tables as a database would hold them."""
         tables = self.tables
@@ -249,7 +287,36 @@ class ModelledRegistry(Registry):
                 for one in tables.policies
             ),
             rulings=tuple((n, int(one.is_released)) for n, one in sorted(tables.rulings.items())),
+            ledger=self.ledger_rows(),
+            heads=tuple(self.ledger.heads.items()),
         )
+
+
+class ModelledLedger:
+    """As much of the ledger as rounds need."""
+
+    def __init__(self) -> None:
+        self.leaves: list[tuple[str, str]] = []
+        self.heads: dict[int, str] = {}
+        self._tree = Tree()
+
+    def add(self, entry: Entry) -> int:
+        leaf = entry.leaf()
+        self.leaves.append((leaf.decode(), entry.payload_digest))
+        return self._tree.append(leaf)
+
+    def sign(self, seal: Seal) -> None:
+        self.heads.setdefault(self._tree.size, seal(self._tree.size, self._tree.root()))
+
+    def have_head(self, _seal: Seal) -> None:
+        """Founding has made one."""
+
+    def head(self) -> StoredHead:
+        size = max(self.heads)
+        return StoredHead(size, self.heads[size])
+
+    def rows(self) -> tuple[Row, ...]:
+        return tuple((number, *leaf) for number, leaf in enumerate(self.leaves))
 
 
 def _text(envelope: Envelope) -> str:

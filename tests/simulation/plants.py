@@ -38,6 +38,7 @@ from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.keys import public_bytes
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.ledgering import Seal, seal_of
 from tapestry_coordinator.publisher import ClosedRound, reverted_manifest
 from tapestry_coordinator.rounds import Published, folded
 from tapestry_coordinator.settling import Settling
@@ -168,9 +169,9 @@ class ModelPlant:
         self.small = _small(home)
         self.founders = home.founders_policy()
         self.registry: AnyRegistry = (
-            empty_registry(_temporary(), _genesis(), policy, now=START)
+            empty_registry(_temporary(), _genesis(), policy, _seal(), now=START)
             if has_database
-            else ModelledRegistry(_genesis(), policy, now=START)
+            else ModelledRegistry(_genesis(), policy, _seal(), now=START)
         )
         self._forget_candidates()
         self.disk = ModelDisk()
@@ -288,6 +289,7 @@ def modelled(closed: ClosedRound) -> Manifest:
             participation=tuple(
                 Participation(
                     member_id=stored.member_id,
+                    key=stored.signing_key.hex(),
                     tokens=stored.declared.tokens,
                     weight=weights.get(stored.member_id, 0.0),
                     clip_factor=1.0,
@@ -306,7 +308,11 @@ def modelled(closed: ClosedRound) -> Manifest:
                 if member_id not in present
             ),
             outer=OuterRecord(
-                optimizer="nesterov", learning_rate=0.5, momentum=0.9, state_root=vector
+                optimizer="nesterov",
+                learning_rate=0.5,
+                momentum=0.9,
+                state_before=None if base.made is None else base.made.outer.state_root,
+                state_root=vector,
             ),
         ),
     )
@@ -315,6 +321,17 @@ def modelled(closed: ClosedRound) -> Manifest:
 @cache
 def _small(home: Home) -> Small:
     return Small(home)
+
+
+@cache
+def _seal() -> Seal:
+    home = CoordinatorHome(origin())
+    genesis = home.load_genesis()
+    return seal_of(
+        home.load_signing_key(),
+        federation=genesis.origin.federation,
+        genesis_digest=genesis.genesis_digest,
+    )
 
 
 @cache
@@ -333,7 +350,7 @@ class RealPlant:
         policy = terms.policy(self.founders)
         self.small.home.save_policy(policy)
         (genesis,) = self.small.lineage
-        self.registry = empty_registry(_temporary(), genesis, policy, now=START)
+        self.registry = empty_registry(_temporary(), genesis, policy, _seal(), now=START)
 
     def store(self) -> FragmentStore:
         return FragmentStore(self.small.home.contributions, self.small.layout)

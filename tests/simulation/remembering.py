@@ -14,6 +14,7 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import pause_in_force
+from tapestry_coordinator.ledgering import Seal
 from tapestry_coordinator.registry import Member, Registry
 from tapestry_coordinator.rounds import Event
 from tapestry_coordinator.tables import metadata
@@ -80,7 +81,10 @@ class Remembering(Registry):
         try:
             super().record_event(number, event_, now=now, **rest)
         finally:
-            changed = {"events", *(_BESIDE[name] for name, value in rest.items() if value)}
+            changed = {
+                "events",
+                *(_BESIDE[n] for n, value in rest.items() if value and n != "seal"),
+            }
             for kind in changed:
                 self._answers.pop(kind, None)
 
@@ -99,6 +103,9 @@ class Remembering(Registry):
 
     def event_rows(self) -> tuple[Row, ...]:
         return Records.read(self.database).events
+
+    def ledger_rows(self) -> tuple[Row, ...]:
+        return Records.read(self.database).ledger
 
     def records(self) -> Records:
         """Return the tables, read past the product."""
@@ -154,7 +161,7 @@ def _registry(folder: Path) -> Remembering:
 
 
 def empty_registry(
-    folder: Path, genesis: Envelope, policy: FederationPolicy, *, now: float
+    folder: Path, genesis: Envelope, policy: FederationPolicy, seal: Seal, *, now: float
 ) -> Remembering:
     """Return the database with nothing in it but a founded federation."""
     registry = _registry(folder)
@@ -163,6 +170,6 @@ def empty_registry(
         registry.database.execute(f"DELETE FROM {table.name}")  # noqa: S608 - our own names
     registry.database.execute("COMMIT")
     registry.forget()
-    registry.add_genesis(payload_digest(genesis), genesis)
+    registry.add_genesis(payload_digest(genesis), genesis, seal)
     registry.adopt_policy(policy, now=now)
     return registry

@@ -71,6 +71,7 @@ class Run:
         history = self.history
         history.records = self.plant.registry.records()
         history.logs.append(history.records.events)
+        history.ledgers.append(history.records.ledger)
         history.recomputed = self.plant.recomputed()
         if self.coordinator.process is not None:
             self.coordinator.process.store.close()

@@ -71,11 +71,21 @@ def without(rows: Sequence[Any], index: int) -> tuple[Any, ...]:
 
 def test_a_lost_row_of_any_kind_is_noticed(sound: History) -> None:
     records = sound.records
-    for name in ("contributions", "manifests", "plans"):
+    for name in ("contributions", "manifests", "plans", "ledger", "heads"):
         less = replace(records, **{name: without(getattr(records, name), 0)})
         assert invariants(replace(sound, records=less)), name
     logs = [*sound.logs, without(records.events, 0)]
     assert invariants(replace(sound, logs=logs)) == {"I3"}
+    ledgers = [*sound.ledgers, without(records.ledger, 0)]
+    assert invariants(replace(sound, ledgers=ledgers)) == {"I3"}
+
+
+def test_entries_in_another_order_are_noticed(sound: History) -> None:
+    records = sound.records
+    first, second, *rest = records.ledger
+    swapped = ((0, *second[1:]), (1, *first[1:]), *rest)
+    changed = replace(sound, records=replace(records, ledger=swapped))
+    assert invariants(changed) == {"I3"}
 
 
 def test_two_stories_are_noticed(sound: History) -> None:
