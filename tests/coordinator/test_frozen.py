@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tapestry.checkpoints.archive import Archive
 from tapestry.checkpoints.folder import file_entry, write_statements
 from tapestry.checkpoints.manifest import Manifest
+from tapestry.checkpoints.record import verify_round
+from tapestry.checkpoints.replay import replay
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import UnavailableError, UntrustedError
@@ -44,6 +47,9 @@ def test_the_frozen_part_is_the_same_in_every_checkpoint(small: Small) -> None:
         assert (tensors["numbers"].tolist() == [1.0, 1.0]) == (number == 0)
         verified = verify_checkpoint(small.home.checkpoint(number))
         assert verified.manifest.elements == 2
+    round_ = verify_round(verified.folder, verified.lineage)
+    assert round_ is not None
+    assert replay(verified, round_, Archive(small.home.folder)).is_state_compared
     origin = verified.lineage.origin
     assert origin.trained_of(2) == "2 of 5 parameters are trained: num*"
 
