@@ -10,6 +10,7 @@ with FSDP2. Each is timed between the end of its first step and of its last, and
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,7 @@ class PlainGroup:
 def plain(kind: str, rank: int, checkpoint: Path, table: dict[str, Any]) -> None:
     """Train whenever a line comes, and say how fast it was."""
     inner = InnerSettings.model_validate(table["inner"])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo", init_method=f"file://{table['rendezvous']}", rank=rank, world_size=2
     )
