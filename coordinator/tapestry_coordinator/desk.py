@@ -527,9 +527,9 @@ class Desk:
     def note_cosignature(self, size: int) -> None:
         """Tell the members when enough have cosigned the newest head; renew a proof some time."""
         with self._changed:
+            self._unproved.setdefault(self._newest, self.clock())
             if size == self._head.size:
                 self._head = self.registry.ledger.head() or self._head
-                self._unproved.setdefault(self._newest, self.clock())
                 asked = self.policy.policy.ledger.witnesses
                 if 1 < asked == len(self._head.lines):
                     self._version += 1
@@ -595,7 +595,7 @@ class Desk:
             )
             self._manifest = envelope
             self._newest = number
-            self._unproved[number] = 0.0
+            self._unproved |= {number - 1: 0.0, number: 0.0}
 
     def _apply(
         self,
@@ -626,10 +626,10 @@ class Desk:
             contribution=contribution,
             speed=speed,
             manifest=manifest,
-            seal=None if manifest is None else self._seal,
+            seal=None if manifest is None and plan is None else self._seal,
             attendance=attendance,
         )
-        if manifest is not None:
+        if manifest is not None or plan is not None:
             self._head = self.registry.ledger.head() or self._head
         self._is_certain, self._is_enrolled_known = True, False
         if plan is not None:

@@ -52,10 +52,10 @@ def _write_proof(home: CoordinatorHome, registry: Registry, genesis: Lineage, nu
 
 
 def proof_of(registry: Registry, genesis: Lineage, envelope: Envelope) -> bytes | None:
-    """Return the proof of a manifest under the first head that covers it, None if none does."""
+    """Return the proof of a manifest under a head that covers it, None if none does."""
     digest = payload_digest(envelope)
     index = registry.ledger.index_of(digest)
-    head = None if index is None else registry.ledger.head(at_least=index + 1)
+    head = None if index is None else registry.ledger.head_above(index)
     return None if head is None else registry.ledger.proof(digest, _opened(head, genesis))
 
 

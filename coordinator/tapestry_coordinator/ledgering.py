@@ -3,7 +3,7 @@
 Entries are appended in the transaction that records what they speak of, so that the two are there
 together or not at all, and their numbers have no gaps. The tree over them lies in memory and is
 made again from the rows after a restart or a failover: the same entries give the same head, to the
-bit. A head is signed and stored in the transaction that publishes its checkpoint, and never before.
+bit. A head is signed and stored in the transaction that opens a plan or publishes a checkpoint.
 """
 
 import hashlib
@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Select, bindparam, func, insert, select
 
 from tapestry.checkpoints.manifest import Lineage
 from tapestry.errors import RejectedError
@@ -31,6 +32,9 @@ from tapestry.ledger.merkle import Tree, leaf_hash
 from tapestry.ledger.proof import write_proof
 from tapestry.ledger.witness import Growth
 from tapestry_coordinator.tables import ledger, ledger_cosignatures, ledger_heads
+
+_NEXT_HEADS = 6
+"""Among which the best one for a proof is looked for: those of about three rounds."""
 
 Seal = Callable[[int, bytes], str]
 """From size and root to the note of a signed head."""
@@ -113,7 +117,7 @@ class Ledger:
     def have_head(self, seal: Seal) -> None:
         """Sign a head if there is none: the entries are of what an older version recorded."""
         with self.recording() as connection:
-            if _read_head(connection) is None:
+            if connection.execute(select(ledger_heads.c.size).limit(1)).first() is None:
                 self.seal(connection, seal)
 
     def cosign(self, size: int, member_id: str, line: str) -> bool:
@@ -128,10 +132,24 @@ class Ledger:
 
     # Reading
 
-    def head(self, *, at_least: int | None = None) -> StoredHead | None:
-        """Return the newest head, or the first with so many entries; None before there is one."""
+    def head(self, size: int | None = None) -> StoredHead | None:
+        """Return the newest head, or that of just so many entries; None if there is none."""
+        query = select(ledger_heads).order_by(ledger_heads.c.size.desc())
+        if size is not None:
+            query = query.where(ledger_heads.c.size == size)
         with self._begin() as connection:
-            return _read_head(connection, at_least=at_least)
+            found = _read_heads(connection, query.limit(1))
+        return found[0] if found else None
+
+    def head_above(self, index: int) -> StoredHead | None:
+        """Return a head that covers an entry: of the first few the one that most have cosigned.
+
+        Members that were told of the next head at once have cosigned that.
+        """
+        query = select(ledger_heads).where(ledger_heads.c.size > index)
+        with self._begin() as connection:
+            found = _read_heads(connection, query.order_by(ledger_heads.c.size).limit(_NEXT_HEADS))
+        return max(found, key=lambda head: len(head.lines), default=None)
 
     def entries(self, begin: int, end: int) -> list[bytes]:
         """Return the entries from one number up to, not including, another."""
@@ -232,27 +250,26 @@ def _index_of(connection: Connection, payload_digest: str) -> int | None:
     return None if found is None else int(found)
 
 
-def _read_head(connection: Connection, *, at_least: int | None = None) -> StoredHead | None:
-    query = select(ledger_heads.c.size, ledger_heads.c.note)
-    if at_least is None:
-        query = query.order_by(ledger_heads.c.size.desc())
-    else:
-        query = query.where(ledger_heads.c.size >= at_least).order_by(ledger_heads.c.size)
-    row = connection.execute(query.limit(1)).one_or_none()
-    if row is None:
-        return None
-    lines = (
-        select(ledger_cosignatures.c.line)
-        .where(ledger_cosignatures.c.size == row.size)
-        .order_by(ledger_cosignatures.c.member_id)
-    )
-    return StoredHead(row.size, row.note, tuple(connection.execute(lines).scalars()))
+def _read_heads(connection: Connection, query: Select[Any]) -> list[StoredHead]:
+    """Return heads with all their cosignatures."""
+    return [
+        StoredHead(
+            row.size, row.note, tuple(connection.execute(_LINES, {"of": row.size}).scalars())
+        )
+        for row in connection.execute(query).all()
+    ]
+
+
+_LINES = (
+    select(ledger_cosignatures.c.line)
+    .where(ledger_cosignatures.c.size == bindparam("of"))
+    .order_by(ledger_cosignatures.c.member_id)
+)
 
 
 def _require_sealed(connection: Connection, size: int) -> None:
-    newest = _read_head(connection)
-    if newest is None or size > newest.size:
-        has = 0 if newest is None else newest.size
+    has = connection.execute(select(func.max(ledger_heads.c.size))).scalar() or 0
+    if size > has:
         raise RejectedError(f"{size:,} entries: the newest head of the ledger has {has:,}")
 
 

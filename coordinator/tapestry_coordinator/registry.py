@@ -473,7 +473,7 @@ class Registry:
             contribution: What arrived.
             speed: Tokens per second of its inner steps; 0 if unknown.
             manifest: Digest and envelope of what was published.
-            seal: Signs the head that covers it.
+            seal: Signs a head that covers all of that, if it is shown to members.
             attendance: Of the round that was published.
         """
         kind, body = rounds.event_to_json(event_)

@@ -293,8 +293,10 @@ class CoordinatorServer:
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
-        self._prove(older_than_seconds=0.0)
-        self._settle(state.number)
+        try:
+            self._prove(older_than_seconds=0.0)
+        finally:
+            self._settle(state.number)
         self._pass_time(look=False)  # the next round need not wait for a tick
 
     def _record(self, envelope: Envelope) -> None:

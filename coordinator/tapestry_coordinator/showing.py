@@ -78,8 +78,8 @@ class ShownLedger:
         Raises:
             RejectedError: It is of another head, of somebody else, or does not verify.
         """
-        head = self._ledger.head(at_least=min(size, 2**53))
-        if head is None or head.size != size:
+        head = self._ledger.head(min(size, 2**53))
+        if head is None:
             raise RejectedError(f"no head of the ledger has {size:,} entries")
         signature = read_signature(line, what="cosignature")
         text = read_note(head.note, what="head").text

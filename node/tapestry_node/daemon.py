@@ -215,6 +215,7 @@ class Daemon:
         self._witness.require(payload_digest(told.manifest), manifest.round)
         if told.plan is not None:
             plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
+            self._witness.require_plan(payload_digest(told.plan), plan.round)
             plan = self._settings.policy.asked(plan, self._membership.member_id)
             self._take_plan(plan, told.manifest, manifest, listener)
         else:
@@ -300,7 +301,7 @@ class Daemon:
             )
         try:
             self._settings.policy.require(plan)
-            self._witness.require_witnesses(plan.witnesses)
+            self._require_witnesses(plan)
             self._answer(plan, envelope, manifest, listener)
         except UnavailableError:
             raise
@@ -309,6 +310,18 @@ class Daemon:
             self._refused.add((plan.round, plan.attempt))
             with contextlib.suppress(RejectedError):
                 self._client.decline(round_number=plan.round, reason=str(error))
+
+    def _require_witnesses(self, plan: RoundPlan) -> None:
+        """Wait, and show it, until as many members have seen the base as the plan asks for.
+
+        Raises:
+            UnavailableError: Not yet.
+        """
+        try:
+            self._witness.require_witnesses(plan.witnesses)
+        except UnavailableError as error:
+            self._write_progress(str(error))
+            raise
 
     def _has_answered(self, plan: RoundPlan) -> bool:
         """Whether the plan's round has all it takes from this node, perhaps a late contribution."""

@@ -17,7 +17,7 @@ from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import from_json, to_json
 from tapestry.identity.keys import key_id
 from tapestry.identity.membership import Membership
-from tapestry.ledger.entries import CHECKPOINT, CONTRIBUTION, MEMBER, Entry, read_entry
+from tapestry.ledger.entries import CHECKPOINT, CONTRIBUTION, MEMBER, PLAN, Entry, read_entry
 from tapestry.ledger.folder import GENESIS_FILE
 from tapestry.ledger.heads import SignedHead, cosign_head, open_head, origin_of
 from tapestry.ledger.merkle import Tree
@@ -74,6 +74,7 @@ class Witness:
         self._tail: list[bytes] = []
         """Entries since the last full tile."""
         self._checkpoints: set[str] = set()
+        self._plans: set[str] = set()
         self._keys: dict[str, str] = {}
         """Of each member, the id of the key with which it joined last."""
         self._owed: dict[int, Receipt] = {}
@@ -120,6 +121,18 @@ class Witness:
                     f"{receipt.round} is entry {index:,} of its ledger, which has checkpoint "
                     f"{round_number} already and not that entry; ask its operator"
                 )
+
+    def require_plan(self, digest: str, round_number: int) -> None:
+        """Refuse a plan that the accepted ledger does not have.
+
+        Raises:
+            UntrustedError: It has not.
+        """
+        if digest not in self._plans:
+            raise UntrustedError(
+                f"the plan of round {round_number}, as the coordinator shows it, is not in its "
+                f"ledger of {self._tree.size:,} entries: not followed; ask its operator"
+            )
 
     def require_witnesses(self, count: int) -> None:
         """Wait until enough members, this one among them, have cosigned what is built upon.
@@ -251,6 +264,8 @@ class Witness:
         for index, entry in enumerate(entries, begin):
             if entry.kind == CHECKPOINT:
                 self._checkpoints.add(entry.payload_digest)
+            elif entry.kind == PLAN:
+                self._plans.add(entry.payload_digest)
             elif entry.kind == MEMBER:
                 self._keys[entry.member_id] = entry.payload_digest
             if index in self._owed:

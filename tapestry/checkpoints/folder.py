@@ -3,14 +3,17 @@
 ```
 model.safetensors config.json tokenizer.json ...   what transformers loads
 README.md                                          the model card
+bom.cdx.json                                       the bill of materials, CycloneDX
+model.sig                                          signed: OpenSSF's form, for its tools
 tapestry/manifest.json                             signed: what the checkpoint is
 tapestry/policy.json                               what the federation had agreed upon
 tapestry/round.jsonl                               signed: the plan, and what members sent to it
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
 tapestry/ledger.json                               proof that the manifest is in the ledger
 tapestry/ancestry.jsonl                            manifests of the federation it goes on from
-tapestry/card.json                                 signed: README.md and the results
+tapestry/card.json                                 signed: README.md and what else is renewed
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
+tapestry/model-signing.pub                         the key of model.sig, bound by the card
 ```
 """
 
@@ -22,7 +25,7 @@ from pathlib import Path
 
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
-from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.identity.envelopes import MAX_ENVELOPE_BYTES, Envelope, from_json, to_json
 from tapestry.ledger.proof import PROOF_FILE
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
@@ -58,7 +61,8 @@ def read_envelope(path: Path, *, what: str) -> Envelope:
         UntrustedError: The file is missing or not an envelope.
     """
     try:
-        return from_json(path.read_bytes(), what=what)
+        with path.open("rb") as file:
+            return from_json(file.read(MAX_ENVELOPE_BYTES + 1), what=what)
     except OSError as error:
         raise UntrustedError(
             f"{what}: {path} cannot be read: {error.strerror}; a published checkpoint is a folder "

@@ -11,6 +11,7 @@ Each includes those before it. One that is refused ends the run; one that cannot
 something is not there (yet), does not, but then the whole is not decided either.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tapestry.checkpoints.archive import Archive, MissingError
+from tapestry.checkpoints.folder import folder_name
 from tapestry.checkpoints.record import VerifiedRound, verify_round
 from tapestry.checkpoints.replay import Replayed, replay, sampled
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
@@ -29,6 +31,7 @@ from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
 Level = Literal["files", "record", "ledger", "replay"]
 Verdict = Literal["passed", "refused", "undecided"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+_FOLDER_NAME = re.compile(r"round-\d{6,}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,8 @@ class Wanted:
     folder: Path
     level: Level = "ledger"
     federation: str | None = None
+    at_least: int = 0
+    """The round that it must have reached."""
     archive: Path | None = None
     sample: int = 0
     """Fragments to replay; 0: all."""
@@ -99,6 +104,7 @@ class Verification:
         wanted = self._wanted
         self.checkpoint = verify_checkpoint(wanted.folder, federation=wanted.federation)
         manifest, card = self.checkpoint.manifest, self.checkpoint.card
+        _require_fresh(wanted, manifest.round)
         count = len(manifest.files) + len(card.files)
         return (
             f"{manifest.round + 1} manifests from genesis on, each signed; {count} files have the "
@@ -176,6 +182,20 @@ class Verification:
         if self.checkpoint is None:
             raise ValueError("the first level has not passed")
         return self.checkpoint
+
+
+def _require_fresh(wanted: Wanted, number: int) -> None:
+    """Refuse an old checkpoint in the place of a newer one."""
+    name = wanted.folder.resolve().name
+    if _FOLDER_NAME.fullmatch(name) and name != folder_name(number):
+        raise UntrustedError(
+            f"{wanted.folder}: holds checkpoint {number}, which is not what its name says"
+        )
+    if number < wanted.at_least:
+        raise UntrustedError(
+            f"{wanted.folder}: checkpoint {number} is older than {wanted.at_least}, which you know "
+            "to be published: somebody serves an old one for the newest"
+        )
 
 
 def _told(result: Replayed, sample: tuple[int, ...] | None) -> str:

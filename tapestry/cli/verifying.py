@@ -29,6 +29,12 @@ def verify(
             help="How deep: files, record, ledger, replay. Default: ledger, with --archive replay."
         ),
     ] = None,
+    at_least: Annotated[
+        int,
+        typer.Option(
+            "--at-least", min=0, help="A round that you know to be published: refuse an older one."
+        ),
+    ] = 0,
     archive: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +79,7 @@ def verify(
             folder=_existing(folder),
             level=_level(level, archive),
             federation=_federation(federation),
+            at_least=at_least,
             archive=None if archive is None else _existing(archive),
             sample=sample,
             head=_head(head, sample),

@@ -128,7 +128,7 @@ def from_json(data: bytes, *, what: str) -> Envelope:
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise UntrustedError(
-            f"{what}: {len(data):,} bytes came, an envelope has at most {MAX_ENVELOPE_BYTES:,}; "
+            f"{what}: more than {MAX_ENVELOPE_BYTES:,} bytes came, the most that an envelope has; "
             "discard it"
         )
     match _json_object(data, what=what):

@@ -19,12 +19,14 @@ from tapestry.checkpoints.folder import (
     read_envelope,
     write_statements,
 )
-from tapestry.checkpoints.manifest import Card, FileEntry, Manifest, verify_lineage
+from tapestry.checkpoints.manifest import Card, FileEntry, Lineage, Manifest, verify_lineage
 from tapestry.checkpoints.stepping import write_stepped
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
+from tapestry.ledger.heads import origin_of
+from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
 from tapestry.storage.arriving import ArrivingFile
 from tapestry.storage.atomic import replacing, write_atomic
 from tapestry.storage.spares import Spares
@@ -244,9 +246,27 @@ class Fetcher:
             self.fetch_files(lineage.newest.files, folder, parts=parts, on_bytes=on_bytes)
             write_statements(folder, envelopes)
             self.fetch_card(folder, claimed.round, key=lineage.coordinator_key, parts=parts)
+            self._fetch_proof(folder, lineage)
             verify_checkpoint(folder, federation=federation)
         shutil.rmtree(parts, ignore_errors=True)
         return verify_checkpoint(target, federation=federation)
+
+    def _fetch_proof(self, folder: Path, lineage: Lineage) -> None:
+        """Put the proof of the manifest's place in the ledger into `folder`, if there is one."""
+        request = transfer_pb2.DescribeRequest(round=lineage.newest.round)
+        with errors_from_status(self._address):
+            proof = self._stub.Describe(request, timeout=CALL_SECONDS).ledger_proof
+        if proof:
+            verify_ledger_proof(
+                proof,
+                manifest_digest=lineage.newest_digest,
+                round_number=lineage.newest.round,
+                coordinator_key=lineage.coordinator_key,
+                origin=origin_of(lineage.origin.federation, lineage.genesis_digest),
+                witnesses={},
+                quorum=0,
+            )
+            write_atomic(folder / PROOF_FILE, proof)
 
     def fetch_card(self, folder: Path, round_number: int, *, key: bytes, parts: Path) -> None:
         """Put card and its files into `folder`; once more if it is renewed meanwhile."""

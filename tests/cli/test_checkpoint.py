@@ -186,6 +186,20 @@ def test_wrong_usage_says_nothing_about_the_checkpoint(
     assert words in errors
 
 
+def test_an_old_checkpoint_served_as_a_new_one_is_refused(
+    run: Run, federation: Federation, tmp_path: Path
+) -> None:
+    code, _said, errors = run("verify", federation.newest, "--at-least", 2)
+    assert code == 1
+    assert "checkpoint 1 is older than 2" in errors
+    assert run("verify", federation.newest, "--at-least", 1)[0] == 0
+    renamed = tmp_path / "round-000002"
+    shutil.copytree(federation.newest, renamed)
+    code, _said, errors = run("verify", renamed)
+    assert code == 1
+    assert "holds checkpoint 1, which is not what its name says" in errors
+
+
 # show
 
 

@@ -89,7 +89,7 @@ def test_what_is_recorded_is_in_the_ledger_under_a_head_of_its_own(registry: Reg
     assert newest is not None
     head = open_head(newest.note, origin=ORIGIN, public_key=PUBLIC, what="head").head
     assert (head.size, head.root) == (6, merkle_root(leaves[:6]))
-    first = registry.ledger.head(at_least=1)
+    first = registry.ledger.head(1)
     assert first is not None
     assert first.size == 1
     growth = registry.ledger.growth(1, 6)

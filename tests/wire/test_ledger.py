@@ -18,7 +18,9 @@ from tapestry.ledger.evidence import verify_evidence
 from tapestry.ledger.heads import Head, cosign_head, open_head, origin_of, sign_head
 from tapestry.ledger.merkle import Tree, verify_consistency, verify_inclusion
 from tapestry.ledger.notes import read_note
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry.v1 import ledger_pb2, ledger_pb2_grpc
+from tapestry.wire.fetching import Fetcher
 from tapestry.wire.ledger import MAX_ENTRIES_OF_ANSWER
 from tapestry_coordinator.ledger_files import make_up_ledger_files, proof_of
 from tapestry_coordinator.ledgering import entry_of_checkpoint, entry_of_member, ledger_origin
@@ -231,6 +233,10 @@ def test_a_heads_cosignatures_reach_the_checkpoints_proof(
     make_up_ledger_files(coordinator.home, coordinator.registry, genesis)
     with coordinator.join("z").connected() as line:
         assert line.describe(1).ledger_proof == proof
+        fetcher = Fetcher(line.channel, "the coordinator")
+        pulled = tmp_path / "pulled"
+        fetcher.pull(pulled, round_number=1, federation=genesis.genesis_digest)
+    assert (pulled / PROOF_FILE).read_bytes() == proof
 
 
 # Witnesses
