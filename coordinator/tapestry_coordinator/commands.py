@@ -79,6 +79,14 @@ def init(
         Path | None,
         typer.Option(help="Adopt this model (a folder in transformers' format) instead."),
     ] = None,
+    trainable: Annotated[
+        str | None,
+        typer.Option(
+            help="Parameters that are trained: 'all' (default), or patterns of their names between "
+            "commas, such as 'model.layers.11.*,model.norm.*'. The others stay as they are at "
+            "genesis: they are never sent, and take neither gradients nor moments."
+        ),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
     ] = None,
@@ -109,13 +117,18 @@ def init(
 
     Example: tapestry coordinator init fed --name europe --pool open-texts/ --size small
 
+    A part of a model: tapestry coordinator init fed --name law --model llama/ --trainable
+    'model.layers.1?.mlp.*'
+
     From what a member took along: tapestry coordinator init fed2 --name north --from our-export
     """
     from tapestry.objectives.objective import objective_named  # noqa: PLC0415 - imports torch
+    from tapestry.params.subset import ALL, parse_trainable  # noqa: PLC0415
     from tapestry_coordinator.founding import Founding, found  # noqa: PLC0415
 
     create = {"size": size, "model": model, "tokenizer": tokenizer, "vocabulary": vocabulary}
-    older = None if origin is None else _origin(origin, {**create, "objective": objective})
+    chosen = {**create, "objective": objective, "trainable": trainable}
+    older = None if origin is None else _origin(origin, chosen)
     enrolment = _next_port(address)
     storage = parse_settings(
         {"database": database, "blobs": blobs}, settings_module.StorageSettings, where="init"
@@ -147,6 +160,7 @@ def init(
         create={"size": "tiny", **{key: v for key, v in create.items() if v is not None}},
         pool=pool or ([older.pool] if older and older.pool else []),
         seed=seed,
+        trainable=parse_trainable(ALL if trainable is None else trainable),
         policy=older.policy if older else FederationPolicy(),
         start=older.start() if older else None,
     )
@@ -155,7 +169,7 @@ def init(
     genesis = home.load_genesis()
     typer.echo(f"federation {name} is founded in {folder}")
     typer.echo(f"  identity   {genesis.genesis_digest}")
-    typer.echo(f"  model      {genesis.newest.elements:,} parameters")
+    typer.echo(f"  model      {genesis.origin.trained_of(genesis.newest.elements)}")
     if genesis.origin.continues is not None:
         was = genesis.origin.continues
         typer.echo(

@@ -10,15 +10,22 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tapestry.checkpoints.beside import ExtraTensor, beside_digest, elements_of
 from tapestry.checkpoints.folder import building, file_entry, write_statements
-from tapestry.checkpoints.manifest import ContinuedRecord, GenesisRecord, Manifest
+from tapestry.checkpoints.manifest import (
+    BesideRecord,
+    ContinuedRecord,
+    GenesisRecord,
+    Manifest,
+)
 from tapestry.checkpoints.policy import FederationPolicy, save_policy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import (
     MODEL_FILE,
-    ExtraTensor,
+    VectorFile,
     VectorWriter,
     WrittenVector,
+    open_vector_file,
 )
 from tapestry.data.reading import read_documents
 from tapestry.errors import ConfigError
@@ -36,6 +43,7 @@ from tapestry.objectives.objective import Created, Objective
 from tapestry.objectives.sizes import nearest_size
 from tapestry.params.layout import ParameterLayout
 from tapestry.params.modules import from_model, layout_of, outside_the_vector
+from tapestry.params.subset import freeze_others
 from tapestry.storage.atomic import replacing
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.card import write_card
@@ -69,6 +77,8 @@ class Founding:
     pool: Sequence[Path]
     """Files or folders of open text; may be empty."""
     seed: int
+    trainable: Sequence[str] = ()
+    """Patterns of the names of the parameters that are trained; none: all."""
     policy: FederationPolicy = field(default_factory=FederationPolicy)
     start: "Start | None" = None
     """What genesis is, if the objective does not create it."""
@@ -182,7 +192,13 @@ def _created(founding: Founding, create: Mapping[str, Any]) -> Start:
     """Return a genesis that the objective creates."""
     created = founding.objective.create(create, seed=founding.seed)
     module = created.module
+    freeze_others(module, founding.trainable)
     layout = layout_of(module, exclude=founding.objective.non_averageable(module))
+    if not layout.tensors:
+        raise ConfigError(
+            f"trainable: {', '.join(founding.trainable)} leaves nothing that members could train "
+            "together"
+        )
 
     def write(folder: Path) -> WrittenStart:
         for name, content in created.files.items():
@@ -191,7 +207,10 @@ def _created(founding: Founding, create: Mapping[str, Any]) -> Start:
         names = [*created.files, MODEL_FILE]
         return WrittenStart(layout=layout, vector_root=written.root, names=names)
 
-    return Start(inner=inner_for(created), settings=created.settings, write=write)
+    settings = dict(created.settings)
+    if founding.trainable:
+        settings["trainable"] = ",".join(founding.trainable)
+    return Start(inner=inner_for(created), settings=settings, write=write)
 
 
 def _write_pool(target: Path, paths: Sequence[Path]) -> None:
@@ -228,6 +247,7 @@ def _publish_genesis(
                 objective=founding.objective.name,
                 settings=dict(start.settings),
                 seed=founding.seed,
+                beside=_beside(open_vector_file(folder / MODEL_FILE)),
                 continues=start.continues,
             ),
             software=software(),
@@ -236,6 +256,16 @@ def _publish_genesis(
         write_statements(folder, [envelope])
         write_card(folder, [envelope], [], key, notes=home.notes(0))
     return envelope
+
+
+def _beside(model: VectorFile) -> BesideRecord | None:
+    """Return what every checkpoint will have beside the vector."""
+    extras = model.extras
+    if not extras:
+        return None
+    return BesideRecord(
+        tensors=len(extras), elements=elements_of(extras), digest=beside_digest(extras)
+    )
 
 
 def _write_vector(path: Path, module: torch.nn.Module, layout: ParameterLayout) -> WrittenVector:

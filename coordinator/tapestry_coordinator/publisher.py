@@ -32,6 +32,7 @@ from tapestry.checkpoints.folder import (
 from tapestry.checkpoints.manifest import (
     Absence,
     FileEntry,
+    Lineage,
     Manifest,
     OuterRecord,
     Participation,
@@ -213,6 +214,7 @@ class Publisher:
                 folder=folder,
                 weightless=closed.weightless,
             )
+            _require_beside(aggregated.written, closed.lineage[0], self.home.checkpoint(number - 1))
             files = _carry_over(base, self.home.checkpoint(number - 1), folder)
             files += [_write_policy(closed.policy, folder), _write_round(closed, folder)]
             manifest = Manifest(
@@ -318,6 +320,16 @@ def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
                 "restore it from a copy or a backup"
             )
     return entries
+
+
+def _require_beside(written: WrittenVector, genesis: Envelope, source: Path) -> None:
+    """Refuse to publish frozen parameters that are not those of genesis."""
+    record = Lineage(genesis).origin.beside
+    if record is not None and written.beside.hex() != record.digest:
+        raise UnavailableError(
+            f"{source / MODEL_FILE}: damaged on this disk: its frozen parameters are not those of "
+            "genesis; restore it from a copy or a backup"
+        )
 
 
 def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileEntry]) -> Manifest:

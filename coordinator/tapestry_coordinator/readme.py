@@ -31,7 +31,7 @@ def readme(about: Description, *, notes: str, has_plot: bool) -> str:
         f"# {about.federation}, consensus checkpoint of round {manifest.round}",
         "",
         (
-            f"{manifest.elements:,} parameters, trained by the members of the federation "
+            f"{_model(origin, manifest)} by the members of the federation "
             f"*{about.federation}* on text that never left them. Only parameter vectors were sent."
         ),
         "",
@@ -111,6 +111,18 @@ def _declared(publication: PublicationPolicy) -> list[str]:
             "",
         ]
     return lines
+
+
+def _model(origin: GenesisRecord, manifest: Manifest) -> str:
+    """Return how large the model is, and which part of it is trained."""
+    patterns = origin.settings.get("trainable")
+    if patterns is None or origin.beside is None:
+        return f"{manifest.elements:,} parameters, trained"
+    whole = manifest.elements + origin.beside.elements
+    return (
+        f"{whole:,} parameters; {manifest.elements:,} of them (`{patterns}`) were trained, the "
+        "others are those of genesis. Trained"
+    )
 
 
 def _before(origin: GenesisRecord) -> list[str]:

@@ -63,6 +63,7 @@ _LOOK_SECONDS = 1.0
 """How often to look at what operators have written into the database."""
 _RETRY_SECONDS = 15.0
 _CARD_SECONDS = 3.0
+_PROOF_SECONDS = 1.0
 _WORKERS = 1024
 """Threads at most, one a call: a member that sends a vector has six."""
 _ENROLMENT_WORKERS = 64
@@ -178,6 +179,7 @@ class CoordinatorServer:
             for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
                 stopped.wait()
             aggregator.join()
+            self._leave_proofs()
             for threads in (*self._callers, self._threads):
                 threads.shutdown()  # whoever is in the middle of a call needs store and registry
             self._store.close()
@@ -270,7 +272,7 @@ class CoordinatorServer:
                 if self.desk.wait_until_closed(timeout_seconds=_TICK_SECONDS):
                     self._aggregate()
                 self._renew_cards()
-                self._prove(older_than_seconds=_CARD_SECONDS)
+                self._prove(older_than_seconds=_PROOF_SECONDS)
             except (TapestryError, OSError) as error:
                 self._rest_after(error)
             except Exception:  # noqa: BLE001 - logged whole; the federation goes on
@@ -355,6 +357,15 @@ class CoordinatorServer:
                 checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
                 states_before=min(first, number) - 1,
             )
+
+    def _leave_proofs(self) -> None:
+        """Write the proofs that are due soon, before nobody is there to write them."""
+        if self._is_superseded():
+            return
+        try:
+            self._prove(older_than_seconds=0.0)
+        except (TapestryError, OSError) as error:
+            _log.warning("%s; the proof is renewed at the next start", error)
 
     def _prove(self, *, older_than_seconds: float) -> None:
         """Write proofs into checkpoints that were published or cosigned since, and the mirror."""

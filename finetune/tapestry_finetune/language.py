@@ -22,6 +22,7 @@ from tapestry.objectives.training import (
     train,
 )
 from tapestry.params.modules import fragment_of, load_extras, to_model
+from tapestry.params.subset import freeze_beside
 
 _GENESIS_TOKENS = 128
 
@@ -71,8 +72,9 @@ def train_language(
         on_progress=on_packing,
     )
     opened = open_vector_file(run.checkpoint / MODEL_FILE)
-    choose_threads(opened.layout.elements)
+    choose_threads(opened.model_elements)
     module = objective.build(run.checkpoint).to(choose_device(run.device))
+    freeze_beside(module, opened.layout, opened.extras, own=objective.non_averageable(module))
     to_model(opened.vector, module, opened.layout)
     load_extras(module, opened.extras)
     before = objective.evaluate(module, corpus)

@@ -10,6 +10,8 @@ from typing import Any
 from tapestry.checkpoints.folder import MANIFEST_FILE, file_entry
 from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_lineage
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.checkpoints.verify import require_beside
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.membership import Membership
@@ -131,9 +133,7 @@ class Consensus:
             _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
             shutil.rmtree(target)
         self._tell(f"fetching checkpoint {manifest.round}")
-        came = self._home.fetch(
-            self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
-        )
+        came = self._fetch(manifest, envelope, target)
         self._sound = manifest.round
         _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
         state = self._standing.state
@@ -156,10 +156,26 @@ class Consensus:
             shutil.rmtree(folder)
         if not folder.is_dir():
             self._tell(f"fetching candidate {manifest.round}")
-            self._home.fetch(
-                self._fetcher(), manifest, envelope, target=folder, on_bytes=self._on_bytes
-            )
+            self._fetch(manifest, envelope, folder)
         return manifest
+
+    def _fetch(self, manifest: Manifest, envelope: Envelope, target: Path) -> int:
+        """Fetch a checkpoint; return the bytes that came.
+
+        Raises:
+            UntrustedError: What stands beside its vector is not what genesis has; it is not kept.
+        """
+        came = self._home.fetch(
+            self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
+        )
+        genesis = Manifest.parsed(self._lineage.read()[0].payload, what="genesis manifest")
+        try:
+            if genesis.origin is not None:
+                require_beside(open_vector_file(target / MODEL_FILE), genesis.origin)
+        except UntrustedError:
+            shutil.rmtree(target)
+            raise
+        return came
 
     def pool(self, plan: RoundPlan) -> Path:
         """Return the federation's open pool, fetched if it is not here."""

@@ -432,7 +432,10 @@ class Daemon:
 
     def _prepare_trainer(self, checkpoint: Path, sequence_tokens: int) -> ParameterLayout:
         self._progress.write("reading and packing the corpus")
-        layout = open_vector_file(checkpoint / MODEL_FILE).layout
+        opened = open_vector_file(checkpoint / MODEL_FILE)
+        layout = opened.layout
+        if opened.extras:
+            _log.info("%s of %s elements are trained", layout.elements, opened.model_elements)
         self._ready().open(
             self._settings.node,
             self._standing.state.objective,

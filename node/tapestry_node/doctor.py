@@ -31,10 +31,13 @@ Verdict = Literal["ok", "warning", "problem"]
 _SAMPLE_BYTES = 2**25
 _SAMPLE_SECONDS = 5.0
 _ROUND_TRIPS = 5
-_MODELS_ON_DISK = 8
-"""Two checkpoints, the optimizer's state, a contribution, what is being fetched."""
-_TRAINING_BYTES = 16
-"""A parameter, its gradient and two moments, in float32; activations come on top."""
+_MODELS_ON_DISK = 3
+"""Two checkpoints, and what is being fetched."""
+_VECTORS_ON_DISK = 5
+"""The optimizer's state, kept twice while it is written, and a contribution."""
+_PARAMETER_BYTES = 4
+_TRAINING_BYTES = 12
+"""A gradient and two moments in float32; activations come on top."""
 _SKEW_SECONDS = 30.0
 _FEW_FILES = 256
 _SOON = timedelta(days=7)
@@ -67,6 +70,20 @@ class Finding:
     remedy: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """How large the federation's model is; zeros if that is not known."""
+
+    elements: int = 0
+    trained: int = 0
+
+    @property
+    def words(self) -> str:
+        if self.trained == self.elements:
+            return f"{self.elements:,} parameters"
+        return f"{self.elements:,} parameters, {self.trained:,} of them trained"
+
+
 def examine(home: NodeHome, data: Sequence[Path], *, now: float) -> Iterator[Finding]:
     """Look at everything, one thing after the other.
 
@@ -81,11 +98,11 @@ def examine(home: NodeHome, data: Sequence[Path], *, now: float) -> Iterator[Fin
     yield from _guarded("text", lambda: _text(home, data))
     yield from _guarded("open files", _open_files)
     yield from _guarded("isolation", _isolation)
-    published: list[int] = []
+    published: list[_Model] = []
     yield from _line(home, published, now=now)
-    parameters = published[0] // 4 if published else _parameters(home)
-    yield from _guarded("disk", lambda: _disk(home, parameters))
-    yield from _guarded("memory", lambda: _memory(parameters))
+    model = published[0] if published else _fetched(home)
+    yield from _guarded("disk", lambda: _disk(home, model))
+    yield from _guarded("memory", lambda: _memory(model))
 
 
 def _guarded(about: str, look: Callable[[], Finding]) -> Iterator[Finding]:
@@ -163,12 +180,12 @@ def _isolation() -> Finding:
     )
 
 
-def _line(home: NodeHome, published: list[int], *, now: float) -> Iterator[Finding]:
+def _line(home: NodeHome, published: list[_Model], *, now: float) -> Iterator[Finding]:
     """Yield how far the coordinator is, how fast it sends, and what its clock says.
 
     Args:
         home: Of the node.
-        published: Takes the bytes of the newest model, if that could be asked.
+        published: Takes the size of the newest model, if that could be asked.
         now: Unix seconds.
     """
     membership = home.identity.load()
@@ -191,7 +208,11 @@ def _line(home: NodeHome, published: list[int], *, now: float) -> Iterator[Findi
         manifest = Manifest.opened(envelope, public_key=key, what="manifest")
         yield _clock(manifest, now=now)
         (entry,) = [one for one in manifest.files if one.name == MODEL_FILE]
-        published.append(entry.size_bytes)
+        (first,) = client.fetcher.lineage(0)
+        genesis = Manifest.opened(first, public_key=key, what="genesis manifest")
+        beside = genesis.origin.beside if genesis.origin is not None else None
+        frozen = beside.elements if beside is not None else 0
+        published.append(_Model(manifest.elements + frozen, manifest.elements))
         came, took = client.fetcher.sample(
             entry, most_bytes=_SAMPLE_BYTES, most_seconds=_SAMPLE_SECONDS
         )
@@ -226,44 +247,45 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _parameters(home: NodeHome) -> int:
-    """Return the length of the vector of the newest checkpoint here, 0 if there is none."""
+def _fetched(home: NodeHome) -> _Model:
+    """Return the size of the newest checkpoint here, if there is one."""
     from tapestry.checkpoints.vector_file import open_vector_file  # noqa: PLC0415
 
     for folder in sorted(home.checkpoints.glob("round-*"), reverse=True):
         with contextlib.suppress(TapestryError, OSError):
-            return open_vector_file(folder / MODEL_FILE).layout.elements
-    return 0
+            opened = open_vector_file(folder / MODEL_FILE)
+            return _Model(opened.model_elements, opened.layout.elements)
+    return _Model()
 
 
-def _disk(home: NodeHome, parameters: int) -> Finding:
+def _disk(home: NodeHome, model: _Model) -> Finding:
     free = shutil.disk_usage(home.folder).free
-    needed = _MODELS_ON_DISK * 4 * parameters
+    needed = 4 * (_MODELS_ON_DISK * model.elements + _VECTORS_ON_DISK * model.trained)
     found = f"{free / 1e9:,.1f} GB free in {home.folder}"
-    if not parameters:
+    if not model.elements:
         return Finding(
             about="disk",
             verdict="ok",
             found=f"{found}; what the model takes is not known before its first checkpoint",
         )
-    found += f", {needed / 1e9:,.1f} GB needed for {parameters:,} parameters"
+    found += f", {needed / 1e9:,.1f} GB needed for {model.words}"
     if free < needed:
         remedy = "free some, or put the node's folder on another disk"
         return Finding(about="disk", verdict="problem", found=found, remedy=remedy)
     return Finding(about="disk", verdict="ok", found=found)
 
 
-def _memory(parameters: int) -> Finding:
+def _memory(model: _Model) -> Finding:
     """Compare what training takes with what there is."""
     done = subprocess.run(
         [sys.executable, "-c", _DEVICES], capture_output=True, text=True, check=True
     )
     devices = json.loads(done.stdout)
     there = min(devices["memory"], default=_machine_memory())
-    needed = _TRAINING_BYTES * parameters
+    needed = _PARAMETER_BYTES * model.elements + _TRAINING_BYTES * model.trained
     found = f"trains on {devices['device']} ({os.cpu_count()} cores), {there / 1e9:,.1f} GB"
-    if parameters:
-        found += f"; {needed / 1e9:,.2f} GB needed for {parameters:,} parameters, and activations"
+    if model.elements:
+        found += f"; {needed / 1e9:,.2f} GB needed for {model.words}, and activations"
     if needed > there:
         remedy = "[node] processes and sharding spread it over several GPUs; or a smaller model"
         return Finding(about="memory", verdict="problem", found=found, remedy=remedy)

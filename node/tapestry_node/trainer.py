@@ -36,6 +36,7 @@ from tapestry.objectives.training import (
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
+from tapestry.params.subset import freeze_beside
 from tapestry.params.tensor_file import take_part
 from tapestry_node.alone import train_alone
 from tapestry_node.governing import corpus_spec, is_remembered, tell_left_out
@@ -97,9 +98,11 @@ class Trainer:
         """
         self.home = home
         self.objective: Objective = objective_named(objective_name)
-        self.layout = open_vector_file(first_checkpoint / MODEL_FILE).layout
+        first = open_vector_file(first_checkpoint / MODEL_FILE)
+        self.layout = first.layout
+        self.model_elements = first.model_elements
         processes = settings.processes
-        choose_threads(self.layout.elements, wanted=settings.threads, processes=processes)
+        choose_threads(self.model_elements, wanted=settings.threads, processes=processes)
         self._sequence_tokens = sequence_tokens
         self._settings = settings
         self._first_checkpoint = first_checkpoint
@@ -113,6 +116,8 @@ class Trainer:
         self._device = choose_device(settings.device, rank=rank, processes=processes)
         self.ranks = join(self._device)
         self.module = self.objective.build(first_checkpoint).to(self._device)
+        own = self.objective.non_averageable(self.module)
+        freeze_beside(self.module, self.layout, first.extras, own=own)
         self.is_sharded = self._fit()
         self._pool: tuple[str, Any] | None = None
 
@@ -124,7 +129,7 @@ class Trainer:
             compile_blocks(self.module)
         if not isinstance(self.ranks, Group):
             return False
-        is_large = self.layout.elements >= SHARDED_ELEMENTS
+        is_large = self.model_elements >= SHARDED_ELEMENTS
         if self._settings.sharding == "off" or (self._settings.sharding == "auto" and not is_large):
             return False
         shard(self.module, self.ranks)

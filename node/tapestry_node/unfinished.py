@@ -162,9 +162,11 @@ class Unfinished:
 
 
 def _once(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors of a module's state, tied ones under one name."""
+    """Return the tensors of a module that training changes, tied ones under one name."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad:
+            continue
         found.setdefault(id(tensor), (name, tensor))
     return dict(found.values())
 

@@ -14,10 +14,12 @@ from tapestry.checkpoints.exports import (
     OpenedExport,
     open_export,
 )
-from tapestry.errors import UntrustedError
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.objectives.loading import load_text_tokenizer
 from tapestry.objectives.objective import objective_named
 from tapestry.params.modules import layout_of
+from tapestry.params.subset import freeze_beside
 from tapestry.wire.egress import read_ledger
 
 
@@ -63,7 +65,13 @@ def _require_loads(opened: OpenedExport) -> None:
     objective = objective_named(opened.lineage.origin.objective)
     with torch.device("meta"):
         module = objective.build(opened.checkpoint)
-    layout = layout_of(module, exclude=objective.non_averageable(module))
+    own = objective.non_averageable(module)
+    model = open_vector_file(opened.checkpoint / MODEL_FILE)
+    try:
+        freeze_beside(module, model.layout, model.extras, own=own)
+    except RejectedError as error:
+        raise UntrustedError(f"{opened.checkpoint}: {error}") from error
+    layout = layout_of(module, exclude=own)
     if layout.digest != opened.lineage.newest.layout:
         raise UntrustedError(
             f"{opened.checkpoint}: its config.json describes a model of {layout.elements:,} "

@@ -9,13 +9,14 @@ README.md                                          what it is, if its maker says
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tapestry.checkpoints.beside import BesideTensor
 from tapestry.checkpoints.folder import STATEMENTS, building
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.vector_file import MODEL_FILE, ExtraTensor, VectorWriter
+from tapestry.checkpoints.vector_file import MODEL_FILE, VectorWriter
 from tapestry.params.codecs import Float32Array
 from tapestry.params.layout import ParameterLayout
 
@@ -45,7 +46,7 @@ def write_localized(
     base: Path,
     manifest: Manifest,
     layout: ParameterLayout,
-    extras: dict[str, ExtraTensor],
+    extras: Mapping[str, BesideTensor],
     read_fragment: Callable[[int], Float32Array],
     parentage: Parentage,
     readme: str = "",

@@ -143,6 +143,15 @@ class ContinuedRecord(Statement):
     round: Count
 
 
+class BesideRecord(Statement):
+    """The tensors beside the vector: frozen parameters and buffers."""
+
+    tensors: Positive
+    elements: Count
+    digest: HexDigest
+    """See `tapestry.checkpoints.beside`."""
+
+
 class GenesisRecord(Statement):
     """What only the first manifest says."""
 
@@ -153,11 +162,22 @@ class GenesisRecord(Statement):
     """SHA-256 of the federation's root certificate (DER)."""
     objective: str
     settings: dict[str, str | int | float | bool | None]
-    """What the objective was created with, for people and for repetition."""
+    """What the objective was created with, for people and for repetition; `trainable`: the patterns
+    of the names of the parameters in the vector, if not all are."""
     seed: Count
+    beside: BesideRecord | None = None
+    """What every checkpoint has beside the vector, the same to the bit; None: nothing."""
     continues: ContinuedRecord | None = None
     """If the federation goes on with another one's model; that one's manifests are then in
     `tapestry/ancestry.jsonl`."""
+
+    def trained_of(self, elements: int) -> str:
+        """Return how many parameters there are, for a person, with `elements` in the vector."""
+        patterns = self.settings.get("trainable")
+        if patterns is None or self.beside is None:
+            return f"{elements:,} parameters"
+        whole = elements + self.beside.elements
+        return f"{elements:,} of {whole:,} parameters are trained: {patterns}"
 
 
 class RoundRecord(Statement):

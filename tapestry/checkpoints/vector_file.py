@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from tapestry.checkpoints.beside import BesideTensor, StoredTensor, elements_of, started_digest
 from tapestry.errors import RejectedError, UntrustedError
 from tapestry.params.codecs import CODECS, Codec, Float32Array
 from tapestry.params.floats import HalfVector, Vector
@@ -45,16 +46,6 @@ VectorDtype = Literal["F32", "BF16"]
 _CODECS: dict[VectorDtype, Codec] = {"F32": CODECS["float32"], "BF16": CODECS["bfloat16"]}
 
 
-@dataclass(frozen=True, slots=True)
-class ExtraTensor:
-    """A tensor that travels with the model but is not part of the vector."""
-
-    dtype: str
-    """Safetensors name, such as `F32` or `I64`."""
-    shape: tuple[int, ...]
-    data: bytes
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenVector:
     """Digests of a vector file, computed while it was written."""
@@ -64,6 +55,8 @@ class WrittenVector:
     """SHA-256 of the whole file."""
     root: bytes
     """Merkle root over the SHA-256 of the fragments as the file holds them."""
+    beside: bytes
+    """Of the tensors beside the vector; see `tapestry.checkpoints.beside`."""
 
 
 class VectorWriter:
@@ -77,7 +70,7 @@ class VectorWriter:
         self,
         file: BinaryIO,
         layout: ParameterLayout,
-        extras: Mapping[str, ExtraTensor],
+        extras: Mapping[str, BesideTensor],
         *,
         dtype: VectorDtype = "F32",
     ) -> None:
@@ -123,8 +116,11 @@ class VectorWriter:
         """
         if len(self._digests) != self._layout.fragments:
             raise ValueError(f"{len(self._digests)} of {self._layout.fragments} fragments written")
+        beside = started_digest(self._extras)
         for name in sorted(self._extras):
-            self._emit(self._extras[name].data)
+            for piece in self._extras[name].pieces():
+                self._emit(piece)
+                beside.update(piece)
         while self._behind:
             self._behind.popleft().result()
         self._whole_thread.shutdown()
@@ -133,6 +129,7 @@ class VectorWriter:
             size_bytes=self._size,
             digest=self._whole.digest(),
             root=fragments_root([digest.result() for digest in self._digests]),
+            beside=beside.digest(),
         )
 
     def _emit(self, data: bytes | memoryview) -> None:
@@ -153,11 +150,16 @@ class VectorFile:
     layout: ParameterLayout
     vector: Vector
     """[P] float32; memory-mapped, read only."""
-    extras: dict[str, ExtraTensor]
+    extras: dict[str, StoredTensor]
     path: Path
     data_offset: int
     """Bytes before the vector."""
     dtype: VectorDtype
+
+    @property
+    def model_elements(self) -> int:
+        """Elements of the whole model: of the vector, and of what stands beside it."""
+        return self.layout.elements + elements_of(self.extras)
 
     def read_fragment(self, index: int) -> Float32Array:
         """Return fragment `index` as [n] float32 of its own.
@@ -238,10 +240,10 @@ def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> Vecto
         with path.open("rb") as file:
             header, data_offset = _read_header(file, size)
             found, dtype, extra_table = _parse_header(header, size - data_offset)
-            extras = {}
-            for name, (stored, shape, begin, end) in extra_table.items():
-                file.seek(data_offset + begin)
-                extras[name] = ExtraTensor(stored, shape, file.read(end - begin))
+        extras = {
+            name: StoredTensor(stored, shape, path, data_offset + begin, end - begin)
+            for name, (stored, shape, begin, end) in extra_table.items()
+        }
     except OSError as error:
         raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, RejectedError) as error:
@@ -255,7 +257,7 @@ def open_vector_file(path: Path, layout: ParameterLayout | None = None) -> Vecto
 
 
 def _header(
-    layout: ParameterLayout, extras: Mapping[str, ExtraTensor], dtype: VectorDtype
+    layout: ParameterLayout, extras: Mapping[str, BesideTensor], dtype: VectorDtype
 ) -> bytes:
     """Return length and JSON header, padded to eight bytes."""
     metadata = {"format": "pt", _COUNT_KEY: str(len(layout.tensors))}
@@ -267,8 +269,8 @@ def _header(
     end = item * layout.elements
     for name in sorted(extras):
         extra = extras[name]
-        table[name] = _entry(extra.dtype, extra.shape, end, end + len(extra.data))
-        end += len(extra.data)
+        table[name] = _entry(extra.dtype, extra.shape, end, end + extra.size_bytes)
+        end += extra.size_bytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

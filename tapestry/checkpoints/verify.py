@@ -1,7 +1,7 @@
 """Whether a checkpoint is what its federation published; needs neither torch nor network.
 
 In order: signatures and lineage, every file's size and SHA-256, the parameter vector's own root,
-the card. The first wrong thing is named.
+what stands beside it, the card. The first wrong thing is named.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapestry.checkpoints.ancestry import require_ancestry
+from tapestry.checkpoints.beside import beside_digest
 from tapestry.checkpoints.folder import (
     CARD_FILE,
     OWN_FILES,
@@ -17,8 +18,15 @@ from tapestry.checkpoints.folder import (
     read_envelope,
     read_lineage,
 )
-from tapestry.checkpoints.manifest import Card, FileEntry, Lineage, Manifest, verify_lineage
-from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.checkpoints.manifest import (
+    Card,
+    FileEntry,
+    GenesisRecord,
+    Lineage,
+    Manifest,
+    verify_lineage,
+)
+from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.errors import UntrustedError
 
 FEWEST_DIGITS = 16
@@ -77,7 +85,7 @@ def verify_content(folder: Path, *, federation: str | None = None) -> Lineage:
     manifest = lineage.newest
     with ThreadPoolExecutor(1, thread_name_prefix="hash-vector") as beside:
         # The model is hashed twice, as a file and by fragments: on two cores in the time of once.
-        vector = beside.submit(_verify_vector, folder, manifest)
+        vector = beside.submit(_verify_vector, folder, lineage)
         for entry in manifest.files:
             _verify_file(folder, entry)
         if manifest.step is not None and (folder / manifest.step.name).exists():
@@ -87,12 +95,31 @@ def verify_content(folder: Path, *, federation: str | None = None) -> Lineage:
     return lineage
 
 
-def _verify_vector(folder: Path, manifest: Manifest) -> None:
-    model = open_vector_file(folder / MODEL_FILE)
+def _verify_vector(folder: Path, lineage: Lineage) -> None:
+    model, manifest = open_vector_file(folder / MODEL_FILE), lineage.newest
     if model.layout.digest != manifest.layout or model.layout.elements != manifest.elements:
         raise UntrustedError(f"{folder / MODEL_FILE}: its tensors are not those of the manifest")
     if model.root().hex() != manifest.vector_root:
         raise UntrustedError(f"{folder / MODEL_FILE}: the vector's root is not the manifest's")
+    require_beside(model, lineage.origin)
+
+
+def require_beside(model: VectorFile, origin: GenesisRecord) -> None:
+    """Refuse a model whose tensors beside the vector are not those of genesis.
+
+    Raises:
+        UntrustedError: A frozen parameter or a buffer is missing, added or changed.
+    """
+    record, found = origin.beside, model.extras
+    if len(found) != (record.tensors if record is not None else 0):
+        raise UntrustedError(
+            f"{model.path}: {len(found)} tensors stand beside the vector, genesis has "
+            f"{record.tensors if record is not None else 0}"
+        )
+    if record is not None and beside_digest(found) != record.digest:
+        raise UntrustedError(
+            f"{model.path}: frozen parameters are not those of genesis; they never change"
+        )
 
 
 def _verify_file(folder: Path, entry: FileEntry, earlier: Sequence[FileEntry] = ()) -> None:

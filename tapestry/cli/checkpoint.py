@@ -41,7 +41,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
         return
     typer.echo(f"checkpoint {manifest.round} of {verified.lineage.origin.federation}")
     typer.echo(f"  digest      {verified.manifest_digest}")
-    typer.echo(f"  parameters  {manifest.elements:,}")
+    typer.echo(f"  model       {verified.lineage.origin.trained_of(manifest.elements)}")
     made = manifest.made
     if made is None:
         typer.echo("  genesis: " + json.dumps(verified.lineage.origin.settings))

@@ -212,7 +212,7 @@ def test_a_checkpoint_shows_what_it_was_made_from(run: Run, federation: Federati
     lines = said.splitlines()
     assert lines[0] == "checkpoint 1 of loom"
     assert f"  digest      {verified.manifest_digest}" in lines
-    assert f"  parameters  {verified.manifest.elements:,}" in lines
+    assert f"  model       {verified.manifest.elements:,} parameters" in lines
     assert "codec int8, 20 inner steps" in said
     # (10000 / 2500) ** 0.5 = 2, and two thirds are capped at an equal share
     assert [part.weight for part in made.participation] == [0.5, 0.5]

@@ -77,6 +77,23 @@ class FewNumbers(CausalLM):
         )
 
 
+class TwoParts(torch.nn.Module):
+    """Two numbers to train, and three that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.ones(2))
+        self.still = torch.nn.Parameter(torch.tensor([7.0, 8.0, 9.0]))
+
+
+@dataclass(frozen=True)
+class TwoPartsObjective(CausalLM):
+    """The same with a part that may be frozen."""
+
+    def create(self, settings: Mapping[str, Any], *, seed: int) -> Created:  # noqa: ARG002
+        return Created(module=TwoParts(), files={"config.json": b"{}\n"}, settings={})
+
+
 def signing_key(member_id: str) -> Ed25519PrivateKey:
     """The key with which a member of the tests signs, always the same."""
     return Ed25519PrivateKey.from_private_bytes(member_id.encode().ljust(32, b"."))
@@ -246,6 +263,22 @@ def found_small(
         registry.adopt_policy(changed, now=FOUNDED_AT)
         registry.close()
     return Small(home)
+
+
+def found_in_part(folder: Path, **aggregation: Any) -> Small:
+    """Found a federation that trains two numbers of five."""
+    policy = AggregationPolicy(**{"codec": "float32", **aggregation})
+    founding = Founding(
+        federation="loom",
+        objective=TwoPartsObjective(),
+        create={},
+        pool=[],
+        seed=1,
+        trainable=("num*",),
+        policy=FederationPolicy(aggregation=policy),
+    )
+    found(folder, founding, settings_for, now=FOUNDED_AT)
+    return Small(CoordinatorHome(folder))
 
 
 def changed_policy(policy: FederationPolicy, **tables: Mapping[str, Any]) -> FederationPolicy:

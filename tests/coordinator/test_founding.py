@@ -350,6 +350,43 @@ def test_a_tied_weight_is_in_the_vector_once(tmp_path: Path, tiny_model: Path) -
     assert np.isfinite(opened.vector).all()
 
 
+# A part of the model
+
+
+def test_only_what_patterns_match_is_in_the_vector(tmp_path: Path, tiny_model: Path) -> None:
+    patterns = ("model.layers.0.mlp.*", "model.norm.weight")
+    home = found_in(tmp_path / "fed", replace(adopting(tiny_model), trainable=patterns))
+    genesis = home.checkpoint(0)
+    lineage = verify_checkpoint(genesis).lineage
+    opened = open_vector_file(genesis / MODEL_FILE)
+    assert [spec.name for spec in opened.layout.tensors] == [
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.norm.weight",
+    ]
+    assert lineage.newest.elements == 3 * 16 * 32 + 16
+    assert lineage.origin.settings["trainable"] == "model.layers.0.mlp.*,model.norm.weight"
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tiny_model, local_files_only=True, dtype=torch.float32
+    )
+    whole = sum(parameter.numel() for parameter in theirs.parameters())
+    assert lineage.origin.beside is not None
+    assert lineage.origin.beside.elements == whole - lineage.newest.elements
+    ours = AutoModelForCausalLM.from_pretrained(genesis, local_files_only=True)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    card = (genesis / "README.md").read_text(encoding="utf-8")
+    assert f"{whole:,} parameters; 1,552 of them (`model.layers.0.mlp.*,model.norm" in card
+
+
+def test_a_pattern_that_matches_nothing_leaves_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    founding = replace(adopting(tiny_model), trainable=("adapters",))
+    with pytest.raises(ConfigError, match=r"no parameter of the model has a name like 'adapters'"):
+        found_in(tmp_path / "fed", founding)
+    assert left(tmp_path) == []
+
+
 def without_safetensors(model: Path) -> None:
     torch_file = model / "pytorch_model.bin"
     (model / MODEL_FILE).rename(torch_file)

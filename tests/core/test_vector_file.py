@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tapestry.checkpoints.vector_file import (
-    ExtraTensor,
-    VectorWriter,
-    WrittenVector,
-    open_vector_file,
-)
+from tapestry.checkpoints.beside import BesideTensor, ExtraTensor, beside_digest
+from tapestry.checkpoints.vector_file import VectorWriter, WrittenVector, open_vector_file
 from tapestry.errors import UntrustedError
 from tapestry.params.codecs import Float32Array
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
@@ -41,6 +37,10 @@ def write(
         for index in range(layout.fragments):
             writer.write(values[slice(*layout.bounds(index))])
         return writer.finish()
+
+
+def read(extras: Mapping[str, BesideTensor]) -> dict[str, ExtraTensor]:
+    return {name: ExtraTensor(one.dtype, one.shape, one.data) for name, one in extras.items()}
 
 
 def split(path: Path) -> tuple[Header, bytes]:
@@ -88,7 +88,33 @@ def test_what_was_written_is_read_back(path: Path) -> None:
     opened = open_vector_file(path)
     assert opened.layout == LAYOUT
     np.testing.assert_array_equal(opened.vector, VALUES)
-    assert opened.extras == EXTRAS
+    assert read(opened.extras) == EXTRAS
+
+
+def test_what_stands_beside_the_vector_has_a_digest_that_a_reader_can_redo(path: Path) -> None:
+    text = b'[["frozen","F32",[2]],["z.steps","I64",[]]]\n'
+    data = np.float32([0.5, -0.5]).tobytes() + (7).to_bytes(8, "little")
+    expected = hashlib.sha256(text + data).hexdigest()
+    assert beside_digest(open_vector_file(path).extras) == expected
+    assert write(path, extras=EXTRAS).beside.hex() == expected
+    assert open_vector_file(path).model_elements == 11 + 3
+
+
+def test_what_stands_beside_the_vector_is_copied_from_file_to_file(path: Path) -> None:
+    opened = open_vector_file(path)
+    with (path.parent / "copy").open("wb") as file:
+        writer = VectorWriter(file, LAYOUT, opened.extras)
+        writer.write(VALUES)
+        writer.finish()
+    assert (path.parent / "copy").read_bytes() == path.read_bytes()
+
+
+def test_a_file_that_was_cut_while_it_was_open_is_named(path: Path) -> None:
+    opened = open_vector_file(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 4)
+    with pytest.raises(UntrustedError, match=r"model\.safetensors: has become shorter"):
+        beside_digest(opened.extras)
 
 
 def test_the_mapped_vector_cannot_be_changed(path: Path) -> None:
@@ -135,7 +161,8 @@ def test_a_bfloat16_vector_is_read_as_float32(tmp_path: Path) -> None:
     assert torch.equal(tensors["c.scale"], expected[10])
     assert torch.equal(tensors["frozen"], torch.tensor([0.5, -0.5]))
     opened = open_vector_file(tmp_path / "half", LAYOUT)
-    assert (opened.dtype, opened.vector.shape, opened.extras) == ("BF16", (11,), EXTRAS)
+    assert (opened.dtype, opened.vector.shape) == ("BF16", (11,))
+    assert read(opened.extras) == EXTRAS
     np.testing.assert_array_equal(opened.vector[3:7], expected[3:7].float().numpy())
     np.testing.assert_array_equal(opened.read_fragment(0), expected.float().numpy())
     assert opened.root() == written.root

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tapestry.checkpoints.policy import save_policy
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.status import status_of
@@ -64,6 +65,7 @@ class Live:
         steps: int = 3,
         quorum: int = 2,
         model: Path | None = None,
+        trainable: str = "all",
         **changes: Any,
     ) -> None:
         """Found the federation; `changes` go into the table `[rounds]`."""
@@ -72,6 +74,7 @@ class Live:
             "coordinator", "init", str(self.home.folder), "--name", "loom",
             "--address", f"localhost:{self.port}", "--rounds", str(rounds),
             "--inner-steps", str(steps), "--quorum", str(quorum), *made_of,
+            "--trainable", trainable,
             "--pool", str(write_text(self.folder / "pool", "isl")),
         )  # fmt: skip
         settings = self.home.load_settings()
@@ -197,6 +200,12 @@ class Live:
             logs = {name: self.log(name)[-2000:] for name in self.processes.running}
             assert time.monotonic() < deadline, "\n".join(f"{n}: {t}" for n, t in logs.items())
             time.sleep(0.1)
+
+    def verify(self, number: int) -> str:
+        """Verify a checkpoint, once a member's cosignature is beside it; return what was said."""
+        proof = self.home.checkpoint(number) / PROOF_FILE
+        self.wait(lambda: proof.is_file() and proof.read_text(encoding="utf-8").count("— ") > 1)
+        return self.call("checkpoint", "verify", str(self.home.checkpoint(number)))
 
     def wait_done(self, member: str) -> None:
         """Wait until a node ended by itself, without an error."""

@@ -30,7 +30,7 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     live.wait_done("eu-lib")
     live.forks = forks
     checkpoint = live.home.checkpoint(2)
-    said = live.call("checkpoint", "verify", str(checkpoint))
+    said = live.verify(2)
     assert "verified: checkpoint 2 of loom" in said
 
     live.wait(lambda: len(verify_checkpoint(checkpoint).card.evaluations) == 2)
@@ -121,7 +121,7 @@ def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
         log = live.log(member)
         assert "trying again" in log
         assert log.count("round 1: 200 inner steps") == 1, "nothing is trained twice"
-    assert live.call("checkpoint", "verify", str(live.home.checkpoint(2)))
+    assert live.verify(2)
 
 
 def test_a_contribution_spooled_before_a_crash_is_sent_without_training_again(live: Live) -> None:
