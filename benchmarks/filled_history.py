@@ -27,6 +27,7 @@ from tapestry.checkpoints.manifest import (
 )
 from tapestry.checkpoints.statements import Contribution, payload_digest
 from tapestry.identity.envelopes import to_json
+from tapestry.identity.keys import public_bytes
 from tapestry_coordinator.database import database_url, open_database
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
@@ -136,6 +137,7 @@ class History:
                 "receipt": text,
                 "norm": 1.0,
                 "used_round": number,
+                "signing_key": public_bytes(key).hex(),
             }
             yield row, digest
 
@@ -164,6 +166,7 @@ class History:
                 participation=tuple(
                     Participation(
                         member_id=name,
+                        key=_digest("key", name),
                         tokens=self._inner.tokens,
                         weight=1 / len(present),
                         clip_factor=1.0,
@@ -178,7 +181,11 @@ class History:
                     for name in absent
                 ),
                 outer=OuterRecord(
-                    optimizer="nesterov", learning_rate=0.8, momentum=0.9, state_root=None
+                    optimizer="nesterov",
+                    learning_rate=0.8,
+                    momentum=0.9,
+                    state_before=None,
+                    state_root=None,
                 ),
             ),
         )

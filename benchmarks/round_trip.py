@@ -242,8 +242,10 @@ def found_vector(home: CoordinatorHome, workload: Workload, *, codec: str, downl
     )
     policy = home.load_policy()
     aggregation = policy.aggregation.model_copy(update={"codec": codec, "downlink": downlink})
-    save_policy(home.policy, policy.model_copy(update={"aggregation": aggregation}))
-    keep = settings.keep.model_copy(update={"checkpoints": 2, "contribution_rounds": 1})
+    archive = policy.archive.model_copy(update={"rounds": 1})
+    changed_policy = {"aggregation": aggregation, "archive": archive}
+    save_policy(home.policy, policy.model_copy(update=changed_policy))
+    keep = settings.keep.model_copy(update={"checkpoints": 2})
     changed = {
         "network": network,
         "rounds": rounds_table,

@@ -25,7 +25,7 @@ UP = ("int8", "int4", "topk")
 DOWN = ("float32", "bfloat16", "int8")
 """The last as quantised steps: `delta-int8`."""
 GIGABIT = 125e6
-CONTRIBUTION_ROUNDS = 10
+ARCHIVED_ROUNDS = 10
 CHECKPOINTS = 3
 _TRIALS = 9
 
@@ -121,16 +121,16 @@ def lines(up: str, down: str) -> None:
 def disks(up: str) -> None:
     """What lies on the coordinator's disk."""
     print(
-        f"### The coordinator's disk: {CHECKPOINTS} checkpoints, two states of Nesterov, "
-        f"contributions in {up} of {CONTRIBUTION_ROUNDS} rounds and of the open one\n"
+        f"### The coordinator's disk: {CHECKPOINTS} checkpoints; outer states of Nesterov and "
+        f"contributions in {up} of {ARCHIVED_ROUNDS} rounds and of the open one\n"
     )
     head = ("model, members", "checkpoints", "outer state", "contributions", "together")
     rows = []
     for name, parameters in MODELS.items():
         for members in MEMBERS:
             kept = (CHECKPOINTS + 2) * 4 * parameters  # and genesis, and the one being built
-            state = 3 * 4 * parameters
-            contributions = (CONTRIBUTION_ROUNDS + 1) * members * encoded(up, parameters)
+            state = (ARCHIVED_ROUNDS + 2) * 4 * parameters  # before each, and the newest
+            contributions = (ARCHIVED_ROUNDS + 1) * members * encoded(up, parameters)
             sizes = (kept, state, contributions, kept + state + contributions)
             rows.append((f"{name}, {members}", *map(size, sizes)))
     table(head, rows)

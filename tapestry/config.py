@@ -5,12 +5,15 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tapestry.errors import ConfigError
+
+_MOST_CHARACTERS = 80
+"""Of a key, in a message."""
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -32,7 +35,7 @@ def load_settings(path: Path, model: type[SettingsT]) -> SettingsT:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, not UTF-8, endless digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return parse_settings(table, model, where=str(path))
 
@@ -43,8 +46,8 @@ def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str)
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-        loc = [str(part) for part in first["loc"]]
-        said = first["msg"].removeprefix("Value error, ")
+        loc = [str(part)[:_MOST_CHARACTERS] for part in first["loc"]]
+        said = first["msg"].removeprefix("Value error, ")[: 10 * _MOST_CHARACTERS]
         message = f"{where}: {'.'.join(loc)}: {said}" if loc else f"{where}: {said}"
         if first["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(loc[-1], _keys_beside(model, loc), n=1, cutoff=0.0)
@@ -55,14 +58,18 @@ def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str)
 def _keys_beside(model: type[BaseModel], loc: list[str]) -> list[str]:
     """Return the keys that are valid where the last part of `loc` stands."""
     for part in loc[:-1]:
-        field = model.model_fields[part].annotation
-        if isinstance(field, type) and issubclass(field, BaseModel):
-            model = field
+        field = model.model_fields.get(part)  # None: a number in a list, a key of a mapping
+        annotation = None if field is None else field.annotation
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
     return sorted(model.model_fields)
 
 
 def _inline(value: object) -> str:
-    """Return a value as TOML on one line."""
+    """Return a value as TOML on one line; of a table inside a value, what is not the default."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Mapping):
         inner = ", ".join(f"{json.dumps(name)} = {_inline(one)}" for name, one in value.items())
         return f"{{ {inner} }}" if inner else "{}"

@@ -16,6 +16,7 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import public_bytes
 from tapestry.objectives.objective import objective_named
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragment_digest
@@ -28,6 +29,7 @@ from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.uploads import FragmentStore
+from tests.coordinator.small import record_in_ledger
 from tests.forking import Forks
 from tests.servers import Postgres, running_postgres
 
@@ -124,7 +126,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     store = FragmentStore(home.contributions, layout)
     lineage = read_lineage(home.checkpoint(0))
     plan = _plan(lineage, settings)
-    signed_plan = plan.signed(key)
     evaluations = [
         StoredEvaluation(
             round=round_number,
@@ -138,7 +139,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     ]
     closed = ClosedRound(
         plan=plan,
-        plan_digest=payload_digest(signed_plan),
+        plan_envelope=plan.signed(key),
         policy=home.load_policy(),
         closed_at=FOUNDED_AT + 60,
         contributions=[
@@ -152,7 +153,14 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     publisher = Publisher(home=home, key=key, store=store)
     envelope = publisher.publish(closed)
     write_card(home.checkpoint(1), [*lineage, envelope], evaluations, key, notes=home.notes(1))
+    witnesses = {member_id: member_key(seed) for seed, member_id in enumerate(TOKENS)}
+    record_in_ledger(home.checkpoint(1), key, witnesses)
     return Federation(home, publisher, closed, evaluations)
+
+
+def member_key(seed: int) -> Ed25519PrivateKey:
+    """The key with which a member of the federation signs."""
+    return Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
 
 
 def _plan(lineage: list[Envelope], settings: CoordinatorSettings) -> RoundPlan:
@@ -212,7 +220,7 @@ def _contributed(
         steps=plan.inner.steps,
         norm=norm,
     )
-    envelope = contribution.signed(Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32))
+    envelope = contribution.signed(member_key(seed))
     receipt = Receipt(
         genesis=plan.genesis,
         round=plan.round,
@@ -228,4 +236,5 @@ def _contributed(
         envelope=envelope,
         receipt=receipt.signed(coordinator_key),
         norm=norm,
+        signing_key=public_bytes(member_key(seed)),
     )

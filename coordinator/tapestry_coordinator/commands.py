@@ -15,6 +15,7 @@ from tapestry.config import parse_settings
 from tapestry.errors import ConfigError
 from tapestry_coordinator import operator_commands
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.archive_commands import app as archive_app
 from tapestry_coordinator.home import CoordinatorHome, find_home
 from tapestry_coordinator.operator_commands import Dir
 from tapestry_coordinator.policy_commands import app as policy_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(policy_app, name="policy")
+app.add_typer(archive_app, name="archive")
 operator_commands.add_to(app)
 
 Database = Annotated[

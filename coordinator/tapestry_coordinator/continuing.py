@@ -13,7 +13,7 @@ from tapestry.checkpoints.ancestry import (
 from tapestry.checkpoints.exports import EXPORT_FILE, open_export
 from tapestry.checkpoints.folder import MANIFEST_FILE, POLICY_JSON, STATEMENTS, read_lineage
 from tapestry.checkpoints.manifest import Lineage
-from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.policy import FederationPolicy, published_policy
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_content
 from tapestry.errors import ConfigError
@@ -33,10 +33,7 @@ class Origin:
     @property
     def policy(self) -> FederationPolicy:
         """What the older federation had agreed upon; the defaults before its first round."""
-        path = self.checkpoint / POLICY_JSON
-        if not path.is_file():
-            return FederationPolicy()
-        return FederationPolicy.model_validate_json(path.read_bytes())
+        return published_policy(self.checkpoint / POLICY_JSON)
 
     @property
     def quorum(self) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tapestry.checkpoints.deciding import require_fit
 from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Card, Manifest
 from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy
@@ -37,7 +38,7 @@ from tapestry_coordinator.ledgering import (
 from tapestry_coordinator.live import Live
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of
-from tapestry_coordinator.planning import Planner, require_fit
+from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import (
     ACTIVE,
@@ -435,15 +436,21 @@ class Desk:
         return None if stored is None else stored.receipt
 
     def commit(
-        self, member_id: str, contribution: Contribution, envelope: Envelope, *, norm: float
+        self, member: Member, contribution: Contribution, envelope: Envelope, *, norm: float
     ) -> Envelope:
         """Take a durable contribution into the round; return its receipt.
+
+        Args:
+            member: Who has signed it.
+            contribution: What it says.
+            envelope: As it was signed.
+            norm: Of what it decodes to.
 
         Raises:
             RejectedError: No round takes it.
             UnavailableError: The next round takes it.
         """
-        digest = payload_digest(envelope)
+        digest, member_id = payload_digest(envelope), member.member_id
         with self._changed:
             self._refresh()
             self._look_who_left()
@@ -469,6 +476,7 @@ class Desk:
                     envelope=envelope,
                     receipt=receipt,
                     norm=norm,
+                    signing_key=bytes.fromhex(member.signing_key),
                     staleness=staleness,
                 )
 
@@ -544,7 +552,7 @@ class Desk:
             self._refresh()
             if self.state.phase is not Phase.MEASURING or evaluation.round != self.state.number:
                 return
-            plan, _digest = plan_of(self.registry, self.state)
+            plan, _signed = plan_of(self.registry, self.state)
             found = dissents(
                 self.registry.evaluations(since=evaluation.round - 1),
                 round_number=evaluation.round,

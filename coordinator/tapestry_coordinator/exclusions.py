@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.checkpoints.policy import FederationPolicy
-from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import RejectedError, UnavailableError
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.registry import Registry
@@ -29,30 +27,6 @@ def recording_refusals(desk: Desk, member_id: str) -> Iterator[None]:
         desk.registry.exclude(number, member_id, kind=REFUSED, reason=str(error), now=desk.clock())
         _log.warning("round %d: refused of %s: %s", number, member_id, error)
         raise
-
-
-def require_floor(contribution: Contribution, policy: FederationPolicy) -> None:
-    """Refuse a contribution below the federation's quality floor or privacy minimum.
-
-    Raises:
-        RejectedError: With the key of the policy.
-    """
-    tokens, steps = contribution.tokens, contribution.steps
-    metrics = contribution.metrics
-    first, last = metrics.get("loss_first", 0.0), metrics.get("loss_last", 0.0)
-    limit = policy.quality.max_loss_ratio
-    checks = [
-        (steps >= policy.privacy.min_inner_steps, f"privacy.min_inner_steps: {steps:,} steps"),
-        (tokens >= policy.privacy.min_inner_tokens, f"privacy.min_inner_tokens: {tokens:,} tokens"),
-        (tokens >= policy.quality.min_tokens, f"quality.min_tokens: {tokens:,} tokens"),
-        (
-            not limit or first <= 0 or last <= limit * first,
-            f"quality.max_loss_ratio: the loss went from {first:.3f} to {last:.3f}",
-        ),
-    ]
-    for holds, message in checks:
-        if not holds:
-            raise RejectedError(f"below the federation's {message}; see tapestry/policy.json")
 
 
 def record_weightless(registry: Registry, manifest: Manifest) -> None:

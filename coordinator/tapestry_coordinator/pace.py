@@ -6,11 +6,11 @@ Pure functions of what the registry remembers; what they decide stands in the si
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tapestry.checkpoints.deciding import buffer_of
 from tapestry.checkpoints.policy import PacePolicy
 from tapestry_coordinator.rounds import RoundRules
 
 MOST_STEPS = 1_000_000
-_MOST_BUFFERED = 4
 
 
 def steps_for(speeds: Mapping[str, float], pace: PacePolicy, *, step_tokens: int) -> dict[str, int]:
@@ -47,11 +47,6 @@ def paced(rules: RoundRules, pace: PacePolicy, *, active: int) -> RoundRules:
         return rules
     buffer = max(rules.quorum, buffer_of(pace, active))
     return replace(rules, buffer=buffer, grace_seconds=0.0, is_asynchronous=True)
-
-
-def buffer_of(pace: PacePolicy, active: int) -> int:
-    """Return after how many arrivals an asynchronous round closes, but for its quorum."""
-    return min(pace.buffer or min(-(-active // 2), _MOST_BUFFERED), active)
 
 
 def speed_of(tokens: int, *, seconds: float, at_most_seconds: float) -> float:

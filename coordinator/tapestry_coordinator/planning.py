@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from tapestry.checkpoints.manifest import Lineage
 from tapestry.checkpoints.policy import FederationPolicy, PacePolicy
-from tapestry.checkpoints.statements import Contribution, InnerSettings, RoundPlan, SharedSlice
-from tapestry.errors import RejectedError
+from tapestry.checkpoints.statements import InnerSettings, RoundPlan, SharedSlice
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.pace import steps_for
 from tapestry_coordinator.registry import PolicyVersion, Registry
@@ -56,7 +55,8 @@ class Planner:
         """
         settings, first = self._settings, self._first_plan(state)
         policy = self._policy_for(first)
-        inner, rules = settings.inner.settings(), state.rules or settings.rounds.rules()
+        inner = settings.inner.settings() if first is None else first.inner
+        rules = state.rules or settings.rounds.rules()
         return RoundPlan(
             genesis=self._genesis.genesis_digest,
             round=state.number,
@@ -141,24 +141,6 @@ class Planner:
             if len(set(map(len, columns))) == 1:
                 sums[name] = tuple(map(sum, zip(*columns, strict=True)))
         return sums
-
-
-def require_fit(contribution: Contribution, plan: RoundPlan) -> None:
-    """Refuse a contribution that is not an answer to `plan`, which is its member's own.
-
-    Raises:
-        RejectedError: Another base, codec, or more than was asked for.
-    """
-    if contribution.genesis != plan.genesis or contribution.base != plan.base:
-        raise RejectedError("the contribution starts from another checkpoint: train again")
-    most = plan.inner.tokens
-    if contribution.tokens > most or contribution.steps > plan.inner.steps:
-        raise RejectedError(
-            f"the contribution claims {contribution.tokens:,} tokens in {contribution.steps} "
-            f"steps, the plan allows {most:,} in {plan.inner.steps}"
-        )
-    if plan.codec != contribution.codec:
-        raise RejectedError(f"the contribution is in {contribution.codec}, not {plan.codec}")
 
 
 def _shared_pool(home: CoordinatorHome) -> tuple[str, int] | None:

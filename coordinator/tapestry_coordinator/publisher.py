@@ -5,22 +5,28 @@ decide every byte, so a coordinator that crashed in the middle does it again and
 Nobody waits for the disk here: see `tapestry_coordinator.settling`.
 """
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import tapestry
+from tapestry.checkpoints.deciding import kept_vectors, rule_record, weightless
 from tapestry.checkpoints.folder import (
     MANIFEST_FILE,
     POLICY_JSON,
+    ROUND_FILE,
     building,
     file_entry,
     read_envelope,
+    write_round,
     write_statements,
 )
 from tapestry.checkpoints.manifest import (
@@ -33,13 +39,14 @@ from tapestry.checkpoints.manifest import (
     RoundRecord,
 )
 from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.starting import Written
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import replacing, sync_path
 from tapestry_coordinator import failpoints
-from tapestry_coordinator.aggregating import Aggregator, Written, kept_vectors, rule_record
+from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
@@ -49,7 +56,6 @@ from tapestry_coordinator.uploads import FragmentStore
 _log = logging.getLogger(__name__)
 
 _COPY_BYTES = 8 * 2**20
-_NEWCOMER = "a newcomer's first contributions have no weight: influence.newcomer_rounds"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,7 @@ class ClosedRound:
     """Everything recorded that decides a checkpoint."""
 
     plan: RoundPlan
-    plan_digest: str
+    plan_envelope: Envelope
     policy: FederationPolicy
     """In force when the plan was made."""
     closed_at: float
@@ -76,25 +82,28 @@ class ClosedRound:
     """Why a contribution does not count, by member."""
 
     @property
-    def weightless(self) -> Mapping[str, str]:
-        """Why members whose contribution is here have no weight, whatever the rule says.
+    def plan_digest(self) -> str:
+        """Of the signed plan."""
+        return payload_digest(self.plan_envelope)
 
-        Newcomers have, if without them is no quorum.
-        """
-        needed = self.policy.influence.newcomer_rounds
-        known = {one.member_id for one in self.contributions} - set(self.excluded)
-        new = {member for member in known if self.earlier.get(member, 0) < needed}
-        if len(known - new) < self.plan.quorum:
-            new = set()
-        return {**self.excluded, **dict.fromkeys(new, _NEWCOMER)}
+    @property
+    def weightless(self) -> Mapping[str, str]:
+        """Why members whose contribution is here have no weight, whatever the rule says."""
+        return weightless(
+            excluded=self.excluded,
+            present=[one.member_id for one in self.contributions],
+            earlier=self.earlier,
+            policy=self.policy,
+            quorum=self.plan.quorum,
+        )
 
     @classmethod
     def recorded(cls, registry: Registry, state: RoundState) -> "ClosedRound":
         """Return a round that has closed, from what was stored of it."""
-        plan, digest = plan_of(registry, state)
+        plan, envelope = plan_of(registry, state)
         return cls(
             plan=plan,
-            plan_digest=digest,
+            plan_envelope=envelope,
             policy=registry.policy(plan.policy),
             closed_at=state.closed_at,
             contributions=[
@@ -112,8 +121,8 @@ class ClosedRound:
         )
 
 
-def plan_of(registry: Registry, state: RoundState) -> tuple[RoundPlan, str]:
-    """Return the plan of an open or closed round, and its digest.
+def plan_of(registry: Registry, state: RoundState) -> tuple[RoundPlan, Envelope]:
+    """Return the plan of an open or closed round, and as it was signed.
 
     Raises:
         UnavailableError: The round was not opened yet.
@@ -122,7 +131,7 @@ def plan_of(registry: Registry, state: RoundState) -> tuple[RoundPlan, str]:
     if envelope is None:
         raise UnavailableError(f"round {state.number} has no plan yet")
     plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {state.number}")
-    return plan, payload_digest(envelope)
+    return plan, envelope
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +214,7 @@ class Publisher:
                 weightless=closed.weightless,
             )
             files = _carry_over(base, self.home.checkpoint(number - 1), folder)
-            files.append(_write_policy(closed.policy, folder))
+            files += [_write_policy(closed.policy, folder), _write_round(closed, folder)]
             manifest = Manifest(
                 round=number,
                 genesis=closed.plan.genesis,
@@ -254,7 +263,7 @@ class Publisher:
         else:
             with building(target, durable=False) as folder:
                 files = _carry_over(base, source, folder)
-                files.append(_write_policy(closed.policy, folder))
+                files += [_write_policy(closed.policy, folder), _write_round(closed, folder)]
                 (model,) = [entry for entry in base.files if entry.name == MODEL_FILE]
                 shutil.copyfile(source / MODEL_FILE, folder / MODEL_FILE)
                 envelope = self._finish(
@@ -278,13 +287,28 @@ class Publisher:
 
 
 def software() -> dict[str, str]:
-    """Return the versions that can matter to whoever repeats an aggregation."""
-    return {"tapestry": version("tapestry-fl"), "numpy": np.__version__}
+    """Return what can matter to whoever repeats an aggregation: versions, and the code itself."""
+    return {
+        "tapestry": version("tapestry-fl"),
+        "numpy": np.__version__,
+        "source": source_digest(),
+    }
+
+
+@cache
+def source_digest() -> str:
+    """Return the hex SHA-256 over the core's Python files, each by its path and digest."""
+    root = Path(tapestry.__file__).parent
+    lines = [
+        f"{path.relative_to(root).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for path in sorted(root.rglob("*.py"))
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:
     """Copy what stays the same between checkpoints: configuration and tokenizer."""
-    entries = [e for e in base.files if e.name not in {MODEL_FILE, POLICY_JSON}]
+    entries = [e for e in base.files if e.name not in {MODEL_FILE, POLICY_JSON, ROUND_FILE}]
     for entry in entries:
         (folder / entry.name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / entry.name, folder / entry.name)
@@ -303,6 +327,7 @@ def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileE
     participation = tuple(
         Participation(
             member_id=one.member_id,
+            key=one.signing_key.hex(),
             tokens=made.tokens,
             weight=0.0,
             clip_factor=1.0,
@@ -315,7 +340,12 @@ def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileE
         )
         for one, made in declared
     )
-    unchanged = OuterRecord(optimizer="sgd", learning_rate=0.0, momentum=0.0, state_root=None)
+    unchanged = OuterRecord(
+        optimizer="sgd", learning_rate=0.0, momentum=0.0, state_before=None, state_root=None
+    )
+    if before is not None:
+        root = before.outer.state_root
+        unchanged = before.outer.model_copy(update={"state_before": root})
     policy = closed.policy.aggregation
     return Manifest(
         round=plan.round,
@@ -338,7 +368,7 @@ def reverted_manifest(closed: ClosedRound, base: Manifest, files: Sequence[FileE
             clip=policy.clip,
             participation=participation,
             absent=_absences(closed, participation),
-            outer=unchanged if before is None else before.outer,
+            outer=unchanged,
             downlink="float32" if before is None else before.downlink,
             reverted=RevertRecord(candidate=closed.candidate, reason=closed.reverted),
         ),
@@ -352,6 +382,13 @@ def _write_policy(policy: FederationPolicy, folder: Path) -> FileEntry:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(policy.canonical())
     return file_entry(folder, POLICY_JSON)
+
+
+def _write_round(closed: ClosedRound, folder: Path) -> FileEntry:
+    """Write what was signed in the round: the plan, then the contributions by member."""
+    signed = sorted(closed.contributions, key=lambda one: one.member_id)
+    write_round(folder, [closed.plan_envelope, *(one.envelope for one in signed)])
+    return file_entry(folder, ROUND_FILE)
 
 
 def _model_entry(written: WrittenVector) -> FileEntry:

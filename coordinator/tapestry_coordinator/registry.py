@@ -63,7 +63,8 @@ LEFT = "left"
 CONTRIBUTOR = "contributor"
 OBSERVER = "observer"
 OPERATOR = "operator"
-ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR)
+AUDITOR = "auditor"
+ROLES = (CONTRIBUTOR, OBSERVER, OPERATOR, AUDITOR)
 """What a member may do: train, only watch and measure, or also run the federation."""
 
 
@@ -104,6 +105,8 @@ class StoredContribution:
     envelope: Envelope
     receipt: Envelope
     norm: float
+    signing_key: bytes
+    """Raw Ed25519 public key of the member when it committed."""
     staleness: int = 0
     """By how many rounds it was late."""
 
@@ -799,6 +802,7 @@ def _stored_contribution(row: Row[Any]) -> StoredContribution:
         envelope=from_json(row.envelope.encode(), what="contribution"),
         receipt=from_json(row.receipt.encode(), what="receipt"),
         norm=row.norm,
+        signing_key=bytes.fromhex(row.signing_key),
         staleness=row.used_round - row.round,
     )
 
@@ -811,5 +815,6 @@ def _contribution_row(stored: StoredContribution) -> dict[str, Any]:
         "envelope": to_json(stored.envelope).decode(),
         "receipt": to_json(stored.receipt).decode(),
         "norm": stored.norm,
+        "signing_key": stored.signing_key.hex(),
         "used_round": stored.used_round,
     }

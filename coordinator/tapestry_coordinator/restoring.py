@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from tapestry.checkpoints.deciding import kept_vectors
 from tapestry.checkpoints.folder import building, folder_name
 from tapestry.checkpoints.manifest import Manifest, verify_lineage
 from tapestry.checkpoints.outer_state import OuterStateFile
@@ -22,7 +23,6 @@ from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import ConfigError, TapestryError, UntrustedError
 from tapestry.identity.certificates import fingerprint
 from tapestry.identity.keys import public_bytes
-from tapestry_coordinator.aggregating import kept_vectors
 from tapestry_coordinator.backup import (
     DATABASE,
     FOLDERS,

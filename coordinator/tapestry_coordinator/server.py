@@ -24,11 +24,13 @@ from tapestry.storage.atomic import giving_up
 from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
 from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
+from tapestry.wire.archives import add_archive_service
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import server_credentials
 from tapestry.wire.ledger import add_ledger_service
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.archiving import readable_files
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
@@ -238,6 +240,7 @@ class CoordinatorServer:
             self.desk, self._store, self._layout
         )
         add_transfer_service(transfer, transfer, members)
+        add_archive_service(lambda context, n: readable_files(self.desk, context, n), members)
         add_admin_service(lambda context: operator_of(context, self.desk), members)
         add_ledger_service(lambda context: ledger_for(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
@@ -331,10 +334,9 @@ class CoordinatorServer:
                 raise
 
     def _prune(self, number: int) -> None:
-        keep = self.settings.keep
-        if keep.contribution_rounds:
-            late = self.desk.policy.policy.lateness.max_staleness
-            self._store.prune(before=number - keep.contribution_rounds - late + 1)
+        keep, policy = self.settings.keep, self.desk.policy.policy
+        first = policy.archive.first_round(number)
+        self._store.prune(before=first - policy.lateness.max_staleness)
         if keep.checkpoints:
             past = [self.home.checkpoint(n) for n in range(1, number - keep.checkpoints + 1)]
             past = [folder for folder in past if folder.is_dir()]
@@ -342,11 +344,16 @@ class CoordinatorServer:
             for folder in past:
                 with giving_up(folder):
                     failpoints.reach("checkpoint-retired")
-        self.home.spare_states.retire([self.home.outer_state(number - 2)])
+        oldest_state = self.home.outer_state(min(first, number) - 1)
+        states = sorted(oldest_state.parent.glob("round-*.f32"))
+        past_states = [path for path in states if path.name < oldest_state.name]
+        self.home.spare_states.retire(past_states[-1:])
+        for path in past_states[:-1]:
+            path.unlink()
         if self._mirror is not None:
             self._mirror.prune(
                 checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
-                states_before=number - 1,
+                states_before=min(first, number) - 1,
             )
 
     def _prove(self, *, older_than_seconds: float) -> None:

@@ -15,6 +15,7 @@ import grpc
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tapestry.checkpoints.deciding import require_floor
 from tapestry.checkpoints.folder import CARD_FILE, read_envelope
 from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import RejectedError, UntrustedError
@@ -44,7 +45,7 @@ from tapestry_coordinator import failpoints
 from tapestry_coordinator.arrivals import rejoined
 from tapestry_coordinator.crowd import Refusals
 from tapestry_coordinator.desk import Announcement, Desk
-from tapestry_coordinator.exclusions import recording_refusals, require_floor
+from tapestry_coordinator.exclusions import recording_refusals
 from tapestry_coordinator.leaving import end_membership
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.registry import (
@@ -473,7 +474,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                         raise RejectedError("the signed root is not that of the fragments received")
                     self._store.secure(number, member.member_id, root=root.hex())
                     failpoints.reach("contribution-durable")
-                    receipt = self._desk.commit(member.member_id, contribution, envelope, norm=norm)
+                    receipt = self._desk.commit(member, contribution, envelope, norm=norm)
                     failpoints.reach("receipt-recorded")
             self._windows.close(member.member_id)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))

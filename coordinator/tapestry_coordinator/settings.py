@@ -143,8 +143,6 @@ class KeepSettings(Settings):
 
     checkpoints: Annotated[int, Field(ge=0)] = 0
     """The newest that many, and genesis, which always stays."""
-    contribution_rounds: Annotated[int, Field(ge=0)] = 10
-    """Contributions to the newest that many rounds, as they were received."""
 
 
 class CoordinatorSettings(Settings):

@@ -15,9 +15,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from tapestry.checkpoints.deciding import kept_vectors
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.outer_state import OuterStateFile
+from tapestry.checkpoints.policy import ArchivePolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
@@ -25,7 +27,6 @@ from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import boot_id, remove_unfinished, sync_path, sync_tree, write_atomic
 from tapestry_coordinator import failpoints
-from tapestry_coordinator.aggregating import kept_vectors
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.mirroring import Mirror
 from tapestry_coordinator.publisher import ClosedRound, Publisher
@@ -102,9 +103,15 @@ class Settling:
         self._drop_strays(lineage)
         newest = len(lineage) - 1
         self._have(newest, lineage)
+        oldest = min(self._archive().first_round(newest), max(1, newest)) - 1
         for state in (self._home.folder / "outer").glob("round-*.f32"):
-            if state.name < self._home.outer_state(max(0, newest - 1)).name:
+            if state.name < self._home.outer_state(oldest).name:
                 state.unlink()
+
+    def _archive(self) -> ArchivePolicy:
+        """Return what the policy in force says about what is kept."""
+        newest = self._registry.newest_policy()
+        return ArchivePolicy() if newest is None else newest.policy.archive
 
     def _drop_strays(self, lineage: Sequence[Envelope]) -> None:
         """Remove checkpoints that a coordinator made which led no more, and nobody recorded."""

@@ -87,6 +87,7 @@ contributions = Table(
     Column("receipt", Text, nullable=False),
     Column("norm", Float(53), nullable=False),
     Column("used_round", _Id, nullable=False),
+    Column("signing_key", String(64), nullable=False),
     Index("contributions_by_use", "used_round", "member_id", unique=True),
 )
 

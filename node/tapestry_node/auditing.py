@@ -3,6 +3,7 @@
 It reads files only, so that it gives the same result on a node's folder and on an exported report.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tapestry.wire.kernel import Seen, read_kernel
 from tapestry.wire.messages import commit_digest
 from tapestry_node.keeping import CONTRIBUTION_SUFFIX, read_policy
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _APPROVED = " approved by "
 _PUT, _COMMIT = "/PutFragment", "/Commit"
 
@@ -166,7 +168,7 @@ def _policies(folder: Path, sums: _Sums) -> dict[str, dict[str, Any]]:
         entry["bytes"] += size
     for digest, entry in found.items():
         path = folder / f"{digest}.toml"
-        if digest and path.is_file():
+        if _DIGEST.fullmatch(digest) and path.is_file():
             try:
                 entry["rules"] = read_policy(path)
             except UntrustedError as error:

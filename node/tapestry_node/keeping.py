@@ -36,7 +36,7 @@ def read_policy(path: Path) -> dict[str, Any]:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UntrustedError(f"{path}: cannot be read: {error}") from error
     if hashlib.sha256(canonical_json(table)).hexdigest() != path.stem:
         raise UntrustedError(f"{path}: was changed: its rules have another digest than its name")

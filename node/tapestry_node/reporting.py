@@ -15,21 +15,22 @@ statement.json        digests of all of these, signed with the node's signing ke
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
 
 from tapestry.checkpoints.folder import building, file_entry, read_envelope
 from tapestry.checkpoints.manifest import FileEntry
-from tapestry.checkpoints.statements import HexDigest, MemberId, NotNegative, Statement
+from tapestry.checkpoints.statements import HexDigest, MemberId, Statement
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.certificates import read_member_certificate
 from tapestry.identity.envelopes import to_json
 from tapestry.identity.keys import public_bytes
 from tapestry.identity.membership import Membership
-from tapestry.wire.egress import EGRESS_FILE
+from tapestry.wire.egress import EGRESS_FILE, Moment
 from tapestry.wire.kernel import KERNEL_FILE
 from tapestry_node.auditing import Evidence, audit
 from tapestry_node.home import NodeHome
@@ -39,6 +40,19 @@ STATEMENT_FILE = "statement.json"
 _REPORT_FILE, _PAGE_FILE, _FEDERATION_FILE = "report.json", "report.html", "federation.json"
 _ROOT_FILE, _CERTIFICATE_FILE = "root.crt", "member.crt"
 _POLICIES, _RECEIPTS = "policies", "receipts"
+_NEEDED = (
+    EGRESS_FILE, KERNEL_FILE, _REPORT_FILE, _FEDERATION_FILE, _ROOT_FILE, _CERTIFICATE_FILE,
+)  # fmt: skip
+
+
+class _FederationTable(Statement):
+    """Names and public keys, which the files beside it must be signed with."""
+
+    federation: Annotated[str, Field(max_length=64)]
+    genesis: HexDigest
+    member_id: MemberId
+    coordinator_key: HexDigest
+    member_key: HexDigest
 
 
 class ReportStatement(Statement):
@@ -48,7 +62,7 @@ class ReportStatement(Statement):
 
     genesis: HexDigest
     member_id: MemberId
-    created_at: NotNegative
+    created_at: Moment
     """Unix seconds."""
     head: HexDigest
     """Of the ledger."""
@@ -158,7 +172,7 @@ def verify_report(folder: Path, *, genesis: str | None = None) -> dict[str, Any]
             f"the report is of the federation {statement.genesis[:16]}, expected {genesis[:16]}"
         )
     certificate = _require_certificate(folder, table)
-    report = json.loads((folder / _REPORT_FILE).read_text(encoding="utf-8"))
+    report = _read_report(folder)
     found = audit(_evidence_in(folder, table))
     for name, value in {**found, "ledger": EGRESS_FILE}.items():
         if json.loads(json.dumps(value)) != report.get(name) and name != "problems":
@@ -204,22 +218,34 @@ def _not_shown(found: dict[str, Any], acknowledged: list[dict[str, Any]]) -> lis
 def _read_table(folder: Path) -> dict[str, Any]:
     path = folder / _FEDERATION_FILE
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("member_key", "coordinator_key", "genesis"):
-            bytes.fromhex(table[name])
-        _ = table["member_id"] + table["federation"]
+        table = _FederationTable.parsed(path.read_bytes(), what=str(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{folder}: no report here; expected a folder that `tapestry node audit --export` made"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
+    return table.model_dump()
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    """Return the figures that the report claims; whether they are right is seen later."""
+    path = folder / _REPORT_FILE
+    try:
+        report = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UntrustedError(f"{path}: cannot be read: {error}") from error
-    return dict(table)
+    if not isinstance(report, dict) or not isinstance(report.get("problems", []), list):
+        raise UntrustedError(f"{path}: not the figures of a report")
+    return report
 
 
 def _require_files(folder: Path, statement: ReportStatement) -> None:
     """Refuse a folder that has not exactly the files that were signed."""
     listed = {entry.name: entry for entry in statement.files}
+    for name in _NEEDED:
+        if name not in listed:
+            raise UntrustedError(f"{folder}: incomplete: {name} is not part of the report")
     there = set(_names(folder))
     for name in sorted(there ^ set(listed)):
         what = "nobody signed it" if name in there else "it is missing"
@@ -233,8 +259,8 @@ def _require_certificate(folder: Path, table: dict[str, Any]) -> str:
     """Refuse a certificate that the root did not issue for this member; return its end."""
     pem = (folder / _CERTIFICATE_FILE).read_bytes()
     named = read_member_certificate(pem, federation=table["federation"])
-    root = x509.load_pem_x509_certificate((folder / _ROOT_FILE).read_bytes())
     try:
+        root = x509.load_pem_x509_certificate((folder / _ROOT_FILE).read_bytes())
         x509.load_pem_x509_certificate(pem).verify_directly_issued_by(root)
     except (InvalidSignature, ValueError, TypeError) as error:
         raise UntrustedError(f"{_CERTIFICATE_FILE}: not issued by the root beside it") from error

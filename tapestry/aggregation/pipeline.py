@@ -11,7 +11,7 @@ on every run and machine, in whatever order the contributions come. Both hold a 
 coordinate rules and `decide` one of every contribution), whatever the size of the model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,9 +90,13 @@ def decide(
 
 
 def aggregate(
-    contributions: Sequence[WeightedContribution], *, rule: Rule, layout: ParameterLayout
+    contributions: Sequence[WeightedContribution],
+    *,
+    rule: Rule,
+    layout: ParameterLayout,
+    indices: Iterable[int] | None = None,
 ) -> Iterator[Float32Array]:
-    """Yield the aggregate's fragments in index order, by the weights that are recorded.
+    """Yield the aggregate's fragments, by the weights that are recorded.
 
     The array is the same one every time and is overwritten by the next.
 
@@ -100,6 +104,7 @@ def aggregate(
         contributions: At least one, as `decide` returned them or as a manifest records them.
         rule: That `decide` was called with.
         layout: Of the vector.
+        indices: Of the fragments, in this order; None: all, in index order.
 
     Raises:
         ConfigError: The rule cannot hold with so few contributions.
@@ -108,7 +113,7 @@ def aggregate(
     rule.require(len(contributions))
     merge = _merge(contributions, rule, layout)
     total = np.empty(longest_fragment(layout), np.float32)
-    for index in range(layout.fragments):
+    for index in range(layout.fragments) if indices is None else indices:
         start, stop = layout.bounds(index)
         merge(index, total[: stop - start])
         yield total[: stop - start]
@@ -122,8 +127,9 @@ def outer_step(
     layout: ParameterLayout,
     optimizer: OuterOptimizer,
     rule: Rule = MEAN,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[UpdatedFragment]:
-    """Yield the updated fragments in index order.
+    """Yield the updated fragments.
 
     Args:
         base: Reads the base checkpoint.
@@ -132,12 +138,16 @@ def outer_step(
         layout: Of the vector.
         optimizer: The outer optimizer.
         rule: That `decide` was called with.
+        indices: Of the fragments, in this order; None: all, in index order.
 
     Raises:
         ConfigError: The rule cannot hold with so few contributions.
         RejectedError: A recorded fragment does not decode.
     """
-    for index, total in enumerate(aggregate(contributions, rule=rule, layout=layout)):
+    if indices is None:
+        indices = range(layout.fragments)
+    totals = aggregate(contributions, rule=rule, layout=layout, indices=indices)
+    for index, total in zip(indices, totals, strict=True):
         new_base = base(index)
         new_state = optimizer.initial_state(total.size) if state is None else state(index)
         for block in column_blocks(total.size, rows=2 + optimizer.state_vectors):

@@ -9,10 +9,10 @@ begin with its own genesis.
 from collections.abc import Sequence
 from pathlib import Path
 
-from tapestry.checkpoints.folder import STATEMENTS
+from tapestry.checkpoints.folder import STATEMENTS, read_envelopes
 from tapestry.checkpoints.manifest import ContinuedRecord, Lineage, Manifest
 from tapestry.errors import UntrustedError
-from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.identity.envelopes import Envelope, to_json
 
 ANCESTRY_FILE = f"{STATEMENTS}/ancestry.jsonl"
 
@@ -31,15 +31,7 @@ def read_ancestry(folder: Path) -> list[Envelope]:
         UntrustedError: The file cannot be read, or a line is not an envelope.
     """
     path = folder / ANCESTRY_FILE
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UntrustedError(f"ancestry: {path} is larger than {_MAX_BYTES:,} bytes")
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UntrustedError(f"ancestry: {path} cannot be read: {error.strerror}") from error
-    return [from_json(line, what=f"ancestry, line {i}") for i, line in enumerate(lines, 1)]
+    return read_envelopes(path, what="ancestry") if path.exists() else []
 
 
 def verify_ancestry(envelopes: Sequence[Envelope]) -> list[Lineage]:

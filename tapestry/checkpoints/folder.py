@@ -3,13 +3,17 @@
 ```
 model.safetensors config.json tokenizer.json ...   what transformers loads
 README.md                                          the model card
+bom.cdx.json                                       the bill of materials, CycloneDX
+model.sig                                          signed: OpenSSF's form, for its tools
 tapestry/manifest.json                             signed: what the checkpoint is
 tapestry/policy.json                               what the federation had agreed upon
+tapestry/round.jsonl                               signed: the plan, and what members sent to it
 tapestry/lineage.jsonl                             the manifests from genesis to its parent
 tapestry/ledger.json                               proof that the manifest is in the ledger
 tapestry/ancestry.jsonl                            manifests of the federation it goes on from
-tapestry/card.json                                 signed: README.md and the results
+tapestry/card.json                                 signed: README.md and what else is renewed
 tapestry/results.json  tapestry/results.png        held-out bits per byte by round
+tapestry/model-signing.pub                         the key of model.sig, bound by the card
 ```
 """
 
@@ -21,19 +25,20 @@ from pathlib import Path
 
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
-from tapestry.identity.envelopes import Envelope, from_json, to_json
+from tapestry.identity.envelopes import MAX_ENVELOPE_BYTES, Envelope, from_json, to_json
 from tapestry.ledger.proof import PROOF_FILE
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
 
 STATEMENTS = "tapestry"
 MANIFEST_FILE = "tapestry/manifest.json"
 POLICY_JSON = "tapestry/policy.json"
+ROUND_FILE = "tapestry/round.jsonl"
 LINEAGE_FILE = "tapestry/lineage.jsonl"
 CARD_FILE = "tapestry/card.json"
 OWN_FILES = frozenset({MANIFEST_FILE, LINEAGE_FILE, CARD_FILE, PROOF_FILE})
 """Files that speak for themselves: signed, or checked link by link."""
 
-_MAX_LINEAGE_BYTES = 2**30
+_MAX_LINES_BYTES = 2**30
 
 
 def folder_name(round_number: int) -> str:
@@ -56,7 +61,8 @@ def read_envelope(path: Path, *, what: str) -> Envelope:
         UntrustedError: The file is missing or not an envelope.
     """
     try:
-        return from_json(path.read_bytes(), what=what)
+        with path.open("rb") as file:
+            return from_json(file.read(MAX_ENVELOPE_BYTES + 1), what=what)
     except OSError as error:
         raise UntrustedError(
             f"{what}: {path} cannot be read: {error.strerror}; a published checkpoint is a folder "
@@ -71,15 +77,38 @@ def read_lineage(folder: Path) -> list[Envelope]:
         UntrustedError: A file is missing or a line is not an envelope.
     """
     manifest = read_envelope(folder / MANIFEST_FILE, what="manifest")
-    path = folder / LINEAGE_FILE
+    return [*read_envelopes(folder / LINEAGE_FILE, what="lineage"), manifest]
+
+
+def read_round(folder: Path) -> list[Envelope]:
+    """Return the plan of the checkpoint's round, and the contributions to it, as they were signed.
+
+    Raises:
+        UntrustedError: The file is missing, or a line is not an envelope.
+    """
+    return read_envelopes(folder / ROUND_FILE, what="round")
+
+
+def write_round(folder: Path, envelopes: Sequence[Envelope]) -> None:
+    """Write the plan of a round, and the contributions to it, below `folder`."""
+    path = folder / ROUND_FILE
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, b"".join(to_json(envelope) + b"\n" for envelope in envelopes))
+
+
+def read_envelopes(path: Path, *, what: str) -> list[Envelope]:
+    """Return the envelopes in a file, one a line.
+
+    Raises:
+        UntrustedError: The file cannot be read, or a line is not an envelope.
+    """
     try:
-        if path.stat().st_size > _MAX_LINEAGE_BYTES:
-            raise UntrustedError(f"lineage: {path} is larger than {_MAX_LINEAGE_BYTES:,} bytes")
+        if path.stat().st_size > _MAX_LINES_BYTES:
+            raise UntrustedError(f"{what}: {path} is larger than {_MAX_LINES_BYTES:,} bytes")
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UntrustedError(f"lineage: {path} cannot be read: {error.strerror}") from error
-    links = [from_json(line, what=f"lineage, line {i}") for i, line in enumerate(lines, 1)]
-    return [*links, manifest]
+        raise UntrustedError(f"{what}: {path} cannot be read: {error.strerror}") from error
+    return [from_json(line, what=f"{what}, line {i}") for i, line in enumerate(lines, 1)]
 
 
 def write_statements(folder: Path, lineage: Sequence[Envelope]) -> None:

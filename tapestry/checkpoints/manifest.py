@@ -6,12 +6,14 @@ signs all others. Beside the manifest stands the card: documentation and measure
 after the checkpoint and are signed on their own, so that they can be renewed without touching it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
 from tapestry.checkpoints.statements import (
+    Attestation,
     Count,
     HexDigest,
     InnerSettings,
@@ -20,6 +22,7 @@ from tapestry.checkpoints.statements import (
     Positive,
     Share,
     Statement,
+    Subject,
     payload_digest,
 )
 from tapestry.errors import UntrustedError
@@ -45,6 +48,8 @@ class Participation(Statement):
     """One member's part in a round."""
 
     member_id: MemberId
+    key: HexDigest
+    """Raw Ed25519 public key, in hex, that signed the contribution: the member's, as enrolled."""
     tokens: Positive
     weight: Share
     """Applied as it stands here; a coordinate rule gives everybody one vote, 1 / K."""
@@ -84,6 +89,8 @@ class OuterRecord(Statement):
     """Of `delayed-nesterov`: updates between two of its momentum."""
     position: Positive = 1
     """Of `delayed-nesterov`: which of those this one was; after `period` the first comes again."""
+    state_before: HexDigest | None
+    """What the checkpoint that the round started from says of `state_root`."""
     state_root: HexDigest | None
     """Merkle root over the float32 fragments of the state vectors after the step, those of
     fragment 0 first, the exact vector last if there is one; None if there is no state."""
@@ -179,10 +186,10 @@ class RoundRecord(Statement):
     and nobody's contribution has a weight."""
 
 
-class Manifest(Statement):
-    """What a checkpoint is: its place in the lineage, its files, its vector."""
+class Manifest(Attestation):
+    """What a checkpoint is: its place in the lineage, its files, its vector, and its round."""
 
-    payload_type = "application/vnd.tapestry.manifest.v1+json"
+    predicate_type = "urn:tapestry:round:v1"
 
     round: Count
     """0 for genesis; checkpoint t is what round t produced."""
@@ -202,6 +209,11 @@ class Manifest(Statement):
     origin: GenesisRecord | None = None
     made: RoundRecord | None = None
     software: dict[str, str] = Field(default_factory=dict)
+    """Versions by package, and as `source` the SHA-256 over this one's own code."""
+
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return the published files."""
+        return file_subjects(self.files)
 
 
 class CardEntry(Statement):
@@ -222,14 +234,14 @@ class DissentEntry(Statement):
     after: Annotated[FiniteFloat, Field(ge=0)]
 
 
-class Card(Statement):
+class Card(Attestation):
     """Documentation of one checkpoint: renewed as measurements come in.
 
     A renewed card is written before its files, and says what may still stand in their places: so
     the folder verifies at every moment of a renewal, and after a crash in the middle of one.
     """
 
-    payload_type = "application/vnd.tapestry.card.v1+json"
+    predicate_type = "urn:tapestry:card:v1"
 
     manifest: HexDigest
     files: tuple[FileEntry, ...]
@@ -237,6 +249,15 @@ class Card(Statement):
     """Files of the card before; an empty one stands for a name that was not there."""
     evaluations: tuple[CardEntry, ...] = ()
     dissent: tuple[DissentEntry, ...] = ()
+
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return the files that it covers."""
+        return file_subjects(self.files)
+
+
+def file_subjects(files: Sequence[FileEntry]) -> tuple[Subject, ...]:
+    """Return files as what an attestation speaks of."""
+    return tuple(Subject(name=entry.name, digest={"sha256": entry.digest}) for entry in files)
 
 
 class Lineage:
@@ -268,7 +289,19 @@ class Lineage:
             )
         self.origin = claimed.origin
         self.genesis = self.newest = claimed
-        self.newest_digest = self.genesis_digest
+        self.parent: Manifest | None = None
+        """Of the newest."""
+        self.digests = [self.genesis_digest]
+        """By round."""
+        self.earlier: Counter[str] = Counter()
+        """How many contributions each member made to rounds before the newest."""
+        self.keys: dict[str, bytes] = {}
+        """Raw Ed25519 key of each member that ever contributed, its last one."""
+
+    @property
+    def newest_digest(self) -> str:
+        """Of the newest manifest."""
+        return self.digests[-1]
 
     def extend(self, envelope: Envelope) -> Manifest:
         """Verify the next manifest and make it the newest.
@@ -286,8 +319,13 @@ class Lineage:
             raise UntrustedError(f"{what}: belongs to another federation")
         if manifest.layout != self.newest.layout:
             raise UntrustedError(f"{what}: the model's layout changed")
-        self.newest = manifest
-        self.newest_digest = payload_digest(envelope)
+        if self.newest.made is not None:
+            self.earlier.update(part.member_id for part in self.newest.made.participation)
+        if manifest.made is not None:
+            for part in manifest.made.participation:
+                self.keys[part.member_id] = bytes.fromhex(part.key)
+        self.parent, self.newest = self.newest, manifest
+        self.digests.append(payload_digest(envelope))
         return manifest
 
 

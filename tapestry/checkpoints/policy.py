@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from tapestry.aggregation.outer import OptimizerName, OuterOptimizer, default_learning_rate
 from tapestry.aggregation.rules import MergeName, Rule, RuleName, known_rule
 from tapestry.config import Settings, commented_toml, load_settings
-from tapestry.errors import ConfigError
+from tapestry.data.categories import Category
+from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.envelopes import canonical_json
 from tapestry.params.downlink import DownlinkName
 from tapestry.storage.atomic import write_atomic
@@ -23,6 +24,7 @@ POLICY_FILE = "policy.toml"
 
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Url = Annotated[str, Field(pattern=r"^(https?://[!-~]+)?$", max_length=2000)]
 
 
 def _known_rule(name: object) -> RuleName:
@@ -202,6 +204,53 @@ class ActivityPolicy(Settings):
     """Rounds missed in a row; one contribution makes it active again. 0: never."""
 
 
+class DeclaredText(Settings):
+    """What a member has said of its text, for everybody to read; nobody verifies it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    """What the member calls it."""
+    member_id: str = ""
+    """Who has it; empty: open to all, such as the pool."""
+    licence: str = ""
+    """An SPDX identifier, or in words."""
+    category: Category | None = None
+    """open, unique-open, controlled, sovereign or private."""
+    language: Annotated[str, Field(pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]{1,8})*)?$")] = ""
+    """A language tag such as `fra` or `pt-BR`."""
+    url: Url = ""
+    """Where it is described."""
+
+
+class PublicationPolicy(Settings):
+    """What model card and bill of materials say that no measurement shows; empty: not said."""
+
+    licence: str = ""
+    """Of the published checkpoints: an SPDX identifier such as Apache-2.0, or in words."""
+    licence_url: Url = ""
+    """Where its text is."""
+    base_model: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)?$")] = ""
+    """The model that the federation adopted, by its name on the Hub: owner/name."""
+    texts: tuple[DeclaredText, ...] = ()
+    """What members have declared: [{ name = "Archive", member_id = "fr-bnf", language = "fra",
+    licence = "CC0-1.0", category = "open" }]."""
+
+
+class ArchivePolicy(Settings):
+    """What the coordinator keeps of what members have sent, so that auditors can replay rounds."""
+
+    keep: Literal["all", "last", "none"] = "last"
+    """all; last: of the newest rounds; none: only until the checkpoint is on the disk. Whoever
+    reads a contribution may learn something of its member's text."""
+    rounds: Annotated[int, Field(ge=1)] = 10
+    """Of last: how many."""
+
+    def first_round(self, newest: int) -> int:
+        """Return the first round of which something is kept once `newest` is published."""
+        if self.keep == "all":
+            return 1
+        return newest + 1 if self.keep == "none" else max(1, newest - self.rounds + 1)
+
+
 class LedgerPolicy(Settings):
     """When members take the coordinator's word for what it has recorded."""
 
@@ -222,6 +271,8 @@ class FederationPolicy(Settings):
     lateness: LatenessPolicy = LatenessPolicy()
     pace: PacePolicy = PacePolicy()
     activity: ActivityPolicy = ActivityPolicy()
+    publication: PublicationPolicy = PublicationPolicy()
+    archive: ArchivePolicy = ArchivePolicy()
     ledger: LedgerPolicy = LedgerPolicy()
 
     @model_validator(mode="after")
@@ -274,6 +325,27 @@ def load_policy(path: Path) -> FederationPolicy:
         ConfigError: As `load_settings`.
     """
     return load_settings(path, FederationPolicy)
+
+
+def published_policy(path: Path) -> FederationPolicy:
+    """Read the policy in a published folder; without the file, as at genesis, the defaults.
+
+    Raises:
+        UntrustedError: It cannot be read, or is none that this version knows.
+    """
+    try:
+        return FederationPolicy.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return FederationPolicy()
+    except OSError as error:
+        raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:80] for part in first["loc"])
+        raise UntrustedError(
+            f"{path}: not a policy that this version reads: {where} {first['msg'][:200]}; restore "
+            "the checkpoint from a copy, or use the version that made it"
+        ) from error
 
 
 def save_policy(path: Path, policy: FederationPolicy) -> None:

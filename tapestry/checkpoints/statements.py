@@ -2,10 +2,15 @@
 
 Plain data with strict validation, no I/O: they come from outside. Unknown fields are ignored, so
 that a later version may add some; unknown values of a closed set are refused. Digests are hex.
+
+They travel as in-toto Statements v1 (github.com/in-toto/attestation), so that tools which know
+nothing of federations can verify and store them: the predicate is what is said, the subject what it
+is said of.
 """
 
 import hashlib
-from typing import Annotated, ClassVar, Literal, Self
+import json
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -15,8 +20,8 @@ from tapestry.identity.envelopes import Envelope, canonical_json, open_envelope,
 
 HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MemberId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
-Positive = Annotated[int, Field(ge=1, le=2**53)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
@@ -74,9 +79,100 @@ class Statement(BaseModel):
         try:
             return cls.model_validate_json(payload)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise UntrustedError(f"{what}: {field}: {first['msg']}") from error
+            raise _first_fault(error, what) from error
+
+
+class Subject(Statement):
+    """Something that an attestation speaks of."""
+
+    name: str
+    digest: dict[str, str]
+    """By algorithm."""
+
+
+class Attestation(Statement):
+    """A statement that is signed and sent as an in-toto Statement v1."""
+
+    payload_type: ClassVar[str] = "application/vnd.in-toto+json"
+    predicate_type: ClassVar[str]
+
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return what it speaks of, which follows from its fields."""
+        raise NotImplementedError
+
+    def payload(self) -> bytes:
+        """Return the canonical JSON of the in-toto Statement."""
+        return canonical_json(
+            {
+                "_type": _STATEMENT_TYPE,
+                "subject": [subject.model_dump(mode="json") for subject in self.subjects()],
+                "predicateType": self.predicate_type,
+                "predicate": self.model_dump(mode="json"),
+            }
+        )
+
+    @classmethod
+    def parsed(cls, payload: bytes, *, what: str) -> Self:
+        """Read a payload whose signature was verified, or is verified right after.
+
+        Raises:
+            UntrustedError: It is a statement of another type, a field is missing or out of range,
+                or its subject is not what the fields speak of; the message names it.
+        """
+        try:
+            found = _Head.model_validate_json(payload).predicate_type
+            if found != cls.predicate_type:
+                raise UntrustedError(
+                    f"{what}: a statement of type {found[:80]!r}, expected "
+                    f"{cls.predicate_type!r}; discard it"
+                )
+            whole = _InToto[cls].model_validate_json(payload)  # type: ignore[valid-type]
+        except ValidationError as error:
+            raise _first_fault(error, what) from error
+        made: Self = whole.predicate
+        if whole.subject != made.subjects():
+            raise UntrustedError(f"{what}: its subject is not what it speaks of; discard it")
+        return made
+
+
+_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_Said = TypeVar("_Said", bound=Attestation)
+
+
+class _Head(BaseModel):
+    """What any in-toto Statement begins with, before anything is known of its predicate."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    predicate_type: str = Field(alias="predicateType")
+
+
+class _InToto(BaseModel, Generic[_Said]):
+    """An in-toto Statement whose predicate is `_Said`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    subject: tuple[Subject, ...]
+    predicate: _Said
+
+
+def _first_fault(error: ValidationError, what: str) -> UntrustedError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "predicate")
+    return UntrustedError(f"{what}: {field}: {first['msg']}")
+
+
+def predicate_of(payload: bytes) -> dict[str, Any]:
+    """Return the predicate of an attestation that was validated when it was stored or sent.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match json.loads(payload):
+        case {"predicate": dict(predicate)}:
+            return predicate
+    raise ValueError("not an in-toto Statement")
 
 
 def payload_digest(envelope: Envelope) -> str:
@@ -120,10 +216,10 @@ class SharedSlice(Statement):
     pool_bytes: Positive
 
 
-class RoundPlan(Statement):
+class RoundPlan(Attestation):
     """The coordinator's declaration of one round: never code, only values."""
 
-    payload_type = "application/vnd.tapestry.plan.v1+json"
+    predicate_type = "urn:tapestry:plan:v1"
 
     genesis: HexDigest
     """Manifest digest of the federation's genesis checkpoint."""
@@ -161,16 +257,20 @@ class RoundPlan(Statement):
     """Whether a member takes up the newest plan as soon as it has delivered, though what it
     delivered is used by that plan's round."""
 
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return the checkpoint to start from, by its manifest."""
+        return (Subject(name=f"checkpoint {self.round - 1}", digest={"sha256": self.base}),)
+
     def of(self, member_id: str) -> Self:
         """Return this plan with the inner steps that it asks of one member."""
         steps = self.steps_by_member.get(member_id, self.inner.steps)
         return self.model_copy(update={"inner": self.inner.model_copy(update={"steps": steps})})
 
 
-class Contribution(Statement):
+class Contribution(Attestation):
     """What a node declares about the vector that it sends."""
 
-    payload_type = "application/vnd.tapestry.contribution.v1+json"
+    predicate_type = "urn:tapestry:contribution:v1"
 
     genesis: HexDigest
     round: Positive
@@ -190,11 +290,16 @@ class Contribution(Statement):
     )
     statistics: Statistics = Field(default_factory=dict)
 
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return the encoded vector, by the root over its fragments."""
+        name = f"pseudo-gradient of {self.member_id} for round {self.round}"
+        return (Subject(name=name, digest={"rfc6962Sha256": self.root}),)
 
-class Receipt(Statement):
+
+class Receipt(Attestation):
     """The coordinator's acknowledgement: the contribution is durable."""
 
-    payload_type = "application/vnd.tapestry.receipt.v1+json"
+    predicate_type = "urn:tapestry:receipt:v1"
 
     genesis: HexDigest
     round: Positive
@@ -208,3 +313,8 @@ class Receipt(Statement):
     """The round whose update it is a part of, later than `round` if it came late; 0: `round`."""
     ledger_index: Count | None = None
     """Number of its entry in the federation's ledger, from 0: it is in every later head."""
+
+    def subjects(self) -> tuple[Subject, ...]:
+        """Return the contribution, by its statement."""
+        name = f"contribution of {self.member_id} for round {self.round}"
+        return (Subject(name=name, digest={"sha256": self.contribution}),)

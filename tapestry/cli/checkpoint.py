@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tapestry.cli.running import default_home
-from tapestry.errors import ConfigError, UntrustedError
+from tapestry.cli.verifying import verify
+from tapestry.errors import ConfigError
 
 app = typer.Typer(
     help="Verify, show, list and fetch published checkpoints.",
@@ -24,59 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Folder = Annotated[Path, typer.Argument(help="A published checkpoint's folder, or a copy of one.")]
 
 
-@app.command()
-def verify(
-    folder: Folder,
-    federation: Annotated[
-        str | None,
-        typer.Option(help="The federation's identity that you expect: 16 or more of its digits."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Prove that a checkpoint is what its federation published: exit code 0 or 1.
-
-    Verifies the signature, the lineage from genesis, every file's SHA-256, the parameter vector's
-    root and the model card; refuses files that nobody signed. Needs no network.
-    """
-    from tapestry.checkpoints.verify import FEWEST_DIGITS, verify_checkpoint  # noqa: PLC0415
-
-    if federation is not None and ":" in federation:
-        raise ConfigError(
-            f"--federation {federation}: that is a root fingerprint, compared at joining; give the "
-            "identity, which `tapestry coordinator init` and every model card show"
-        )
-    if federation is not None and len(federation) < FEWEST_DIGITS:
-        raise ConfigError(
-            f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
-        )
-    try:
-        verified = verify_checkpoint(_existing(folder), federation=federation)
-    except UntrustedError as error:
-        if as_json:
-            typer.echo(json.dumps({"verified": False, "cause": str(error)}, indent=1))
-        raise
-    manifest = verified.manifest
-    if as_json:
-        table = {
-            "verified": True,
-            "federation": verified.genesis_digest,
-            "round": manifest.round,
-            "manifest": verified.manifest_digest,
-            "files": len(manifest.files) + len(verified.card.files),
-            "pinned": federation is not None,
-        }
-        typer.echo(json.dumps(table, indent=1))
-        return
-    origin = verified.lineage.origin
-    files = len(manifest.files) + len(verified.card.files)
-    typer.echo(f"verified: checkpoint {manifest.round} of {origin.federation}")
-    typer.echo(f"  signature and lineage   {manifest.round + 1} manifests from genesis on")
-    typer.echo(f"  files                   {files} files have the signed SHA-256, none is extra")
-    typer.echo(f"  parameter vector        root {manifest.vector_root[:16]} as signed")
-    typer.echo(f"  federation's identity   {verified.genesis_digest}")
-    if federation is None:
-        typer.echo("                          compare it with what the federation makes known, or")
-        typer.echo(f"                          add --federation {verified.genesis_digest[:16]}")
+app.command()(verify)
 
 
 @app.command()
@@ -166,18 +115,30 @@ def pull(
     round_number: Annotated[
         int | None, typer.Option("--round", help="Which one; default: the newest.")
     ] = None,
+    archive: Annotated[
+        bool,
+        typer.Option(
+            "--archive",
+            help="With the one before it and what it was made from, to replay it; for auditors.",
+        ),
+    ] = False,
 ) -> None:
-    """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break."""
+    """Fetch a checkpoint from the coordinator, whole and verified; goes on after a break.
+
+    Example for an auditor: tapestry checkpoint pull audit-7 --round 7 --archive --dir auditor, then
+    tapestry checkpoint verify audit-7/published/round-000007 --archive audit-7
+    """
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
+    from tapestry.wire.archives import ArchiveReader, pull_archived  # noqa: PLC0415
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
     from tapestry.wire.fetching import Fetcher  # noqa: PLC0415
     from tapestry.wire.kernel import counted  # noqa: PLC0415
     from tapestry.wire.members import open_member_channel  # noqa: PLC0415
 
-    if out.exists():
+    if out.exists() and not archive:
         raise ConfigError(f"{out}: exists already; name a new folder")
     home = (node or default_home("node")).resolve()
     identity = IdentityFolder(home / "identity")
@@ -196,16 +157,30 @@ def pull(
             open_member_channel(membership, identity, ledger) as channel,
             counted(ledger, clock=_clock),
         ):
-            verified = Fetcher(channel, membership.address).pull(
-                out.resolve(),
-                round_number=round_number,
-                federation=membership.genesis,
-                on_bytes=on_bytes,
-            )
+            fetcher = Fetcher(channel, membership.address)
+            if archive:
+                reader = ArchiveReader(channel, membership.address)
+                verified = pull_archived(
+                    fetcher,
+                    reader,
+                    out.resolve(),
+                    round_number=round_number,
+                    federation=membership.genesis,
+                    on_bytes=on_bytes,
+                )
+            else:
+                verified = fetcher.pull(
+                    out.resolve(),
+                    round_number=round_number,
+                    federation=membership.genesis,
+                    on_bytes=on_bytes,
+                )
     finally:
         if progress.live.is_started:  # else a refusal would not be one line
             progress.stop()
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
+    if archive:
+        typer.echo(f"replay it with: tapestry checkpoint verify {verified.folder} --archive {out}")
 
 
 def _existing(folder: Path) -> Path:

@@ -32,7 +32,18 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from tapestry.cli.running import run_app  # noqa: PLC0415 - typer and rich only when needed
 
-    return run_app(points[arguments[0]].load(), arguments)
+    try:
+        return run_app(points[arguments[0]].load(), arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("tapestry"):
+            raise  # a bug of ours
+        print(
+            f"tapestry: this needs {missing}, which an installation for verifying leaves out: "
+            "pip install 'tapestry-fl[full]'",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _order(name: str) -> int:

@@ -223,7 +223,7 @@ def read_table(path: Path) -> CorpusTable:
         table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     places = _Places(text)
     faults: list[tuple[int, str]] = []

@@ -13,8 +13,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from securesystemslib import dsse
 
 from tapestry.errors import UntrustedError
 from tapestry.identity.keys import key_id, public_bytes
@@ -35,15 +37,13 @@ class Envelope:
 
 
 def canonical_json(value: object) -> bytes:
-    """Return `value` as the one JSON text we sign: sorted keys, no whitespace, UTF-8.
+    """Return `value` as the one JSON text we sign: that of RFC 8785.
 
     Raises:
-        ValueError: It holds a NaN, an infinity, or text that is not Unicode.
+        ValueError: It holds a NaN, an infinity, an integer of more than 53 bits, or text that is
+            not Unicode.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    return rfc8785.dumps(value)  # type: ignore[arg-type]  # it looks at the types itself
 
 
 def sign(payload_type: str, payload: bytes, key: Ed25519PrivateKey) -> Envelope:
@@ -128,7 +128,7 @@ def from_json(data: bytes, *, what: str) -> Envelope:
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise UntrustedError(
-            f"{what}: {len(data):,} bytes came, an envelope has at most {MAX_ENVELOPE_BYTES:,}; "
+            f"{what}: more than {MAX_ENVELOPE_BYTES:,} bytes came, the most that an envelope has; "
             "discard it"
         )
     match _json_object(data, what=what):
@@ -151,8 +151,7 @@ def from_json(data: bytes, *, what: str) -> Envelope:
 
 def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
     """Return the bytes that are signed: DSSEv1, then type and payload, each after its length."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    return dsse.Envelope(payload, payload_type, {}).pae()
 
 
 def _json_object(data: bytes, *, what: str) -> dict[str, Any]:

@@ -14,9 +14,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.certificates import read_member_certificate
@@ -28,20 +30,26 @@ _ROOT_FILE = "root.crt"
 _CERTIFICATE_FILE = "tls.crt"
 _TLS_KEY_FILE = "tls.key"
 _SIGNING_KEY_FILE = "signing.key"
+_Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Membership:
     """What a member knows about its federation."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
     federation: str
     member_id: str
     address: str
     """host:port of the coordinator."""
-    coordinator_key: str
+    coordinator_key: _Hex
     """Raw Ed25519 public key, hex: signs plans, manifests, receipts."""
-    genesis: str
+    genesis: _Hex
     """Hex digest of the genesis manifest: the federation's identity."""
+
+
+_MEMBERSHIP = TypeAdapter(Membership)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class IdentityFolder:
         """
         path = self.folder / MEMBERSHIP_FILE
         try:
-            return Membership(**json.loads(path.read_text(encoding="utf-8")))
+            return _MEMBERSHIP.validate_json(path.read_bytes())
         except FileNotFoundError:
             if self.folder.exists():
                 raise ConfigError(
@@ -90,8 +98,14 @@ class IdentityFolder:
                 f"{self.folder.parent}: no node here; join a federation first: "
                 f"`tapestry node join INVITATION --dir {self.folder.parent}`"
             ) from None
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part)[:80] for part in first["loc"])
+            raise ConfigError(
+                f"{path}: cannot be read: {field} {first['msg'][:200]}: restore it from a backup"
+            ) from error
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Read the key that signs contributions."""

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import rfc8785
+
 from tapestry.errors import UntrustedError
 
 PLAN = "plan"
@@ -103,8 +105,5 @@ def exclusion_digest(*, round_number: int, member_id: str, kind: str, reason: st
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object of text and whole numbers in its one spelling."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    """Return a JSON object in its one spelling, that of RFC 8785."""
+    return rfc8785.dumps(dict(value))

@@ -67,7 +67,7 @@ class AdminClient:
             text = call(request, timeout=CALL_SECONDS).table
         try:
             table = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RejectedError(f"{self._address} answered with no JSON: {error}") from error
         if not isinstance(table, dict):
             raise RejectedError(f"{self._address} answered with JSON that is no table")

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import grpc
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from tapestry.checkpoints.statements import predicate_of
 from tapestry.errors import UntrustedError
 from tapestry.wire.bulk import Pieces, PutFragment
 
@@ -28,6 +30,12 @@ BLOCKED = "blocked/"
 """Begins the call of a line about what did not leave: the trainer tried to reach a network."""
 FIRST = "0" * 64
 _TAIL_BYTES = 4096
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
+"""Unix seconds, to the end of the calendar."""
+LINE_CONFIG = ConfigDict(strict=True, extra="forbid")
+"""Of lines that are read back: somebody else may have written them."""
 _DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol", "Leave")
 
 
@@ -35,24 +43,35 @@ _DURABLE_CALLS = ("OpenUpload", "Commit", "Enrol", "Leave")
 class Departure:
     """One request that left."""
 
-    index: int
+    __pydantic_config__: ClassVar[ConfigDict] = LINE_CONFIG
+
+    index: Count
     """From 0."""
-    time: float
+    time: Moment
     """Unix seconds."""
     to: str
     """host:port."""
     call: str
     """Service and method."""
-    bytes: int
+    bytes: Count
     """Length of the request message, of a fragment its data; TLS and HTTP/2 come on top."""
-    digest: str
+    digest: Digest
     """SHA-256 of the same."""
-    previous: str
+    previous: Digest
     """SHA-256 of the line before; zeros for the first."""
-    round: int = 0
+    round: Count = 0
     """Of the federation, for what belongs to one."""
     allowed_by: str = ""
     """SHA-256 of the node's policy under which it left, and who approved it where a person must."""
+
+
+_LINES = TypeAdapter(Departure)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return what is wrong with a line, in a few words."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join([*(str(part)[:40] for part in first["loc"]), ""]) + f" {first['msg'][:200]}"
 
 
 class EgressLedger:
@@ -208,7 +227,7 @@ def _round_of(request: Any) -> int:  # noqa: ANN401 - any message
     """Return the round that a message says it belongs to; 0 if none."""
     if hasattr(request, "contribution"):
         with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(request.contribution.payload)["round"])
+            return int(predicate_of(request.contribution.payload)["round"])
     return int(getattr(request, "round", 0))
 
 
@@ -229,9 +248,11 @@ def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
         for index, raw in enumerate(file):
             line = raw.rstrip(b"\n")
             try:
-                departure = Departure(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise UntrustedError(f"{path}:{index + 1}: not a ledger line: {error}") from error
+                departure = _LINES.validate_json(line)
+            except ValidationError as error:
+                raise UntrustedError(
+                    f"{path}:{index + 1}: not a ledger line: {first_fault(error)}"
+                ) from error
             if departure.index != index:
                 raise UntrustedError(
                     f"{path}:{index + 1}: the chain is broken: number {departure.index} stands "
@@ -292,7 +313,7 @@ def _mend(path: Path, descriptor: int) -> _Head:
     last = whole[:-1].rsplit(b"\n", 1)[-1]
     try:
         lines = int(json.loads(last)["index"]) + 1
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UntrustedError(
             f"{path}: its last line is not a ledger line: it was changed; keep the file as it is "
             "for whoever looks into it, and move it away before the node runs again"

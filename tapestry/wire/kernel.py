@@ -24,9 +24,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tapestry.errors import UntrustedError
-from tapestry.wire.egress import FIRST, EgressLedger
+from tapestry.wire.egress import (
+    FIRST,
+    LINE_CONFIG,
+    Count,
+    Digest,
+    EgressLedger,
+    Moment,
+    first_fault,
+)
 
 KERNEL_FILE = "egress-kernel.jsonl"
 _LOOK_SECONDS = 0.5
@@ -40,32 +51,37 @@ _ESTABLISHED, _CLOSED, _LISTENING = 1, 7, 10
 class Seen:
     """A line: what one process has sent by then, by the kernel and by the ledger."""
 
-    index: int
+    __pydantic_config__: ClassVar[ConfigDict] = LINE_CONFIG
+
+    index: Count
     """From 0."""
-    time: float
+    time: Moment
     """Unix seconds."""
     session: str
     """Random; the lines of one process have the same."""
     event: str
     """`begin`, `look`, `end`, or `unavailable` where the kernel does not say."""
-    connections: int
+    connections: Count
     """Opened by this process, so far."""
-    sent: int
+    sent: Count
     """Bytes of those, TLS and HTTP/2 included, without what had to be sent again."""
-    received: int
-    sent_to: dict[str, int]
+    received: Count
+    sent_to: dict[str, Count]
     """The same by where to."""
-    served: int
+    served: Count
     """Bytes of connections that others opened to this process; a node has none but on loopback."""
-    requests: int
+    requests: Count
     """That this process wrote into the ledger, so far."""
-    messages: int
+    messages: Count
     """Their bytes."""
-    ledger_lines: int
+    ledger_lines: Count
     """Of the whole ledger, at that moment."""
-    ledger_head: str
-    previous: str
+    ledger_head: Digest
+    previous: Digest
     """SHA-256 of the line before; zeros for the first."""
+
+
+_LINES = TypeAdapter(Seen)
 
 
 @dataclass(slots=True)
@@ -270,9 +286,11 @@ def read_kernel(path: Path) -> Iterator[Seen]:
                 return  # unfinished: its writer was killed, or is at it
             line = raw.rstrip(b"\n")
             try:
-                seen = Seen(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise UntrustedError(f"{path}:{index + 1}: not a line of ours: {error}") from error
+                seen = _LINES.validate_json(line)
+            except ValidationError as error:
+                raise UntrustedError(
+                    f"{path}:{index + 1}: not a line of ours: {first_fault(error)}"
+                ) from error
             if seen.previous != previous or seen.index != index:
                 raise UntrustedError(
                     f"{path}:{index + 1}: the chain is broken: this line or one before it was "

@@ -69,8 +69,16 @@ def test_verifying_for_a_program(run: Run, federation: Federation) -> None:
     verified = verify_checkpoint(federation.newest)
     code, said, errors = run("verify", federation.newest, "--json")
     assert (code, errors) == (0, "")
-    assert loaded(said) == {
+    table = loaded(said)
+    levels = table.pop("levels")
+    assert [(one["level"], one["verdict"]) for one in levels] == [
+        ("files", "passed"),
+        ("record", "passed"),
+        ("ledger", "passed"),
+    ]
+    assert table == {
         "verified": True,
+        "level": "ledger",
         "federation": verified.genesis_digest,
         "round": 1,
         "manifest": verified.manifest_digest,
@@ -110,7 +118,7 @@ def test_a_short_identity_proves_nothing_and_is_refused(
 ) -> None:
     identity = verify_checkpoint(federation.newest).genesis_digest
     code, said, errors = run("verify", federation.newest, "--federation", identity[:15], *as_json)
-    assert (code, said) == (1, "")
+    assert (code, said) == (2, "")
     assert "give at least 16 digits of the identity" in errors
 
 
@@ -119,6 +127,77 @@ def test_a_folder_that_is_no_checkpoint_is_refused(run: Run, tmp_path: Path) -> 
     assert code == 1
     assert loaded(said)["verified"] is False
     assert len(errors.splitlines()) == 1
+
+
+def test_a_replay_from_the_coordinators_own_folder(run: Run, federation: Federation) -> None:
+    archive = federation.home.folder
+    code, said, errors = run("verify", federation.newest, "--archive", archive)
+    assert (code, errors) == (0, "")
+    assert "replay  ok" in said
+    assert "made once more of 2 contributions, the same to the bit" in said
+    head = "ab" * 32
+    code, said, _errors = run(
+        "verify", federation.newest, "--archive", archive, "--sample", 1, "--head", head
+    )
+    assert code == 0
+    assert "1 of " in said
+
+
+def test_a_replay_without_an_archive_is_not_decided(
+    run: Run, federation: Federation, tmp_path: Path
+) -> None:
+    code, said, errors = run("verify", federation.newest, "--level", "replay", "--json")
+    assert code == 3
+    assert loaded(said)["verified"] is False
+    assert loaded(said)["levels"][3]["verdict"] == "undecided"
+    assert "add --archive" in errors
+    code, said, _errors = run("verify", federation.newest, "--archive", tmp_path)
+    assert code == 3
+    assert said.startswith("not decided: checkpoint 1 of loom\n")
+
+
+def test_a_checkpoint_that_no_ledger_has_is_not_decided(
+    run: Run, federation: Federation, tmp_path: Path
+) -> None:
+    shutil.copytree(federation.newest, tmp_path / "copy")
+    (tmp_path / "copy" / "tapestry" / "ledger.json").unlink()
+    code, said, errors = run("verify", tmp_path / "copy", "--archive", federation.home.folder)
+    assert code == 3
+    assert "replay  ok" in said
+    assert "nothing shows that this checkpoint is in the federation's ledger" in errors
+    code, _said, _errors = run("verify", tmp_path / "copy", "--level", "record")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--level", "deep"], "there are files, record, ledger, replay"),
+        (["--level", "replay", "--sample", 2], "--sample without --head"),
+        (["--sample", 2, "--head", "xyz"], "not a root hash"),
+        (["--archive", "/nowhere"], "no such folder"),
+    ],
+)
+def test_wrong_usage_says_nothing_about_the_checkpoint(
+    run: Run, federation: Federation, options: list[object], words: str
+) -> None:
+    code, said, errors = run("verify", federation.newest, *options)
+    assert (code, said) == (2, "")
+    assert words in errors
+
+
+def test_an_old_checkpoint_served_as_a_new_one_is_refused(
+    run: Run, federation: Federation, tmp_path: Path
+) -> None:
+    code, _said, errors = run("verify", federation.newest, "--at-least", 2)
+    assert code == 1
+    assert "checkpoint 1 is older than 2" in errors
+    assert run("verify", federation.newest, "--at-least", 1)[0] == 0
+    renamed = tmp_path / "round-000002"
+    shutil.copytree(federation.newest, renamed)
+    code, _said, errors = run("verify", renamed)
+    assert code == 1
+    assert "holds checkpoint 1, which is not what its name says" in errors
 
 
 # show

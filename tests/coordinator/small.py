@@ -24,6 +24,11 @@ from tapestry.checkpoints.policy import AggregationPolicy, FederationPolicy, sav
 from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.identity.envelopes import Envelope
+from tapestry.identity.keys import public_bytes
+from tapestry.ledger.entries import CHECKPOINT, Entry
+from tapestry.ledger.heads import Head, cosign_head, origin_of, sign_head
+from tapestry.ledger.merkle import Tree
+from tapestry.ledger.proof import PROOF_FILE, write_proof
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry.objectives.objective import Created
 from tapestry.params.codecs import Float32Array, codec_named
@@ -81,6 +86,26 @@ def arriving(stored: StoredContribution) -> Receiving:
     """A contribution on its way into the registry, with the receipt that it has."""
     entry = entry_of_contribution(stored.round, stored.member_id, stored.digest)
     return Receiving(entry, lambda _index: stored)
+
+
+def record_in_ledger(
+    folder: Path, key: Ed25519PrivateKey, witnesses: Mapping[str, Ed25519PrivateKey]
+) -> None:
+    """Write the proof that a checkpoint is in the ledger, cosigned by its witnesses."""
+    lineage = verify_lineage(read_lineage(folder))
+    entry = Entry(kind=CHECKPOINT, round=lineage.newest.round, payload_digest=lineage.newest_digest)
+    tree = Tree()
+    index = tree.append(entry.leaf())
+    origin = origin_of(lineage.origin.federation, lineage.genesis_digest)
+    head = Head(origin, tree.size, tree.root())
+    signed = sign_head(head, key).with_cosignatures(
+        [
+            cosign_head(head, member_id=member, key=member_key, now=FOUNDED_AT)
+            for member, member_key in witnesses.items()
+        ]
+    )
+    proof = write_proof(tree, leaf=entry.leaf(), index=index, head=signed)
+    (folder / PROOF_FILE).write_bytes(proof)
 
 
 class Small:
@@ -155,6 +180,7 @@ class Small:
             envelope=envelope,
             receipt=receipt.signed(self.key),
             norm=norm,
+            signing_key=public_bytes(signing_key(member_id)),
         )
 
     def closed(
@@ -171,7 +197,7 @@ class Small:
         plan = self.plan(tuple(sorted({*deltas, *declined, *silent})))
         return ClosedRound(
             plan=plan,
-            plan_digest=payload_digest(plan.signed(self.key)),
+            plan_envelope=plan.signed(self.key),
             closed_at=FOUNDED_AT + 60 * plan.round,
             contributions=[
                 self.contributed(

@@ -111,28 +111,6 @@ def changed(before: Files, after: Files) -> list[str]:
 # What a card says
 
 
-def test_the_front_matter_names_the_languages_that_were_measured(checkpoint: Published1) -> None:
-    checkpoint.renew(
-        measured(1, "a", 2.5, "fr"),
-        measured(1, "b", 2.5, "eus"),
-        measured(1, "c", 2.5, "no"),
-        measured(1, "d", 2.5, "old letters"),
-        measured(0, "e", 2.5, "isl"),
-    )
-    front = checkpoint.readme().split("---\n")[1]
-    assert front.splitlines() == [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags:",
-        '- "tapestry"',
-        '- "federated-learning"',
-        "language:",
-        '- "eus"',
-        '- "fr"',
-        '- "no"',  # unquoted, YAML would read Norwegian as false
-    ]
-
-
 def test_without_measurements_no_language_is_claimed(checkpoint: Published1) -> None:
     checkpoint.renew()
     text = checkpoint.readme()
@@ -188,7 +166,10 @@ def test_an_image_that_is_removed_disappears(checkpoint: Published1) -> None:
     assert not (checkpoint.folder / "tapestry/loss.png").exists()
     assert (checkpoint.folder / "tapestry/other.png").is_file()
     names = {entry.name for entry in verify_checkpoint(checkpoint.folder).card.files}
-    assert names == {README, RESULTS, "tapestry/other.png"}
+    assert names == {
+        README, RESULTS, "tapestry/other.png",
+        "bom.cdx.json", "model.sig", "tapestry/model-signing.pub",
+    }  # fmt: skip
 
 
 def test_measurements_that_are_withdrawn_take_their_plot_along(checkpoint: Published1) -> None:
@@ -232,6 +213,7 @@ def test_the_folder_verifies_whichever_file_is_the_last_that_was_replaced(
     names = changed(before, after)
     assert set(names[1:]) == {
         README, RESULTS, PLOT, "tapestry/new.png", "tapestry/kept.png", "tapestry/old.png",
+        "bom.cdx.json", "model.sig",
     }  # fmt: skip
     for last in stages(checkpoint.folder, before, after, names):
         assert verify_checkpoint(checkpoint.folder), last

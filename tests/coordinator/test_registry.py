@@ -56,6 +56,7 @@ def contribution(member_id: str = "a", *, number: int = 1) -> StoredContribution
         envelope=statement(f"contribution of {member_id}"),
         receipt=statement(f"receipt for {member_id}"),
         norm=1.5,
+        signing_key=bytes(32),
     )
 
 

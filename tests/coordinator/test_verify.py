@@ -14,9 +14,12 @@ import pytest
 from tapestry.checkpoints.folder import CARD_FILE, LINEAGE_FILE, MANIFEST_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import UntrustedError
+from tapestry.ledger.proof import PROOF_FILE
 from tapestry_coordinator.home import CoordinatorHome
 from tests.conftest import Federation
 from tests.coordinator.small import Small, found_small
+from tests.coordinator.test_continuing import found_upon
+from tests.damaging import flipped
 
 STATEMENTS = {
     MANIFEST_FILE: "manifest",
@@ -24,9 +27,10 @@ STATEMENTS = {
     CARD_FILE: "card",
 }
 FILES = [
-    "README.md", "config.json", "model.safetensors", "tapestry/card.json",
-    "tapestry/lineage.jsonl", "tapestry/manifest.json", "tapestry/policy.json",
-    "tapestry/results.json", "tapestry/results.png", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "bom.cdx.json", "config.json", "model.safetensors", "model.sig",
+    "tapestry/card.json", "tapestry/lineage.jsonl", "tapestry/manifest.json",
+    "tapestry/model-signing.pub", "tapestry/policy.json", "tapestry/results.json",
+    "tapestry/results.png", "tapestry/round.jsonl", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
 
 
@@ -67,12 +71,6 @@ def named(name: str) -> str:
     return STATEMENTS.get(name, name)
 
 
-def flipped(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
 def test_a_copy_verifies_wherever_it_lies(copy: Path, federation: Federation) -> None:
     verified = verify_checkpoint(copy)
     assert verified.folder == copy
@@ -84,7 +82,7 @@ def test_a_copy_verifies_wherever_it_lies(copy: Path, federation: Federation) ->
 
 def test_these_are_all_the_files_of_a_checkpoint(copy: Path) -> None:
     found = [p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()]
-    assert sorted(found) == FILES
+    assert sorted(found) == sorted([*FILES, PROOF_FILE])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -98,6 +96,31 @@ def test_one_flipped_bit_is_refused_and_its_file_named(copy: Path, name: str) ->
             verify_checkpoint(copy)
     path.write_bytes(data)
     verify_checkpoint(copy)
+
+
+def test_one_flipped_bit_of_a_file_that_few_checkpoints_have_is_named(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """A step from the parent, an operator's image, an older federation's manifests."""
+    small = found_small(tmp_path / "small", downlink="delta-int8")
+    notes = small.home.notes(1)
+    notes.mkdir(parents=True)
+    (notes / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n and so on")
+    small.publisher.publish(small.closed({"a": [0.5, 0.5]}))
+    north = found_upon(federation.newest, tmp_path / "north", "north")
+    folders = {
+        "tapestry/step.bin": small.home.checkpoint(1),
+        "tapestry/loss.png": small.home.checkpoint(1),
+        "tapestry/ancestry.jsonl": north.genesis.folder,
+    }
+    for name, folder in folders.items():
+        data = (folder / name).read_bytes()
+        for bit in (0, 4 * len(data), 8 * len(data) - 1):
+            (folder / name).write_bytes(flipped(data, bit))
+            with pytest.raises(UntrustedError, match=name):
+                verify_checkpoint(folder)
+        (folder / name).write_bytes(data)
+        verify_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", [MANIFEST_FILE, LINEAGE_FILE, CARD_FILE])

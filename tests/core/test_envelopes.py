@@ -221,7 +221,7 @@ def test_an_envelope_cut_anywhere_is_not_used() -> None:
 
 
 def test_an_envelope_that_is_too_long_is_refused_unread() -> None:
-    with pytest.raises(UntrustedError, match=r"8,388,609 bytes came, .* at most 8,388,608"):
+    with pytest.raises(UntrustedError, match=r"more than 8,388,608 bytes came"):
         from_json(b" " * (MAX_ENVELOPE_BYTES + 1), what=WHAT)
 
 

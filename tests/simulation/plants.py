@@ -289,6 +289,7 @@ def modelled(closed: ClosedRound) -> Manifest:
             participation=tuple(
                 Participation(
                     member_id=stored.member_id,
+                    key=stored.signing_key.hex(),
                     tokens=stored.declared.tokens,
                     weight=weights.get(stored.member_id, 0.0),
                     clip_factor=1.0,
@@ -307,7 +308,11 @@ def modelled(closed: ClosedRound) -> Manifest:
                 if member_id not in present
             ),
             outer=OuterRecord(
-                optimizer="nesterov", learning_rate=0.5, momentum=0.9, state_root=vector
+                optimizer="nesterov",
+                learning_rate=0.5,
+                momentum=0.9,
+                state_before=None if base.made is None else base.made.outer.state_root,
+                state_root=vector,
             ),
         ),
     )

@@ -36,11 +36,13 @@ from tapestry.v1 import (
     transfer_pb2_grpc,
 )
 from tapestry.wire.admin import add_admin_service
+from tapestry.wire.archives import add_archive_service
 from tapestry.wire.bulk import add_transfer_service
 from tapestry.wire.channels import open_channel, server_credentials
 from tapestry.wire.ledger import LedgerClient, add_ledger_service
 from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry.wire.messages import envelope_message, envelope_value
+from tapestry_coordinator.archiving import readable_files
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
@@ -109,6 +111,7 @@ class Coordinator:
         transfer: Any = TransferService(self.desk, self.store, small.layout)
         add_transfer_service(transfer, transfer, members)
         add_admin_service(lambda context: operator_of(context, self.desk), members)
+        add_archive_service(lambda context, n: readable_files(self.desk, context, n), members)
         add_ledger_service(lambda context: ledger_for(context, self.desk), members)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
         door, self.door = self._listen(certificate, private_pem(key), None)

@@ -4,7 +4,6 @@ A manifest names every member of its round, so a thousand of them are megabytes:
 once, newest first and a few at a time, and only numbers are kept. The page reads and never writes.
 """
 
-import json
 import logging
 import math
 import threading
@@ -17,6 +16,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.statements import predicate_of
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import from_json
 from tapestry_coordinator.database import transaction
@@ -274,7 +274,7 @@ def _losses(connection: Connection, numbers: list[int]) -> dict[int, float]:
     ).all()
     sums: dict[int, list[float]] = {}
     for row in rows:
-        payload = json.loads(from_json(row.envelope.encode(), what="contribution").payload)
+        payload = predicate_of(from_json(row.envelope.encode(), what="contribution").payload)
         loss, tokens = payload.get("metrics", {}).get("loss_last"), payload.get("tokens", 0)
         if loss is not None and tokens:
             total = sums.setdefault(row.round, [0.0, 0.0])
