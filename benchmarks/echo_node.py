@@ -102,7 +102,7 @@ class EchoNode:
                 spooled.envelope,
                 spooled.digests,
                 spooled.read_fragment,
-                on_bytes=lambda _size: arrived.append(time.perf_counter()),
+                on_arrived=lambda _done, _of: arrived.append(time.perf_counter()),
             )
         spooled.remove(self.home.spare_spools)
         done = time.perf_counter()

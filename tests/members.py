@@ -3,12 +3,14 @@
 from datetime import datetime
 from pathlib import Path
 
+from tapestry.checkpoints.statements import Contribution
 from tapestry.identity.certificates import (
     Authority,
     certificate_request,
     create_tls_key,
     issue_member_certificate,
 )
+from tapestry.identity.envelopes import to_json
 from tapestry.identity.keys import generate_signing_key
 from tapestry.identity.membership import Membership
 from tapestry_node.home import NodeHome
@@ -52,3 +54,24 @@ def joined_member(
     )
     home.make_folders()
     return home
+
+
+def spool_contribution(home: NodeHome) -> None:
+    """Leave a finished contribution to round 2 that nobody has sent or decided on."""
+    made = Contribution(
+        genesis="b" * 64,
+        round=2,
+        base="c" * 64,
+        member_id="fr-bnf",
+        codec="int8",
+        fragments=1,
+        root="d" * 64,
+        tokens=640,
+        steps=20,
+        norm=1.5,
+    )
+    folder = home.spool(2)
+    folder.mkdir()
+    (folder / "fragments.bin").write_bytes(b"x" * 4321)
+    envelope = made.signed(home.identity.signing_key())
+    (folder / "contribution.json").write_bytes(to_json(envelope))

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import find_home
 
@@ -275,7 +277,8 @@ def backup(
     """
     from tapestry_coordinator.backup import back_up  # noqa: PLC0415
 
-    with _progress("writing") as on_bytes:
+    with bar() as shown:
+        on_bytes = partial(shown.show, "writing", unit="bytes")
         made = back_up(find_home(folder), file, now=_now(), on_bytes=on_bytes)
     table = {
         "file": str(file),
@@ -305,27 +308,12 @@ def restore(
     """
     from tapestry_coordinator.restoring import restore as restore_to  # noqa: PLC0415
 
-    with _progress("reading") as on_bytes:
+    with bar() as shown:
+        on_bytes = partial(shown.show, "reading", unit="bytes")
         made = restore_to(file, folder, on_bytes=on_bytes)
     typer.echo(f"{folder}: verified; its newest checkpoint is {made.newest_checkpoint}")
     typer.echo(f"next: look at [network] in {folder / settings_module.SETTINGS_FILE}, then")
     typer.echo(f"  tapestry coordinator serve {folder}")
-
-
-@contextmanager
-def _progress(what: str) -> "Iterator[Callable[[int, int], None]]":
-    """Yield what shows progress on a terminal, and nothing where there is none."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what)
-
-        def on_bytes(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield on_bytes
 
 
 def _show(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 
@@ -39,9 +40,6 @@ def language(
 
     Example: tapestry finetune language published/round-000020 my-model --data texts/
     """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
     from tapestry.objectives.reports import StepReport  # noqa: PLC0415
     from tapestry_finetune.language import LanguageRun, train_language  # noqa: PLC0415
 
@@ -58,21 +56,19 @@ def language(
         seed=seed,
         cache=default_home("finetune") / "corpus",
     )
-    columns = (*Progress.get_default_columns()[:3], TextColumn("{task.fields[loss]}"),
-               TimeRemainingColumn())  # fmt: skip
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task("training", total=steps, loss="")
+    with bar() as shown:
 
-    def on_step(report: StepReport) -> bool:
-        progress.start()
-        progress.update(task, completed=report.step, loss=f"loss {report.loss:.3f}")
-        return True
+        def on_step(report: StepReport) -> bool:
+            note = f"loss {report.loss:.3f}"
+            shown.show("training", report.step, steps, unit="steps", note=note)
+            return True
 
-    try:
-        parentage = train_language(run, federation=federation, on_step=on_step)
-    finally:
-        if progress.live.is_started:  # else a refusal would not be one line
-            progress.stop()
+        parentage = train_language(
+            run,
+            federation=federation,
+            on_step=on_step,
+            on_packing=lambda doing, done, of: shown.show(doing, done, of, unit="bytes"),
+        )
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")

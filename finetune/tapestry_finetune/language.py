@@ -13,7 +13,7 @@ from tapestry.checkpoints.statements import InnerSettings
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError
-from tapestry.objectives.objective import objective_named
+from tapestry.objectives.objective import OnPreparing, objective_named
 from tapestry.objectives.reports import StepReport
 from tapestry.objectives.training import (
     InnerOptimizer,
@@ -48,6 +48,7 @@ def train_language(
     *,
     federation: str | None = None,
     on_step: Callable[[StepReport], bool] | None = None,
+    on_packing: OnPreparing | None = None,
 ) -> Parentage:
     """Verify the checkpoint, train it on, and write the localized model.
 
@@ -67,6 +68,7 @@ def train_language(
         sequence_tokens=inner.sequence_tokens,
         held_out_fraction=0.05,
         held_out_bytes=262_144,
+        on_progress=on_packing,
     )
     opened = open_vector_file(run.checkpoint / MODEL_FILE)
     choose_threads(opened.layout.elements)

@@ -18,6 +18,7 @@ def train_alone(
     *,
     state: Path | None = None,
     on_step: Callable[[StepReport], bool] | None = None,
+    rows: int = 0,
 ) -> tuple[InnerOptimizer, list[float]]:
     """Train on from the parameters that the trainer has loaded, without the open pool.
 
@@ -26,10 +27,12 @@ def train_alone(
         inner: How many steps, and how.
         state: The inner optimizer's state to go on with, if there is such a file.
         on_step: Called after each step; False ends the training early.
+        rows: Sequences that are held in memory at once; 0: all of a micro-batch.
 
     Returns:
         The optimizer after the steps, and the loss of each.
     """
+    trainer.module.zero_grad(set_to_none=True)  # an attempt that took too much memory leaves some
     optimizer = InnerOptimizer(trainer.module, inner)
     if state is not None and state.is_file():
         optimizer.load(state)
@@ -48,5 +51,6 @@ def train_alone(
         batches,
         first_batch=optimizer.steps_done * inner.accumulation,
         on_step=on_step,
+        rows=rows,
     )
     return optimizer, losses

@@ -177,7 +177,7 @@ class NodeClient:
         digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
         *,
-        on_bytes: Callable[[int], None] | None = None,
+        on_arrived: Callable[[int, int], None] | None = None,
     ) -> Envelope:
         """Send what is missing of a contribution, commit it, and return the receipt.
 
@@ -188,7 +188,7 @@ class NodeClient:
             envelope: The signed contribution.
             digests: SHA-256 of each encoded fragment.
             read_fragment: Index -> encoded bytes, which have that digest.
-            on_bytes: Told of each fragment's size once it has arrived.
+            on_arrived: Told how many fragments have arrived, and how many there are.
 
         Raises:
             UnavailableError: The line broke; call again.
@@ -208,7 +208,8 @@ class NodeClient:
             if opened.HasField("receipt"):
                 return envelope_value(opened.receipt)
             missing = unpack_missing(opened.missing, len(digests))
-            self._put_all(number, missing, digests, read_fragment, on_bytes, granted=opened)
+            count = _counting(on_arrived, len(digests) - len(missing), len(digests))
+            self._put_all(number, missing, digests, read_fragment, count, granted=opened)
             committed = self._transfer.Commit(
                 transfer_pb2.CommitRequest(contribution=envelope_message(envelope)),
                 timeout=COMMIT_SECONDS,
@@ -221,32 +222,30 @@ class NodeClient:
         indices: Sequence[int],
         digests: Sequence[bytes],
         read_fragment: Callable[[int], bytes],
-        on_bytes: Callable[[int], None] | None,
+        count: Callable[[], None],
         *,
         granted: _Granting,
     ) -> None:
         """Send fragments, as many in flight as the coordinator says in every answer."""
-        in_flight: deque[tuple[grpc.Future, int]] = deque()  # type: ignore[type-arg]
+        in_flight: deque[grpc.Future] = deque()  # type: ignore[type-arg]
 
         def wait_for_oldest() -> None:
             nonlocal granted
-            future, size = in_flight.popleft()
-            granted = future.result()
-            if on_bytes is not None:
-                on_bytes(size)
+            granted = in_flight.popleft().result()
+            count()
 
         try:
             for index in indices:
                 data = read_fragment(index)
                 fragment = PutFragment(number, index, data, digests[index])
                 call = self._put(fragment, piece_bytes=max(PIECE_BYTES, granted.piece_bytes))
-                in_flight.append((call, len(data)))
+                in_flight.append(call)
                 while len(in_flight) >= max(1, min(granted.window, UPLOADS_IN_FLIGHT)):
                     wait_for_oldest()
             while in_flight:
                 wait_for_oldest()
         finally:
-            for future, _size in in_flight:  # after a failure: they would meet those sent again
+            for future in in_flight:  # after a failure: they would meet those sent again
                 future.cancel()
 
     def _put(self, fragment: PutFragment, *, piece_bytes: int) -> grpc.Future:  # type: ignore[type-arg]
@@ -279,6 +278,22 @@ class NodeClient:
                 enrolment_pb2.LeaveRequest(reason=reason), timeout=CALL_SECONDS
             )
         return response.left_at
+
+
+def _counting(
+    on_arrived: Callable[[int, int], None] | None, done: int, of: int
+) -> Callable[[], None]:
+    """Return what is to be called once more for each fragment that has arrived."""
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_arrived is not None:
+            on_arrived(done, of)
+
+    if on_arrived is not None:
+        on_arrived(done, of)
+    return count
 
 
 @contextmanager

@@ -5,14 +5,14 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapestry.cli.bars import bar, restore
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_node import audit_commands
@@ -20,7 +20,12 @@ from tapestry_node.corpus_commands import corpus, forget
 from tapestry_node.doctor_commands import doctor
 from tapestry_node.leaving_commands import add_to as add_leaving_to
 from tapestry_node.options import AsJson, Data, Dir, Folder
-from tapestry_node.progress import silence
+from tapestry_node.showing import following, packing
+from tapestry_node.status_commands import status
+from tapestry_node.web.commands import page
+
+if TYPE_CHECKING:
+    from tapestry_node.daemon import Daemon
 
 app = typer.Typer(
     help="Join a federation, train where your data is, see what left.",
@@ -34,6 +39,8 @@ add_leaving_to(app)
 app.add_typer(corpus, name="corpus")
 app.command()(forget)
 app.command()(doctor)
+app.command()(status)
+app.command()(page)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 audit_commands.register(app)
 
@@ -102,7 +109,22 @@ def run(
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
     require_member(home)
-    daemon = Daemon(home, text_of(home, data), until_finished=until_finished, processes=nproc)
+    text = text_of(home, data)
+    with bar() as shown:
+        daemon = Daemon(
+            home,
+            text,
+            until_finished=until_finished,
+            processes=nproc,
+            show=following(shown),
+        )
+        _stop_on_signals(daemon)
+        with alone(home.folder, who="this node"):
+            daemon.run()
+
+
+def _stop_on_signals(daemon: "Daemon") -> None:
+    """Let Ctrl-C end the daemon, and a second one at once."""
     stops = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -110,56 +132,13 @@ def run(
         stops += 1
         if stops > 1:
             typer.echo("stopped at once", err=True)
+            restore()
             os._exit(130)
         typer.echo("stopping; once more stops at once", err=True)
         daemon.stop()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    with alone(home.folder, who="this node"):
-        daemon.run()
-
-
-@app.command()
-def status(
-    folder: Folder = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show where the node stands: round, loss, what its text scores."""
-    from tapestry_node.home import require_node  # noqa: PLC0415
-
-    home = require_node(folder or default_home("node"))
-    membership, state = home.identity.load(), home.load_state()
-    progress: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # written often and never awaited: may be cut short
-        found = json.loads(home.progress.read_text(encoding="utf-8"))
-        progress = found if isinstance(found, dict) else {}
-    _begin, end = home.identity.validity()
-    table = {
-        "member_id": membership.member_id,
-        "federation": membership.federation,
-        "coordinator": membership.address,
-        "certificate_until": end.strftime("%Y-%m-%d %H:%M UTC"),
-        "newest_checkpoint": state.round,
-        "contributed_round": state.contributed,
-        **progress,
-    }
-    if as_json:
-        typer.echo(json.dumps(table, indent=1))
-        return
-    scores = table.pop("bits_per_byte", None) or {}
-    waiting = silence(table.pop("silent_since", 0.0), now=_clock())
-    if waiting:
-        typer.echo(waiting)
-    if home.left.is_file():
-        typer.echo("this node has left the federation; `tapestry node island` works as before")
-    if not table.get("trainer"):
-        table.pop("trainer", None)  # it is shut off from everything
-    for key, value in table.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        typer.echo(f"{key.replace('_', ' '):<20} {'none yet' if value in (-1, '') else shown}")
-    for number, score in scores.items():
-        typer.echo(f"{f'checkpoint {number}':<20} {score:.4f} bits per byte on your held-out text")
 
 
 @app.command()
@@ -274,7 +253,17 @@ def finish(
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
-    parentage = finish_locally(home, text_of(home, data), out, steps=steps)
+    with bar() as shown:
+        parentage = finish_locally(
+            home,
+            text_of(home, data),
+            out,
+            steps=steps,
+            on_packing=packing(shown),
+            on_step=lambda report, of: shown.show(
+                "training", report.step, of, unit="steps", note=f"loss {report.loss:.3f}"
+            ),
+        )
     before, after = (parentage.held_out_bits_per_byte[k] for k in ("before", "after"))
     typer.echo(f"{out}: {parentage.steps} steps from checkpoint {parentage.round}")
     typer.echo(f"  held-out bits per byte  {before:.4f} before, {after:.4f} after")

@@ -46,6 +46,7 @@ class Consensus:
         *,
         fetcher: Callable[[], Fetcher],
         tell: Callable[[str], None],
+        on_bytes: Callable[[int, int], None] | None = None,
     ) -> None:
         """Begin where the node stands.
 
@@ -55,6 +56,7 @@ class Consensus:
             standing: Changed here when a checkpoint was verified.
             fetcher: Returns the connection there is.
             tell: Told in a few words what takes long.
+            on_bytes: Told how many bytes have come of that, and how many there are at most.
         """
         self._home = home
         self._membership = membership
@@ -63,6 +65,7 @@ class Consensus:
         self._lineage = LineageFile(home.lineage)
         self._fetcher = fetcher
         self._tell = tell
+        self._on_bytes = on_bytes
         self._sound = -1
         """The checkpoint that this process has fetched or verified."""
 
@@ -128,7 +131,9 @@ class Consensus:
             _log.warning("checkpoint %d is damaged on this disk; fetching it again", manifest.round)
             shutil.rmtree(target)
         self._tell(f"fetching checkpoint {manifest.round}")
-        came = self._home.fetch(self._fetcher(), manifest, envelope, target=target)
+        came = self._home.fetch(
+            self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
+        )
         self._sound = manifest.round
         _log.info("checkpoint %d is here (%s bytes came)", manifest.round, f"{came:,}")
         state = self._standing.state
@@ -151,7 +156,9 @@ class Consensus:
             shutil.rmtree(folder)
         if not folder.is_dir():
             self._tell(f"fetching candidate {manifest.round}")
-            self._home.fetch(self._fetcher(), manifest, envelope, target=folder)
+            self._home.fetch(
+                self._fetcher(), manifest, envelope, target=folder, on_bytes=self._on_bytes
+            )
         return manifest
 
     def pool(self, plan: RoundPlan) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError, TapestryError
 from tapestry_node.options import AsJson, Dir, Folder
@@ -118,7 +119,13 @@ def report(folder: Folder = None, as_json: AsJson = False) -> None:
             ],
         }
     else:
-        reports = sifted_reports(home, spec)
+        with bar() as shown:
+            whole = sum(file.stat().st_size for _number, file in spec.files())
+            reports = sifted_reports(
+                home,
+                spec,
+                on_read=lambda done: shown.show("reading", done, max(done, whole), unit="bytes"),
+            )
     if as_json:
         sources = [asdict(one) for one in reports]
         typer.echo(json.dumps(table | {"sources": sources}, indent=1))
@@ -183,6 +190,7 @@ def forget(
         )
     if day := known[source]:
         raise ConfigError(f"source {source} was forgotten on {day} already")
+    had_unfinished = home.unfinished.is_file()
     deleted, rounds = forget_source(home, source)
     waiting = {int(path.name.removeprefix("round-")) for path in home.spooled()}
     unsent = sorted(waiting & set(rounds))
@@ -191,6 +199,7 @@ def forget(
         "packed_corpora_deleted": deleted,
         "rounds": rounds,
         "unsent_rounds": unsent,
+        "unfinished_round_deleted": had_unfinished,
     }
     if as_json:
         typer.echo(json.dumps(table, indent=1))
@@ -199,6 +208,8 @@ def forget(
                "nothing of it is trained on")  # fmt: skip
     typer.echo(f"it took part in rounds {', '.join(map(str, rounds))}: what those changed in the "
                "model stays" if rounds else "it took part in no round")  # fmt: skip
+    if had_unfinished:
+        typer.echo("what was kept of a round half trained is deleted: it begins anew")
     for number in unsent:
         typer.echo(f"the contribution to round {number} was made with it and waits to be sent: "
                    f"remove {home.spool(number)} to keep it back")  # fmt: skip

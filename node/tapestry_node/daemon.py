@@ -10,14 +10,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
+from tapestry.errors import (
+    ConfigError,
+    RejectedError,
+    TapestryError,
+    UnavailableError,
+    UntrustedError,
+)
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import public_bytes
 from tapestry.objectives.reports import StepReport
@@ -33,8 +39,9 @@ from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
+from tapestry_node.memory import fewer_rows
 from tapestry_node.policy import NodeSettings
-from tapestry_node.progress import ProgressFile
+from tapestry_node.progress import Progress, ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
 from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tapestry_node.watching import StepWatch
@@ -59,6 +66,7 @@ class Daemon:
         *,
         until_finished: bool,
         processes: int | None = None,
+        show: Callable[[Progress], None] | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -67,6 +75,7 @@ class Daemon:
             data: The institution's text.
             until_finished: Return once the federation plans no further round.
             processes: That train together; None: as the settings say.
+            show: Called when what the node does has changed, for a terminal.
         """
         self._home = home
         self._data = list(data)
@@ -87,13 +96,21 @@ class Daemon:
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
         self._standing = Standing(home)
-        self._progress = ProgressFile(home.progress, self._data)
+        self._progress = ProgressFile(
+            home.progress,
+            self._data,
+            clock=time.time,  # noqa: TID251 - the edge that owns the clock
+            bytes_sent=lambda: self._ledger.bytes_sent,
+            show=show,
+        )
+        self._progress.now.policy = self._settings.policy.digest()
         self._consensus = Consensus(
             home,
             self._membership,
             self._standing,
             fetcher=lambda: self._client.fetcher,
-            tell=self._write_progress,
+            tell=self._progress.write,
+            on_bytes=self._progress.count,
         )
         self._witness = Witness(
             home,
@@ -138,7 +155,7 @@ class Daemon:
             while not self._stopping.is_set():
                 newest, told = listener.wait(after=version, timeout_seconds=1.0)
                 streams = listener.streams
-                self._note_silence(listener)
+                self._progress.line(is_told=listener.is_told)
                 try:
                     self._renew_if_due(listener)
                     if told is None or (newest == version and not self._has_decision()):
@@ -154,12 +171,14 @@ class Daemon:
                     version -= 1
                     self._wait(listener, streams=streams, seconds=backoff)
                     backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+        except TapestryError as error:
+            self._progress.now.failure = str(error)
+            raise
         finally:
             listener.stop()
             if self._trainer is not None:
                 self._trainer.stop()
-            self._progress.now.silent_since = 0.0
-            self._write_progress("stopped")
+            self._progress.end()
             _log.info("stopped")
             self._kernel.stop()
             self._client.close()
@@ -169,23 +188,11 @@ class Daemon:
         """Wait before trying again: for a line that is down, until it comes back."""
         deadline = time.monotonic() + seconds
         while not self._stopping.is_set():
-            self._note_silence(listener)
+            self._progress.line(is_told=listener.is_told)
             if listener.wait_for_stream(after=streams, timeout_seconds=min(seconds, _POLL_SECONDS)):
                 return
             if listener.is_told and time.monotonic() >= deadline:
                 return
-
-    def _note_silence(self, listener: Listener) -> None:
-        """Put down since when the coordinator tells nothing, for `tapestry node status`."""
-        now = self._progress.now
-        if listener.is_told:
-            if now.silent_since:
-                now.silent_since = 0.0
-                self._write_progress(None)
-            return
-        if not now.silent_since:
-            now.silent_since = time.time()  # noqa: TID251 - for a person, beside the log's times
-        self._write_progress(None)
 
     def _connect(self) -> NodeClient:
         """Make the one connection over which everything goes; nothing is sent yet."""
@@ -210,6 +217,7 @@ class Daemon:
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
         self._waiting.clear()
+        self._progress.now.waits_for_approval = 0
         self._witness.take(told.ledger_head)
         manifest = self._consensus.take(told.manifest)
         self._witness.require(payload_digest(told.manifest), manifest.round)
@@ -223,7 +231,7 @@ class Daemon:
             if told.candidate is not None:
                 self._measure_candidate(told.candidate, told.manifest, manifest)
         if not self._waiting:
-            self._write_progress(told.notice)
+            self._progress.write(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
             _log.info("the federation plans no further round%s", waits)
@@ -264,7 +272,7 @@ class Daemon:
             return False
         if self._layout is None and manifest.made is not None:
             self._prepare_trainer(folder, manifest.made.inner.sequence_tokens)
-        self._write_progress(f"measuring checkpoint {manifest.round}")
+        self._progress.write(f"measuring checkpoint {manifest.round}")
         result = self._ready().measure(folder)
         self._progress.now.bits_per_byte[str(manifest.round)] = result.bits_per_byte
         _log.info(
@@ -320,7 +328,7 @@ class Daemon:
         try:
             self._witness.require_witnesses(plan.witnesses)
         except UnavailableError as error:
-            self._write_progress(str(error))
+            self._progress.write(str(error))
             raise
 
     def _has_answered(self, plan: RoundPlan) -> bool:
@@ -361,7 +369,8 @@ class Daemon:
             if number not in self._said:
                 self._said.add(number)
                 _log.info("round %d: waits for `tapestry node approve`", number)
-            self._write_progress(_waiting(number))
+            self._progress.now.waits_for_approval = number
+            self._progress.write(_waiting(number))
             self._waiting.append(spooled)
             return False
         if not decision.is_approved:
@@ -381,7 +390,9 @@ class Daemon:
     def _start_trainer(self) -> None:
         """Start the trainer's process, which has nothing to do yet."""
         self._layout = None
-        self._trainer = TrainerProcess(self._home, on_blocked=self._note_blocked)
+        self._trainer = TrainerProcess(
+            self._home, on_blocked=self._note_blocked, on_packing=self._progress.packing
+        )
 
     def _replace_trainer(self, error: TrainerLostError) -> None:
         """Start another trainer after one has died; with less in memory if that was why.
@@ -392,14 +403,9 @@ class Daemon:
         if self._trainer is not None:
             self._trainer.stop()
         self._deaths += 1
-        if isinstance(error, OutOfMemoryError) and self._rows != 1:
-            self._rows = max(1, (self._rows or self._progress.now.rows) // 2)
+        if isinstance(error, OutOfMemoryError):
+            self._rows = fewer_rows(self._rows or self._progress.now.rows, error)
             _log.warning("training goes on with %d sequences at a time", self._rows)
-        elif isinstance(error, OutOfMemoryError):
-            raise ConfigError(
-                f"{error}; one sequence at a time is too much too: free memory, choose another "
-                "[node] device, or ask for shorter sequences"
-            ) from error
         elif self._deaths >= _MOST_DEATHS:
             raise ConfigError(f"{error}, {self._deaths} times; see its messages above") from error
         self._start_trainer()
@@ -425,7 +431,7 @@ class Daemon:
         return layout
 
     def _prepare_trainer(self, checkpoint: Path, sequence_tokens: int) -> ParameterLayout:
-        self._write_progress("reading and packing the corpus")
+        self._progress.write("reading and packing the corpus")
         layout = open_vector_file(checkpoint / MODEL_FILE).layout
         self._ready().open(
             self._settings.node,
@@ -446,11 +452,17 @@ class Daemon:
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
         whole = math.ceil(plan.inner.sequences / self._settings.node.processes)
         self._progress.now.rows = self._rows or whole
+        watch = StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan))
+
+        def on_step(report: StepReport) -> bool:
+            self._progress.line(is_told=listener.is_told)
+            return watch(report)
+
         steps, first, last = self._ready().train(
             plan,
             checkpoint,
             previous_state=self._newest_trainer_state(),
-            on_step=StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan)),
+            on_step=on_step,
             rows=self._rows,
             keeps_last=self.is_stopping,
         )
@@ -511,7 +523,7 @@ class Daemon:
     def _contribute(self, spooled: Spooled) -> None:
         """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
         number = spooled.contribution.round
-        self._write_progress(f"sending the contribution to round {number}")
+        self._progress.write(f"sending the contribution to round {number}")
         sent = spooled.size_bytes
         receipt = deliver(
             self._client,
@@ -519,7 +531,7 @@ class Daemon:
             self._home,
             self._standing,
             coordinator_key=self._coordinator_key,
-            on_bytes=lambda _size: self._write_progress(None),
+            on_arrived=lambda done, of: self._progress.count(done, of, "fragments"),
             keep=self._settings.node.keep_last_contribution,
         )
         self._witness.expect(receipt)
@@ -543,12 +555,15 @@ class Daemon:
 
     def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
         """Show a step's figures."""
-        progress = self._progress.now
-        progress.round, progress.step, progress.steps = plan.round, report.step, plan.inner.steps
-        progress.loss = report.loss
         seconds += self._ready().seconds_before
-        progress.tokens_per_second = report.tokens * report.step / max(seconds, 1e-9)
-        self._write_progress("training")
+        self._progress.step(
+            plan.round,
+            report.step,
+            plan.inner.steps,
+            loss=report.loss,
+            speed=report.tokens * report.step / max(seconds, 1e-9),
+            tokens=report.tokens,
+        )
 
     def report(self, plan: RoundPlan) -> None:
         """Tell the coordinator how far this node is, if the policy lets it."""
@@ -572,9 +587,6 @@ class Daemon:
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
-
-    def _write_progress(self, doing: str | None) -> None:
-        self._progress.write(doing, bytes_sent=self._ledger.bytes_sent)
 
 
 def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettings:

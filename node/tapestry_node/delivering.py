@@ -19,7 +19,7 @@ def deliver(
     standing: Standing,
     *,
     coordinator_key: bytes,
-    on_bytes: Callable[[int], None] | None = None,
+    on_arrived: Callable[[int, int], None] | None = None,
     keep: bool = False,
 ) -> Receipt:
     """Send a contribution; nothing is deleted before its receipt is durable here.
@@ -30,7 +30,7 @@ def deliver(
         home: Of the node.
         standing: Changed when the receipt is here.
         coordinator_key: Raw public key that signs receipts.
-        on_bytes: Told of each fragment's size once it has arrived.
+        on_arrived: Told how many fragments have arrived, and how many there are.
         keep: Whether its fragments stay here, to be examined.
 
     Raises:
@@ -44,7 +44,7 @@ def deliver(
             spooled.envelope,
             spooled.digests,
             spooled.read_fragment,
-            on_bytes=on_bytes,
+            on_arrived=on_arrived,
         )
     what = f"receipt of round {number}"
     receipt = Receipt.opened(envelope, public_key=coordinator_key, what=what)

@@ -1,12 +1,14 @@
 """Local finish: from the consensus a few steps on with the node's own text; nothing is sent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.localized import Parentage, write_localized
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.errors import ConfigError
+from tapestry.objectives.objective import OnPreparing
+from tapestry.objectives.reports import StepReport
 from tapestry.params.modules import fragment_of
 from tapestry_node.alone import train_alone
 from tapestry_node.home import NodeHome
@@ -14,7 +16,13 @@ from tapestry_node.trainer import Trainer
 
 
 def finish_locally(
-    home: NodeHome, data: Sequence[Path], out: Path, *, steps: int | None
+    home: NodeHome,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    steps: int | None,
+    on_packing: OnPreparing | None = None,
+    on_step: Callable[[StepReport, int], None] | None = None,
 ) -> Parentage:
     """Train the newest consensus here on the node's own text and write the result to `out`.
 
@@ -38,11 +46,22 @@ def finish_locally(
     inner = inner.model_copy(update={"steps": steps or inner.steps})
     settings = home.load_settings().node
     trainer = Trainer(
-        home, settings, state.objective, folder, data, sequence_tokens=inner.sequence_tokens
+        home,
+        settings,
+        state.objective,
+        folder,
+        data,
+        sequence_tokens=inner.sequence_tokens,
+        on_packing=on_packing,
     )
     base = trainer.load(folder)
     before = trainer.objective.evaluate(trainer.module, trainer.corpus)
-    train_alone(trainer, inner, state=home.trainer_state(state.contributed))
+    train_alone(
+        trainer,
+        inner,
+        state=home.trainer_state(state.contributed),
+        on_step=lambda report: on_step is None or on_step(report, inner.steps) is None,
+    )
     after = trainer.objective.evaluate(trainer.module, trainer.corpus)
     parentage = Parentage(
         federation=membership.genesis,

@@ -1,6 +1,7 @@
 """Taking a source out of training, and what a node knows of its sources."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tapestry.data.corpus import packed_corpora, remove_packed
@@ -12,9 +13,10 @@ from tapestry_node.home import NodeHome
 
 
 def forget(home: NodeHome, source: str) -> tuple[int, list[int]]:
-    """Take a source out of all further rounds and delete what is packed of it.
+    """Take a source out of all further rounds; delete what is packed of it, and a half round.
 
-    A round that is under way goes on with the text it began with.
+    A round that is under way goes on with the text it began with, and is not kept any more before
+    it has ended (`unfinished`).
 
     Returns:
         How many packed corpora were deleted, and the rounds in which the source took part.
@@ -22,6 +24,7 @@ def forget(home: NodeHome, source: str) -> tuple[int, list[int]]:
     history = read_history(home.corpus)
     rounds = rounds_of(history, source)
     record_forgotten(home.corpus, source=source, rounds=rounds)  # first: it is packed no more
+    home.unfinished.unlink(missing_ok=True)
     return remove_packed(home.corpus, source), rounds
 
 
@@ -39,10 +42,15 @@ def known_sources(home: NodeHome) -> dict[str, str]:
     return {name: gone.get(name, "") for name in names | set(gone)}
 
 
-def sifted_reports(home: NodeHome, spec: CorpusSpec) -> list[SourceReport]:
-    """Read all of a corpus's files and return what would become of them; nothing is kept."""
+def sifted_reports(
+    home: NodeHome, spec: CorpusSpec, *, on_read: Callable[[int], None] | None = None
+) -> list[SourceReport]:
+    """Read all of a corpus's files and return what would become of them; nothing is kept.
+
+    `on_read` is told how many bytes of text were read.
+    """
     with (
         tempfile.TemporaryDirectory(dir=home.corpus, prefix=".", suffix=TEMPORARY_SUFFIX) as folder,
-        sifting(spec, spec.files(), Path(folder)) as sifted,
+        sifting(spec, spec.files(), Path(folder), on_read=on_read) as sifted,
     ):
         return sifted.reports

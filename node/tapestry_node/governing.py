@@ -77,6 +77,12 @@ def text_of(home: NodeHome, data: Sequence[Path]) -> list[Path]:
     return [path for source in spec.sources for path in source.paths]
 
 
+def is_remembered(home: NodeHome, spec: CorpusSpec) -> bool:
+    """Whether no source of `spec` has been forgotten."""
+    gone = forgotten(read_history(home.corpus))
+    return not any(source.name in gone for source in spec.sources)
+
+
 def tell_left_out(spec: CorpusSpec) -> None:
     """Log which sources are not used, and why."""
     for one in spec.left_out:

@@ -23,13 +23,15 @@ ledger/        a copy of the federation's ledger, with the last head that this n
 island/        checkpoints that this node has trained on its own, apart from the consensus
 left.json      when this node ended its membership, if it did
 state.json     where this node stands
-progress.json  what it does right now, for status and the demonstration
+progress.json  what it does right now, for status, the local page and the demonstration
+page.url       where the local page is while it is served, with the token that opens it (0600)
 .spare/        files of finished rounds whose space the next ones use again
 ```
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -156,6 +158,11 @@ class NodeHome:
         """What the node does right now."""
         return self.folder / "progress.json"
 
+    @property
+    def page_address(self) -> Path:
+        """Where the local page is, with the token that opens it."""
+        return self.folder / "page.url"
+
     def checkpoint(self, round_number: int) -> Path:
         """The folder of a fetched checkpoint."""
         return self.checkpoints / folder_name(round_number)
@@ -247,7 +254,13 @@ class NodeHome:
         return self.checkpoints / "candidate"
 
     def fetch(
-        self, fetcher: Fetcher, manifest: Manifest, envelope: Envelope, *, target: Path
+        self,
+        fetcher: Fetcher,
+        manifest: Manifest,
+        envelope: Envelope,
+        *,
+        target: Path,
+        on_bytes: Callable[[int, int], None] | None = None,
     ) -> int:
         """Fetch a checkpoint into a folder, by its step if its parent is here.
 
@@ -258,17 +271,20 @@ class NodeHome:
             manifest: Verified.
             envelope: That it came in.
             target: New folder.
+            on_bytes: Told how many bytes have come, and how many there are at most.
 
         Returns:
             Bytes that came over the line.
         """
         parts = self.checkpoints / ".parts"
         known = sorted(self.checkpoints.glob("round-*"), reverse=True)[:1]
-        came = 0
+        came, whole = 0, sum(entry.size_bytes for entry in manifest.files)
 
         def count(size: int) -> None:
             nonlocal came
             came += size
+            if on_bytes is not None:
+                on_bytes(came, max(came, whole))
 
         with building(target, durable=False) as folder:
             parent = self.checkpoint(manifest.round - 1)

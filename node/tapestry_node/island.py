@@ -21,6 +21,7 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.errors import ConfigError
 from tapestry.identity.membership import Membership
+from tapestry.objectives.objective import OnPreparing
 from tapestry.objectives.reports import StepReport
 from tapestry.objectives.sizes import SIZES
 from tapestry.params.modules import fragment_of
@@ -155,7 +156,13 @@ def inner_settings(island: Island, steps: int | None) -> InnerSettings:
     return inner
 
 
-def open_trainer(island: Island, data: Sequence[Path], inner: InnerSettings) -> Trainer:
+def open_trainer(
+    island: Island,
+    data: Sequence[Path],
+    inner: InnerSettings,
+    *,
+    on_packing: OnPreparing | None = None,
+) -> Trainer:
     """Build the model and pack the corpus.
 
     Raises:
@@ -171,6 +178,7 @@ def open_trainer(island: Island, data: Sequence[Path], inner: InnerSettings) -> 
         island.consensus,
         data,
         sequence_tokens=inner.sequence_tokens,
+        on_packing=on_packing,
     )
 
 
@@ -182,6 +190,7 @@ def train_one(
     *,
     keep: int,
     on_step: Callable[[StepReport], bool] | None = None,
+    rows: int = 0,
 ) -> LocalParentage | None:
     """Take one round alone; return what it made, None if `on_step` ended it early.
 
@@ -192,13 +201,14 @@ def train_one(
         data: For the record: names only.
         keep: Newest local checkpoints that stay; 0: all.
         on_step: Called after each step; False ends the training.
+        rows: Sequences that are held in memory at once; 0: all of a micro-batch.
     """
     base_folder, number = island.newest, _number(island) + 1
     base = trainer.load(base_folder)
     before = trainer.objective.evaluate(trainer.module, trainer.corpus)
     own = island.line / _OPTIMIZER
     kept = own if number > 1 else island.home.trainer_state(island.home.load_state().contributed)
-    optimizer, losses = train_alone(trainer, inner, state=kept, on_step=on_step)
+    optimizer, losses = train_alone(trainer, inner, state=kept, on_step=on_step, rows=rows)
     if len(losses) < inner.steps:
         return None
     after = trainer.objective.evaluate(trainer.module, trainer.corpus)

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
+from tapestry_node.memory import Fitting
 from tapestry_node.options import AsJson, Data, Folder
+from tapestry_node.showing import packing
 
 if TYPE_CHECKING:
     from tapestry.objectives.reports import StepReport
@@ -68,16 +71,23 @@ def island_train(
         inner = inner_settings(island, steps)
         if fresh:
             forget_line(island)
-        trainer = open_trainer(island, data, inner)
         made: list[LocalParentage] = []
-        with _stoppable() as is_stopped, bar("training", rounds * inner.steps) as advance:
+        with bar() as shown, _stoppable() as is_stopped:
+            trainer = open_trainer(island, data, inner, on_packing=packing(shown))
 
             def on_step(report: "StepReport") -> bool:
-                advance(1, f"loss {report.loss:.3f}")
+                done, of = len(made) * inner.steps + report.step, rounds * inner.steps
+                shown.show("training", done, of, unit="steps", note=f"loss {report.loss:.3f}")
                 return not is_stopped()
 
+            def train(rows: int) -> LocalParentage | None:
+                return train_one(
+                    island, trainer, inner, data, keep=keep, on_step=on_step, rows=rows
+                )
+
+            fitting = Fitting(inner.sequences, lambda said: typer.echo(said, err=True))
             while len(made) < rounds and not is_stopped():
-                one = train_one(island, trainer, inner, data, keep=keep, on_step=on_step)
+                one = fitting.run(train)
                 if one is not None:
                     made.append(one)
     rows = [
@@ -120,8 +130,15 @@ def island_evaluate(
 
         data = text_of(island.home, data)
         chosen = island.all() if checkpoint is None else [island.named(checkpoint)]
-        trainer = open_trainer(island, data, inner_settings(island, None))
-        scores = {island.name_of(path): trainer.evaluate(path).bits_per_byte for path in chosen}
+        with bar() as shown:
+            inner = inner_settings(island, None)
+            trainer = open_trainer(island, data, inner, on_packing=packing(shown))
+            count = shown.counting("measuring", len(chosen), unit="checkpoints")
+            scores: dict[str, float] = {}
+            for path in chosen:
+                count(0, island.name_of(path))
+                scores[island.name_of(path)] = trainer.evaluate(path).bits_per_byte
+                count(1)
     if as_json:
         typer.echo(json.dumps({"bits_per_byte": scores}, indent=1))
         return
@@ -212,27 +229,6 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.rstrip("\n")
-
-
-@contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show progress on a terminal while the block runs."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress, TextColumn  # noqa: PLC0415
-
-    columns: tuple[Any, ...] = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task(what, total=total, note="")
-
-    def advance(amount: int, note: str) -> None:
-        progress.start()
-        progress.update(task, advance=amount, note=note)
-
-    try:
-        yield advance
-    finally:
-        if progress.live.is_started:  # else a refusal would not be one line
-            progress.stop()
 
 
 @contextmanager

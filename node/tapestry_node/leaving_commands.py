@@ -2,16 +2,19 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError, TapestryError, UnavailableError
-from tapestry_node.island_commands import bar, island_app
+from tapestry_node.island_commands import island_app
 from tapestry_node.options import AsJson, Folder
 
 if TYPE_CHECKING:
@@ -55,6 +58,9 @@ def leave(
     ] = False,
     reason: Annotated[str, typer.Option(help="For the federation's operators.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs; needs --yes. What is done goes to stderr.")
+    ] = False,
 ) -> None:
     """Leave the federation: take everything along, verified; then end the membership.
 
@@ -62,7 +68,8 @@ def leave(
     and a description of the corpus, never the text. Nothing is deleted in the node's folder. An
     export that was cut short goes on where it stood.
 
-    Example: tapestry node leave node --export our-export
+    Examples: tapestry node leave node --export our-export;
+    tapestry node leave node --export our-export --yes --json
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
@@ -72,24 +79,33 @@ def leave(
     require_member(home)
     if revoke_only == (export is not None):
         raise ConfigError("name a folder with --export, or add --revoke-only if that is done")
+    if as_json and not yes:
+        raise ConfigError("--json asks no questions: add --yes, and mean it")
+    say = partial(typer.echo, err=as_json)
     target = None if export is None else export.resolve()
     if target is not None and target.exists():
         raise ConfigError(f"{export}: exists already; name a new folder")
     if target is not None and target.is_relative_to(home.folder):
         raise ConfigError(f"{export}: is in the node's own folder; name one beside it")
     with alone(home.folder, who="this node"):
-        made = None
+        made, table = None, None
         if target is not None:
-            made = _gather(home, spool, with_keys=with_keys, with_packed_corpus=with_packed_corpus)
-            typer.echo(
+            made = _gather(
+                home, spool, say, with_keys=with_keys, with_packed_corpus=with_packed_corpus
+            )
+            say(
                 f"the export: checkpoint {made.round}, {len(made.pieces)} files, "
                 f"{made.size_bytes:,} bytes, to {target}"
             )
         if not yes and not typer.confirm(_question(home)):
             raise ConfigError("nothing was done; this node is a member as before")
         if target is not None and made is not None:
-            _export(home, made, target)
-        _end(home, reason, target)
+            table = _export(home, made, target, say)
+        when = _end(home, reason, target)
+        say(f"the membership ended at {when}; everything stays in {home.folder}")
+    if as_json:
+        left = json.loads(home.left.read_text(encoding="utf-8"))
+        typer.echo(json.dumps({**left, "verified": table}, indent=1))
 
 
 def _question(home: "NodeHome") -> str:
@@ -98,17 +114,22 @@ def _question(home: "NodeHome") -> str:
 
 
 def _gather(
-    home: "NodeHome", spool: Spool | None, *, with_keys: bool, with_packed_corpus: bool
+    home: "NodeHome",
+    spool: Spool | None,
+    say: Callable[[str], None],
+    *,
+    with_keys: bool,
+    with_packed_corpus: bool,
 ) -> "Contents":
     """Bring the node up to date as far as the coordinator answers; return what is exported."""
     from tapestry_node.exporting import contents  # noqa: PLC0415
     from tapestry_node.leaving import bring_up_to_date, settle_spool  # noqa: PLC0415
 
     with _connected(home) as client:
-        reached = bring_up_to_date(home, client, typer.echo)
+        reached = bring_up_to_date(home, client, say)
         if reached.obstacle:
-            typer.echo(f"{reached.obstacle}; the export is made of what is here")
-        settle_spool(home, client, None if spool is None else spool.value, typer.echo)
+            say(f"{reached.obstacle}; the export is made of what is here")
+        settle_spool(home, client, None if spool is None else spool.value, say)
     return contents(
         home,
         card=reached.card,
@@ -117,29 +138,35 @@ def _gather(
     )
 
 
-def _export(home: "NodeHome", made: "Contents", target: Path) -> None:
+def _export(
+    home: "NodeHome", made: "Contents", target: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the export, and verify it as anybody may."""
     from tapestry_node.exporting import export_to  # noqa: PLC0415
     from tapestry_node.verifying import said  # noqa: PLC0415 - imports torch
     from tapestry_node.verifying import verify_export as verify  # noqa: PLC0415
 
-    with bar("copying", made.size_bytes) as advance:
-        export_to(target, home, made, now=_clock(), on_bytes=lambda size: advance(size, ""))
-    typer.echo(said(verify(target), target))
+    with bar() as shown:
+        count = shown.counting("copying", made.size_bytes, unit="bytes")
+        export_to(target, home, made, now=_clock(), on_bytes=count)
+        table = verify(target, on_bytes=partial(shown.show, "verifying", unit="bytes"))
+    say(said(table, target))
+    return table
 
 
-def _end(home: "NodeHome", reason: str, target: Path | None) -> None:
+def _end(home: "NodeHome", reason: str, target: Path | None) -> str:
+    """End the membership; return when, in words."""
     from tapestry_node.leaving import revoke  # noqa: PLC0415
 
     try:
         with _connected(home) as client:
-            when = revoke(home, client, reason=reason, export=target)
+            return revoke(home, client, reason=reason, export=target)
     except UnavailableError as error:
         is_made = "" if target is None else "the export is made, but "
         raise UnavailableError(
             f"{is_made}the membership still stands: {error}; end it when the coordinator answers: "
             f"tapestry node leave {home.folder} --revoke-only"
         ) from error
-    typer.echo(f"the membership ended at {when}; everything stays in {home.folder}")
 
 
 def verify_export(
@@ -158,7 +185,8 @@ def verify_export(
     from tapestry_node.verifying import verify_export as verify  # noqa: PLC0415
 
     try:
-        table = verify(folder)
+        with bar() as shown:
+            table = verify(folder, on_bytes=partial(shown.show, "verifying", unit="bytes"))
     except TapestryError as error:
         if as_json:
             typer.echo(json.dumps({"verified": False, "cause": str(error)}, indent=1))

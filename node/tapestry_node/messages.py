@@ -16,6 +16,7 @@ from typing import Any
 
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError, RejectedError, TapestryError, UntrustedError
+from tapestry_node.memory import is_memory_error
 
 _MOST_BYTES = 2**24
 """A plan with its statistics; nothing that is a vector goes this way."""
@@ -100,19 +101,9 @@ class LineHandler(logging.Handler):
 
 def error_name(error: Exception) -> str:
     """Return what an error is called in a message."""
-    if _is_memory(error):
+    if is_memory_error(error):
         return "memory"
     return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "os")
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether an error says that there is too little memory."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "alloc" in text and "memory" in text)
-    )
 
 
 def error_named(name: str, text: str) -> Exception:

@@ -6,6 +6,7 @@ Shapes: P parameters of the vector.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tapestry.objectives.fitting import (
     compile_blocks,
     shard,
 )
-from tapestry.objectives.objective import Objective, objective_named
+from tapestry.objectives.objective import Objective, OnPreparing, objective_named
 from tapestry.objectives.ranks import ALONE, Group, Ranks
 from tapestry.objectives.reports import Evaluation, StepReport
 from tapestry.objectives.training import (
@@ -37,7 +38,7 @@ from tapestry.params.deltas import pseudo_gradient
 from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
 from tapestry.params.tensor_file import take_part
 from tapestry_node.alone import train_alone
-from tapestry_node.governing import corpus_spec, tell_left_out
+from tapestry_node.governing import corpus_spec, is_remembered, tell_left_out
 from tapestry_node.home import NodeHome
 from tapestry_node.leakage import decoded, examine
 from tapestry_node.messages import Made
@@ -76,6 +77,7 @@ class Trainer:
         sequence_tokens: int,
         rank: int = 0,
         join: Callable[[torch.device], Ranks] = lambda _device: ALONE,
+        on_packing: OnPreparing | None = None,
     ) -> None:
         """Build the model and pack the corpus (the first time, this reads all of it).
 
@@ -88,6 +90,7 @@ class Trainer:
             sequence_tokens: As in the plans.
             rank: Of this process, if several train together.
             join: Forms their group, once the corpus is packed.
+            on_packing: Told how far the text is read and packed.
 
         Raises:
             ConfigError: The data cannot be used; the message names the file.
@@ -101,6 +104,7 @@ class Trainer:
         self._settings = settings
         self._first_checkpoint = first_checkpoint
         self._data = list(data)
+        self._on_packing = on_packing
         self._spec = corpus_spec(home, self._data)
         tell_left_out(self._spec)
         self.corpus: Any = self._prepare(self._spec, settings.held_out_fraction)
@@ -142,6 +146,7 @@ class Trainer:
             sequence_tokens=self._sequence_tokens,
             held_out_fraction=held_out_fraction,
             held_out_bytes=self._settings.held_out_bytes,
+            on_progress=self._on_packing,
         )
 
     def use_pool(self, path: Path, digest: str) -> None:
@@ -209,6 +214,7 @@ class Trainer:
             optimizer=optimizer,
             ranks=self.ranks,
             every_seconds=60 * self._settings.save_every_minutes,
+            may_keep=partial(is_remembered, self.home, self._spec),
         )
         try:
             done = unfinished.restore()

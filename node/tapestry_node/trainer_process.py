@@ -43,15 +43,23 @@ class OutOfMemoryError(TrainerLostError):
 class TrainerProcess:
     """A trainer, in a process of its own."""
 
-    def __init__(self, home: NodeHome, *, on_blocked: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        home: NodeHome,
+        *,
+        on_blocked: Callable[[str, str], None],
+        on_packing: Callable[[str, int, int], None] = lambda _doing, _done, _of: None,
+    ) -> None:
         """Start it; it imports what it needs while the guard goes on.
 
         Args:
             home: Of the node.
             on_blocked: Told when the trainer has tried to reach a network: the call, and where to.
+            on_packing: Told what the trainer does with the text, with bytes done and bytes of all.
         """
         home.load_settings()  # written by us if there are none: the trainer can only read them
         self._on_blocked = on_blocked
+        self._on_packing = on_packing
         ours, theirs = socket.socketpair()
         self._process = _start(theirs)
         theirs.close()
@@ -214,6 +222,8 @@ class TrainerProcess:
                 _log.log(message["level"], "%s", message["text"])
             elif kind == "blocked":
                 self._on_blocked(message["call"], message["to"])
+            elif kind == "packing":
+                self._on_packing(message["doing"], message["done"], message["of"])
             elif kind == "begun":
                 self.seconds_before = message["seconds"]
             elif on_event is not None:

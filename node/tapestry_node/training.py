@@ -140,6 +140,9 @@ class _Session:
             [Path(path) for path in data],
             sequence_tokens=sequence_tokens,
             join=join,
+            on_packing=lambda doing, done, of: self._line.send(
+                "packing", doing=doing, done=done, of=of
+            ),
         )
         if self._followers is not None:
             self._followers.answers()

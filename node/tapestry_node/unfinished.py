@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Unfinished:
         optimizer: InnerOptimizer,
         ranks: Ranks,
         every_seconds: float,
+        may_keep: Callable[[], bool] = lambda: True,
     ) -> None:
         """Watch over a round's training.
 
@@ -69,6 +70,7 @@ class Unfinished:
             optimizer: Of the module.
             ranks: The processes that train it.
             every_seconds: Between two writes; 0: never.
+            may_keep: Whether all of its text may still be used.
         """
         self._path = path
         self._key = _key_of(plan, corpus)
@@ -76,6 +78,7 @@ class Unfinished:
         self._optimizer = optimizer
         self._ranks = ranks
         self._every = every_seconds
+        self._may_keep = may_keep
         self._began = self._kept = time.monotonic()
         self._before = 0.0
         self.keeps_last = False
@@ -110,9 +113,8 @@ class Unfinished:
         """Whether to write now."""
         if not self._every:
             return False
-        if not goes_on:
-            return self.keeps_last
-        return time.monotonic() - self._kept >= self._every
+        is_due = time.monotonic() - self._kept >= self._every if goes_on else self.keeps_last
+        return is_due and self._may_keep()
 
     def keep(self, losses: Sequence[float]) -> None:
         """Write what was done; a full disk costs the file, not the round."""
@@ -131,6 +133,8 @@ class Unfinished:
             write_tensors(self._path, tensors, table)
         except OSError as error:
             _log.warning("the round cannot be kept half way: %s", error)
+        if not self._may_keep():  # a source was forgotten meanwhile
+            self._path.unlink(missing_ok=True)
         self._kept = time.monotonic()
 
     def _tensors(self) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Whether an export is whole and enough to found a federation; needs nothing but the folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from tapestry.params.modules import layout_of
 from tapestry.wire.egress import read_ledger
 
 
-def verify_export(folder: Path) -> dict[str, Any]:
-    """Verify everything in an export; return what was found.
+def verify_export(
+    folder: Path, *, on_bytes: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Verify everything in an export; return what was found, and tell `on_bytes` how far it is.
 
     Raises:
         ConfigError: It is no export, of another format, or its model cannot be built here.
         UntrustedError: Something is missing, changed or does not belong; the message names it.
     """
-    opened = open_export(folder)
+    opened = open_export(folder, on_bytes=on_bytes)
     export, origin = opened.export, opened.lineage.origin
     _require_loads(opened)
     requests = sum(1 for _ in read_ledger(folder / LEDGER_NAME, head=export.ledger_head))

@@ -18,6 +18,7 @@ packed-corpus/               the text, tokenized; only if asked for
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -131,17 +132,20 @@ def exported_file(folder: Path, name: str) -> ExportedFile:
     return ExportedFile(name=name, size_bytes=path.stat().st_size, digest=digest)
 
 
-def open_export(folder: Path) -> OpenedExport:
+def open_export(
+    folder: Path, *, on_bytes: Callable[[int, int], None] | None = None
+) -> OpenedExport:
     """Verify an export: signature, every file, lineage, checkpoint, membership, receipts.
 
-    Needs neither torch nor a network, nor the node.
+    Needs neither torch nor a network, nor the node. `on_bytes` is told how many bytes of the files
+    were compared, and how many there are.
 
     Raises:
         ConfigError: The folder is no export, or one of a format that this version does not read.
         UntrustedError: Something is missing, changed, added, or signed by somebody else.
     """
     export = _statement(folder)
-    _require_files(folder, export)
+    _require_files(folder, export, on_bytes)
     lineage = verify_content(folder / CHECKPOINT, federation=export.genesis)
     if (lineage.newest_digest, lineage.newest.round) != (export.manifest, export.round):
         raise UntrustedError(f"{folder / CHECKPOINT}: not the checkpoint that the export names")
@@ -172,12 +176,15 @@ def _statement(folder: Path) -> Export:
     return Export.opened(envelope, public_key=key, what="export")
 
 
-def _require_files(folder: Path, export: Export) -> None:
+def _require_files(
+    folder: Path, export: Export, on_bytes: Callable[[int, int], None] | None
+) -> None:
     """Refuse files that are not as signed, or that nobody signed."""
     listed = {entry.name for entry in export.files}
     for name in _NEEDED:
         if name not in listed:
             raise UntrustedError(f"{folder}: incomplete: {name} is not part of the export")
+    done, whole = 0, sum(entry.size_bytes for entry in export.files)
     for entry in export.files:
         path = folder / entry.name
         if path.is_symlink() or not path.is_file():
@@ -188,6 +195,9 @@ def _require_files(folder: Path, export: Export) -> None:
                 f"{path}: damaged: {found.size_bytes:,} bytes with SHA-256 {found.digest[:16]}, "
                 f"signed are {entry.size_bytes:,} with {entry.digest[:16]}; copy the export again"
             )
+        done += entry.size_bytes
+        if on_bytes is not None:
+            on_bytes(done, whole)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or (not path.is_dir() and name not in {EXPORT_FILE, *listed}):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.cli.verifying import verify
 from tapestry.errors import ConfigError
@@ -128,9 +129,6 @@ def pull(
     Example for an auditor: tapestry checkpoint pull audit-7 --round 7 --archive --dir auditor, then
     tapestry checkpoint verify audit-7/published/round-000007 --archive audit-7
     """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
     from tapestry.identity.membership import IdentityFolder  # noqa: PLC0415
     from tapestry.wire.archives import ArchiveReader, pull_archived  # noqa: PLC0415
     from tapestry.wire.egress import EGRESS_FILE, EgressLedger  # noqa: PLC0415
@@ -144,40 +142,31 @@ def pull(
     identity = IdentityFolder(home / "identity")
     membership = identity.load()
     ledger = EgressLedger(home / EGRESS_FILE, to=membership.address, clock=_clock)
-    progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task("fetching", total=None)
-
-    def on_bytes(size: int) -> None:
-        progress.start()
-        progress.advance(task, size)
-
-    try:
-        with (
-            closing(ledger),
-            open_member_channel(membership, identity, ledger) as channel,
-            counted(ledger, clock=_clock),
-        ):
-            fetcher = Fetcher(channel, membership.address)
-            if archive:
-                reader = ArchiveReader(channel, membership.address)
-                verified = pull_archived(
-                    fetcher,
-                    reader,
-                    out.resolve(),
-                    round_number=round_number,
-                    federation=membership.genesis,
-                    on_bytes=on_bytes,
-                )
-            else:
-                verified = fetcher.pull(
-                    out.resolve(),
-                    round_number=round_number,
-                    federation=membership.genesis,
-                    on_bytes=on_bytes,
-                )
-    finally:
-        if progress.live.is_started:  # else a refusal would not be one line
-            progress.stop()
+    with (
+        bar() as shown,
+        closing(ledger),
+        open_member_channel(membership, identity, ledger) as channel,
+        counted(ledger, clock=_clock),
+    ):
+        fetcher = Fetcher(channel, membership.address)
+        on_bytes = shown.counting("fetching", 0, unit="bytes")
+        if archive:
+            reader = ArchiveReader(channel, membership.address)
+            verified = pull_archived(
+                fetcher,
+                reader,
+                out.resolve(),
+                round_number=round_number,
+                federation=membership.genesis,
+                on_bytes=on_bytes,
+            )
+        else:
+            verified = fetcher.pull(
+                out.resolve(),
+                round_number=round_number,
+                federation=membership.genesis,
+                on_bytes=on_bytes,
+            )
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
     if archive:
         typer.echo(f"replay it with: tapestry checkpoint verify {verified.folder} --archive {out}")

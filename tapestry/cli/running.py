@@ -34,11 +34,23 @@ def default_home(kind: str) -> Path:
 
 def log_to_stderr(*, as_json: bool, verbose: bool) -> None:
     """Send the log to stderr, for people or as one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_JsonLines() if as_json else _ForPeople())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("tapestry", "tapestry_node", "tapestry_coordinator", "tapestry_finetune"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _ToStderr(logging.Handler):
+    """Writes to whatever stderr is at that moment: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads any more
+            self.handleError(record)
 
 
 class _ForPeople(logging.Formatter):

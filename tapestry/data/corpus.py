@@ -141,6 +141,7 @@ def prepare_corpus(
     held_out_fraction: float = 0.05,
     held_out_max_bytes: int = 262_144,
     on_progress: OnProgress | None = None,
+    on_read: OnProgress | None = None,
 ) -> Corpus:
     """Return the corpus of `text`, packed now or by an earlier call.
 
@@ -151,6 +152,9 @@ def prepare_corpus(
     always counts) are neither measured nor trained on.
 
     Names of special tokens in the text are text: only the end of a document is an end of text.
+
+    `on_read` is told how many bytes of text were read, and how many the files have: more, or, if
+    they are compressed, fewer.
 
     Files that change while they are read are used as they were read, and packed again at the next
     call; so are files that have changed since.
@@ -174,7 +178,7 @@ def prepare_corpus(
         tokenizer_digest=hashlib.sha256(plain.to_str().encode()).digest(),
     )
     target = cache_folder / job.key()
-    meta = read_packed(target) or _build(job, target, on_progress)
+    meta = read_packed(target) or _build(job, target, on_progress, on_read)
     needed = sequence_tokens + 1
     if meta.train_tokens < needed:
         paths = [path for source in spec.sources for path in source.paths]
@@ -282,7 +286,9 @@ def _states(spec: CorpusSpec, files: Sequence[tuple[int, Path]]) -> list[tuple[s
     return states
 
 
-def _build(job: _Job, target: Path, on_progress: OnProgress | None) -> Packed:
+def _build(
+    job: _Job, target: Path, on_progress: OnProgress | None, on_read: OnProgress | None
+) -> Packed:
     """Pack into a temporary folder, and give it its name when it is whole and on the disk."""
     cache = target.parent
     with _locked(cache):
@@ -297,7 +303,7 @@ def _build(job: _Job, target: Path, on_progress: OnProgress | None) -> Packed:
         temporary = target.with_name(f".{target.name}{TEMPORARY_SUFFIX}")
         temporary.mkdir(mode=0o700)
         try:
-            meta = _pack(job, temporary, on_progress)
+            meta = _pack(job, temporary, on_progress, on_read)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -325,9 +331,17 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _pack(job: _Job, folder: Path, on_progress: OnProgress | None) -> Packed:
+def _pack(
+    job: _Job, folder: Path, on_progress: OnProgress | None, on_read: OnProgress | None
+) -> Packed:
     """Write the files of a packed corpus."""
-    with sifting.sifting(job.spec, job.files, folder) as sifted:
+    whole = sum(max(0, state[2]) for state in job.states)
+
+    def count(done: int) -> None:
+        if on_read is not None:
+            on_read(done, max(done, whole))
+
+    with sifting.sifting(job.spec, job.files, folder, on_read=count) as sifted:
         if not any(report.documents for report in sifted.reports):
             paths = [path for source in job.spec.sources for path in source.paths]
             raise ConfigError(f"{named(paths)}: the files hold no text at all; {what_is_read()}")

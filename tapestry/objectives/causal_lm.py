@@ -9,6 +9,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tapestry.data.tokenizer import (
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import build_model, load_model
-from tapestry.objectives.objective import Batches, Created, Statistics
+from tapestry.objectives.objective import Batches, Created, OnPreparing, Statistics
 from tapestry.objectives.reports import Evaluation
 from tapestry.objectives.sizes import size_named
 
@@ -103,6 +104,7 @@ class CausalLM:
         sequence_tokens: int,
         held_out_fraction: float,
         held_out_bytes: int,
+        on_progress: OnPreparing | None = None,
     ) -> Corpus:
         """Tokenize and pack `text` with the tokenizer of `checkpoint`, once."""
         tokenizer = load_tokenizer(checkpoint)
@@ -114,6 +116,8 @@ class CausalLM:
             held_out_fraction=held_out_fraction,
             held_out_max_bytes=held_out_bytes,
             sequence_tokens=sequence_tokens,
+            on_read=partial(on_progress, "reading the text") if on_progress else None,
+            on_progress=partial(on_progress, "packing the text") if on_progress else None,
         )
 
     def batches(

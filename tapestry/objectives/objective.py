@@ -8,7 +8,7 @@ computes the loss, and measures the result. Objectives are found by name in the 
 Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +22,9 @@ from tapestry.data.sources import CorpusSpec
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError
 from tapestry.objectives.reports import Evaluation
+
+OnPreparing = Callable[[str, int, int], None]
+"""Told what is done with a corpus, with bytes done and bytes of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +72,7 @@ class Objective(Protocol):
         sequence_tokens: int,
         held_out_fraction: float,
         held_out_bytes: int,
+        on_progress: OnPreparing | None = None,
     ) -> Any:  # noqa: ANN401 - a corpus is whatever the objective's own methods take
         """Turn the institution's text into a corpus, once; later calls find it in `cache`."""
         ...

@@ -247,22 +247,7 @@ def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
     with path.open("rb") as file:
         for index, raw in enumerate(file):
             line = raw.rstrip(b"\n")
-            try:
-                departure = _LINES.validate_json(line)
-            except ValidationError as error:
-                raise UntrustedError(
-                    f"{path}:{index + 1}: not a ledger line: {first_fault(error)}"
-                ) from error
-            if departure.index != index:
-                raise UntrustedError(
-                    f"{path}:{index + 1}: the chain is broken: number {departure.index} stands "
-                    f"where {index} belongs: a line before it was taken out, added or moved"
-                )
-            if departure.previous != previous:
-                raise UntrustedError(
-                    f"{path}:{index + 1}: the chain is broken: line {index} is not what it was "
-                    "when this line was written after it; one of the two was changed"
-                )
+            departure = _next(path, line, index=index, previous=previous)
             previous = hashlib.sha256(line).hexdigest()
             if previous == head:
                 heads.add(previous)
@@ -272,6 +257,70 @@ def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
             f"{path}: no line has the SHA-256 {head[:16]} that was once the last: the end of the "
             "ledger was cut off or written anew"
         )
+
+
+class LedgerFollower:
+    """Reads a ledger that is being written, verifying the chain; each line once."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin at its first line."""
+        self._path = path
+        self._offset = 0
+        self.lines = 0
+        """That were read."""
+        self.head = FIRST
+        """SHA-256 of the last of them."""
+
+    def more(self) -> Iterator[Departure]:
+        """Yield the whole lines that have come since the last time.
+
+        Raises:
+            UntrustedError: A line is not what follows, or lines that were read are gone.
+        """
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            if self.lines:
+                raise UntrustedError(f"{self._path}: was removed") from None
+            return
+        with file:
+            if os.fstat(file.fileno()).st_size < self._offset:
+                raise UntrustedError(f"{self._path}: was cut off before line {self.lines}")
+            file.seek(self._offset)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    return  # it is being written
+                line = raw[:-1]
+                departure = _next(self._path, line, index=self.lines, previous=self.head)
+                self._offset += len(raw)
+                self.lines += 1
+                self.head = hashlib.sha256(line).hexdigest()
+                yield departure
+
+
+def _next(path: Path, line: bytes, *, index: int, previous: str) -> Departure:
+    """Return what a line says.
+
+    Raises:
+        UntrustedError: It does not follow from the line before.
+    """
+    try:
+        departure = _LINES.validate_json(line)
+    except ValidationError as error:
+        raise UntrustedError(
+            f"{path}:{index + 1}: not a ledger line: {first_fault(error)}"
+        ) from error
+    if departure.index != index:
+        raise UntrustedError(
+            f"{path}:{index + 1}: the chain is broken: number {departure.index} stands "
+            f"where {index} belongs: a line before it was taken out, added or moved"
+        )
+    if departure.previous != previous:
+        raise UntrustedError(
+            f"{path}:{index + 1}: the chain is broken: line {index} is not what it was "
+            "when this line was written after it; one of the two was changed"
+        )
+    return departure
 
 
 def ledger_head(path: Path) -> str:

@@ -16,8 +16,19 @@ HEAVY = ("torch", "grpc", "transformers", "datasets", "numpy", "typer", "pydanti
 
 OPTIONS = {
     "demo": ["--quick", "--keep", "--data"],
-    "node": ["join", "run", "status", "audit", "finish", "exclusions", "answer", "leave", "island"],
-    "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes"],
+    "node": [
+        "join",
+        "run",
+        "status",
+        "audit",
+        "finish",
+        "exclusions",
+        "answer",
+        "leave",
+        "island",
+        "page",
+    ],
+    "node leave": ["FOLDER", "--export", "--with-keys", "--revoke-only", "--yes", "--json"],
     "node verify-export": ["--json"],
     "node verify-report": ["--json"],
     "node island": ["train", "evaluate", "sample", "list"],
@@ -30,7 +41,8 @@ OPTIONS = {
     "node approve": [],
     "node doctor": ["FOLDER", "--data", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
-    "node status": ["FOLDER", "--json"],
+    "node status": ["FOLDER", "--watch", "--json"],
+    "node page": ["FOLDER", "--port", "--json-log"],
     "node audit": ["FOLDER", "--json", "--export", "--leakage"],
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": [

@@ -17,15 +17,16 @@ from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, UnavailableError
+from tapestry.web.frames import thinned
+from tapestry.web.markup import ago, in_bytes, lasting, said, table, tag
 from tapestry_coordinator.database import database_url, open_to_read, transaction
 from tapestry_coordinator.live import Live
 from tapestry_coordinator.registry import Registry, StoredEvaluation
 from tapestry_coordinator.rounds import Phase, Published, RoundRules, RoundState
 from tapestry_coordinator.tables import members
-from tapestry_coordinator.web import charts, sections
+from tapestry_coordinator.web import sections
 from tapestry_coordinator.web.downloads import Archive
 from tapestry_coordinator.web.history import History
-from tapestry_coordinator.web.markup import ago, in_bytes, lasting, said, table, tag
 from tapestry_coordinator.web.measured import Measured
 from tapestry_coordinator.web.passwords import (
     FAILURES_OF_ONE,
@@ -174,9 +175,9 @@ def test_sizes_have_decimal_units(size: float, text: str) -> None:
 
 def test_lines_are_thinned_and_keep_their_ends() -> None:
     points = [(n, float(n)) for n in range(1000)]
-    thinned = charts.thinned(points, 160)
-    assert (len(thinned), thinned[0], thinned[-1]) == (160, points[0], points[-1])
-    assert charts.thinned(points[:5], 160) == points[:5]
+    fewer = thinned(points, 160)
+    assert (len(fewer), fewer[0], fewer[-1]) == (160, points[0], points[-1])
+    assert thinned(points[:5], 160) == points[:5]
 
 
 # History

@@ -127,6 +127,7 @@ def test_text_that_cannot_be_trained_on_stops_the_node_with_the_cause(
     last = live.log("a-lib").strip().splitlines()[-1]
     assert last.startswith("tapestry: ")
     assert cause in last
+    assert cause in live.progress("a-lib")["failure"]
 
 
 def test_a_port_in_use_is_named(live: Live) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tapestry.wire.egress import BLOCKED, read_ledger
+from tapestry.wire.egress import BLOCKED, ledger_head, read_ledger
 from tapestry_node.home import NodeHome
 from tests.e2e.live import Live
 
@@ -56,6 +56,13 @@ def test_nothing_leaves_before_a_person_says_so_and_the_trainer_reaches_nobody(
     live.wait(lambda: "waits for a person" in live.progress("a-lib").get("doing", ""), seconds=180)
     (one,) = waiting()
     assert one["round"] == 1
+    status = json.loads(live.call("node", "status", str(node.folder), "--json"))
+    assert (status["is_running"], status["damaged"]) == (True, [])
+    assert status["now"]["connected_since"] >= status["now"]["running_since"] > 0
+    assert [step for step, _loss in status["now"]["losses"]] == [1, 2, 3]
+    assert status["now"]["waits_for_approval"] == 1
+    assert status["waiting"] == [one]
+    assert f"tapestry node approve {node.folder}" in status["to_do"][0]
     sent = [d.call.rsplit("/", 1)[-1] for d in read_ledger(node.egress)]
     assert not {"OpenUpload", "PutFragment", "Commit"} & set(sent), "nothing of it has left"
 
@@ -65,6 +72,19 @@ def test_nothing_leaves_before_a_person_says_so_and_the_trainer_reaches_nobody(
     live.wait_done("a-lib")
     live.wait_done("b-lib")
     departures = list(read_ledger(node.egress))
+    status = json.loads(live.call("node", "status", str(node.folder), "--json"))
+    assert (status["is_running"], status["receipt"]["round"]) == (False, 1)
+    newest, genesis = status["rounds"]
+    assert (newest["round"], newest["took_part"], newest["left_out"]) == (1, True, "")
+    assert newest["weight"] == pytest.approx(0.5)
+    assert newest["bits_per_byte"] < genesis["bits_per_byte"]
+    assert status["left"]["head"] == ledger_head(node.egress)
+    assert status["left"]["blocked"] == 1
+    assert (
+        status["left"]["today_bytes"]
+        <= status["left"]["bytes"]
+        == sum(departure.bytes for departure in departures)
+    )
     (commit,) = [d for d in departures if d.call.endswith("/Commit")]
     assert commit.round == 1
     assert commit.allowed_by.startswith(f"{policy.digest()} approved by ")

@@ -45,9 +45,11 @@ def test_one_leaves_the_other_goes_on_and_a_new_federation_begins(live: Live) ->
     live.wait_done("b-lib")
 
     node, export = str(live.folder / "a-lib"), live.folder / "ours"
-    said = live.call("node", "leave", node, "--export", str(export), "--yes")
-    assert "whole, and enough to found a federation" in said
-    assert "the membership ended at" in said
+    assert "add --yes" in live.call("node", "leave", node, "--revoke-only", "--json", code=1)
+    table = json.loads(live.call("node", "leave", node, "--export", str(export), "--yes", "--json"))
+    assert (table["export"], table["verified"]["checkpoint"]) == (str(export), 1)
+    assert table["left_at"] > 1_700_000_000
+    assert table["verified"]["verified"] is True
     assert "this node has left loom" in live.call("node", "run", node, code=1)
     members = json.loads(
         live.call("coordinator", "members", "--dir", str(live.home.folder), "--json")

@@ -1,23 +1,19 @@
 """The web page in a real browser, served by its own process beside a real coordinator."""
 
 import hashlib
-import http.client
 import io
 import json
-import shutil
 import subprocess
 import tarfile
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 from prometheus_client.parser import text_string_to_metric_families
 
 from tapestry.checkpoints.verify import verify_checkpoint
@@ -29,6 +25,7 @@ from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.web.passwords import FAILURES_OF_ONE
 from tapestry_coordinator.web.settings import PageSettings
 from tapestry_demo.federation import free_port_pair, tapestry_command
+from tests.browsing import HOSTILE, call, launched, needs_browser, opened, see
 from tests.coordinator.small import forget_stores, found_small
 from tests.e2e.live import Live
 from tests.wire.conftest import ROUNDS
@@ -40,20 +37,8 @@ pytestmark = [
 ]
 let_go = pytest.fixture(scope="module", autouse=True)(forget_stores)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: the page is not looked at"
-)
-HOSTILE = "<img src=x onerror=document.title='taken'>"
+browser = pytest.fixture(scope="module")(launched)
 PASSWORD = "four words of mine"  # noqa: S105
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager
@@ -74,26 +59,6 @@ def page_process(home: CoordinatorHome, **changes: Any) -> Iterator[str]:
             _out, said = process.communicate(timeout=20)
             assert process.returncode == 0, said
             assert "Traceback" not in said, said
-
-
-@dataclass
-class Answer:
-    """Of one HTTP request; redirections are not followed."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-
-def call(url: str, data: dict[str, str] | None = None, **headers: str) -> Answer:
-    parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
-    body = None if data is None else urllib.parse.urlencode(data)
-    connection.request("GET" if body is None else "POST", parts.path or "/", body, headers)
-    response = connection.getresponse()
-    answer = Answer(response.status, response.headers, response.read())
-    connection.close()
-    return answer
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
@@ -131,31 +96,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield watched
         watched.live_file.__exit__(None, None, None)
     coordinator.stop()
-
-
-@contextmanager
-def opened(browser: Browser, url: str, **context: Any) -> Iterator[tuple[Page, list[str]]]:
-    """Open the page; yield it with everything that went wrong or was asked of strangers."""
-    problems: list[str] = []
-    made = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-    page = made.new_page()
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "console",
-        lambda said: problems.append(said.text) if said.type == "error" else None,
-    )
-    page.on(
-        "request",
-        lambda asked: None if asked.url.startswith((url, "data:")) else problems.append(asked.url),
-    )
-    page.goto(url)
-    yield page, problems
-    made.close()
-
-
-def see(page: Page, selector: str, text: str) -> None:
-    """Wait until a part of the page shows `text`."""
-    page.locator(selector).filter(has_text=text).first.wait_for(timeout=60_000)
 
 
 @needs_browser

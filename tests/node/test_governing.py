@@ -78,7 +78,9 @@ def test_text_is_given_once(home: NodeHome) -> None:
 def test_a_forgotten_source_is_left_out_whichever_way_it_is_given(home: NodeHome) -> None:
     describe(home, letters="private", press="open")
     assert known_sources(home) == {"letters": "", "press": ""}
+    home.unfinished.write_bytes(b"moments of a round half trained")
     assert forget(home, "letters") == (0, [])
+    assert not home.unfinished.exists()
     spec = corpus_spec(home, today=date(2026, 1, 1))
     assert [one.name for one in spec.sources] == ["press"]
     assert spec.left_out[0].reason.startswith("forgotten on 20")

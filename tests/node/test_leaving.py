@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tapestry.checkpoints.exports import Export, open_export
 from tapestry.checkpoints.folder import read_envelope, read_lineage
@@ -25,10 +26,20 @@ from tapestry.identity.envelopes import sign, to_json
 from tapestry.identity.keys import generate_signing_key
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
+from tapestry.storage.locks import alone
 from tapestry.wire.egress import EgressLedger
 from tapestry_node.exporting import contents, export_to, unfinished
 from tapestry_node.home import NodeHome, NodeState
+from tapestry_node.island import (
+    Island,
+    LocalParentage,
+    forget_line,
+    inner_settings,
+    open_trainer,
+    train_one,
+)
 from tapestry_node.lineage import LineageFile
+from tapestry_node.memory import Fitting
 from tapestry_node.spool import Spooled, spooling
 from tapestry_node.verifying import verify_export
 from tests.conftest import FOUNDED_AT, Federation
@@ -278,14 +289,67 @@ def test_status_says_for_how_long_the_coordinator_is_silent_and_what_works_witho
     home: NodeHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     since = datetime.now(UTC).timestamp() - 7205
-    home.progress.write_text(json.dumps({"doing": "waiting", "silent_since": since}))
-    assert main(["node", "status", str(home.folder)]) == 0
+    now = {"doing": "waiting", "silent_since": since, "pid": os.getpid()}
+    home.progress.write_text(json.dumps(now))
+    with alone(home.folder, who="this node"):
+        assert main(["node", "status", str(home.folder)]) == 0
     said = capsys.readouterr().out
     assert "the coordinator has not answered for 2 h 0 min" in said
     assert "tapestry node island" in said
 
 
+def test_the_end_of_a_long_lineage_is_read_without_the_rest(tmp_path: Path) -> None:
+    file, key = LineageFile(tmp_path / "lineage.jsonl"), generate_signing_key()
+    assert file.tail(20) == []
+    file.replace([sign("test", f"{n}".encode() * 500, key) for n in range(200)])
+    assert file.tail(20) == file.read()[-20:]
+    assert file.tail(1000) == file.read()
+
+
 # Island mode
+
+
+@pytest.mark.slow
+def test_an_island_round_that_takes_too_much_memory_begins_anew_with_fewer_sequences(
+    home: NodeHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{SENTENCE}, {number}. " * 40 for number in range(60)))
+    island = Island.of(home, home.identity.load())
+    inner = inner_settings(island, 2).model_copy(update={"sequences": 4, "accumulation": 2})
+    trainer = open_trainer(island, [text], inner)
+    plain, calls, said = trainer.objective.loss, [], list[str]()
+
+    def train(rows: int) -> LocalParentage | None:
+        return train_one(island, trainer, inner, [text], keep=0, rows=rows)
+
+    def vector() -> np.ndarray:
+        made = open_vector_file(island.newest / "model.safetensors")
+        return np.array(made.vector, np.float32)
+
+    assert train(1) is not None
+    expected = vector()
+    forget_line(island)
+
+    def hungry(module: Any, batch: Any) -> Any:
+        calls.append(len(batch))
+        if len(batch) > 1 and len(calls) % 2 == 0:  # gradients of the first part are there by then
+            raise torch.OutOfMemoryError("tried to allocate more than there is")
+        return plain(module, batch)
+
+    monkeypatch.setattr(trainer.objective, "loss", hungry)
+    fitting = Fitting(inner.sequences, said.append)
+    assert fitting.run(train) is not None
+    assert (calls[:4], set(calls[4:]), fitting.rows) == ([4, 4, 2, 2], {1}, 1)
+    assert "begins anew with 2 sequences at a time" in said[0]
+    np.testing.assert_array_equal(vector(), expected)
+
+    def starved(_module: Any, _batch: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    monkeypatch.setattr(trainer.objective, "loss", starved)
+    with pytest.raises(ConfigError, match="one sequence at a time is too much too: free memory"):
+        fitting.run(train)
 
 
 def _unshared() -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.objectives.reports import StepReport
 from tapestry.params.modules import from_model
+from tapestry_node.forgetting import forget
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable
 from tapestry_node.trainer import Trainer
@@ -185,3 +186,24 @@ def test_an_end_by_request_keeps_the_last_step_only_if_it_is_asked_for(
         new_trainer(home, federation, text, hourly), plan_of(federation), federation.newest
     )
     assert seen == [3, 4, 5]
+
+
+def test_a_source_that_is_forgotten_takes_the_half_round_with_it(
+    tmp_path: Path, federation: Federation, text: Path
+) -> None:
+    home = node(tmp_path / "node")
+    trainer = new_trainer(home, federation, text)
+    kept: list[bool] = []
+
+    def on_step(report: StepReport) -> bool:
+        kept.append(home.unfinished.exists())
+        if report.step == 3:
+            forget(home, text.name)
+            assert not home.unfinished.exists(), "at once, and not when the round ends"
+        return True
+
+    trainer.train_round(
+        plan_of(federation), federation.newest, previous_state=None, on_step=on_step
+    )
+    assert kept == [False, True, True, False, False], "nor is it written again"
+    assert not home.unfinished.exists()

@@ -15,7 +15,14 @@ import pytest
 
 from tapestry.errors import UntrustedError
 from tapestry.v1 import transfer_pb2, transfer_pb2_grpc
-from tapestry.wire.egress import EgressInterceptor, EgressLedger, ledger_head, read_ledger
+from tapestry.wire.egress import (
+    FIRST,
+    EgressInterceptor,
+    EgressLedger,
+    LedgerFollower,
+    ledger_head,
+    read_ledger,
+)
 
 TO = "coordinator.example.org:7443"
 SERVICE = "/tapestry.v1.TransferService"
@@ -359,3 +366,27 @@ def test_a_request_that_nobody_answers_is_in_the_ledger_too(path: Path) -> None:
     ):
         stub.Describe(transfer_pb2.DescribeRequest())
     assert [departure.call for departure in read_ledger(path)] == [f"{SERVICE}/Describe"]
+
+
+def test_who_follows_a_ledger_reads_each_line_once_and_sees_a_change(path: Path) -> None:
+    follower = LedgerFollower(path)
+    assert (list(follower.more()), follower.head) == ([], FIRST), "there is none yet"
+    lines = written(path, [b"a", b"bb"])
+    assert [one.bytes for one in follower.more()] == [1, 2]
+    assert (list(follower.more()), follower.lines) == ([], 2)
+    lines = written(path, [b"ccc", b"dddd"])
+    path.write_bytes(b"".join(lines)[:-5])  # the last one is being written
+    assert [one.bytes for one in follower.more()] == [3]
+    path.write_bytes(b"".join(lines))
+    assert [one.bytes for one in follower.more()] == [4]
+    assert follower.head == ledger_head(path)
+    written(path, [b"eeeee"])
+    path.write_bytes(path.read_bytes().replace(b'"bytes":5', b'"bytes":4'))
+    assert [one.bytes for one in follower.more()] == [4], "the next line tells of it"
+    written(path, [b"f"])
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UntrustedError, match="was cut off before line 5"):
+        list(follower.more())
+    path.unlink()
+    with pytest.raises(UntrustedError, match="was removed"):
+        list(follower.more())

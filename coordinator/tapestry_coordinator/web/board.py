@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tapestry.errors import TapestryError
+from tapestry.web.markup import Markup, table
+from tapestry.web.parts import hero
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.live import read_live
 from tapestry_coordinator.web import charts, sections
 from tapestry_coordinator.web.history import History, Note, Totals
-from tapestry_coordinator.web.markup import Markup, table
 from tapestry_coordinator.web.story import FRESH_SECONDS, Story, story_of
 from tapestry_coordinator.web.verifying import Verifier
 
@@ -104,12 +105,17 @@ class Board:
         return self.parts
 
     def _render(self) -> None:
-        now, live = self.clock(), self.live
+        now, live, story = self.clock(), self.live, self.story
         if live is not None and now - live["time"] > FRESH_SECONDS:
             live = None  # nobody knows what they do
         known = self.history.members
         self.parts |= {
-            "hero": sections.hero(self.story, sections.tiles(live, self.history, self._bits)),
+            "hero": hero(
+                story.tone,
+                story.title,
+                story.detail,
+                sections.tiles(live, self.history, self._bits),
+            ),
             "live": sections.live_members(live, known, now),
             "members": sections.members(known, self._totals, self._spoken, now=now),
             "record": sections.record(

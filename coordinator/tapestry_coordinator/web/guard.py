@@ -5,15 +5,15 @@ only, and then only under a name of this machine: a stranger's web site that poi
 127.0.0.1 is refused.
 """
 
-from collections.abc import Callable, Iterable
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import Callable
+from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tapestry.web.door import refused, with_headers
 from tapestry_coordinator.web.login import login_page
 from tapestry_coordinator.web.passwords import MOST_CHARACTERS, Guesses, Password
 from tapestry_coordinator.web.settings import PageSettings
@@ -22,21 +22,6 @@ SESSION_SECONDS = 12 * 3600
 _PROGRAMS = ("/metrics", "/healthz")
 _LOGINS_AT_ONCE = 4
 _MOST_FORM_BYTES = 4 * MOST_CHARACTERS
-_LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-
-SECURITY_HEADERS = {
-    # Vue compiles its templates in the browser: hence 'unsafe-eval'.
-    "content-security-policy": "default-src 'self'; object-src 'none';"
-    " script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data:; font-src 'self' data:;"
-    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-}
 
 
 class Guard:
@@ -65,23 +50,17 @@ class Guard:
             return
         refusal = await self._refusal(scope, receive)
         if refusal is None:
-            await self.app(scope, receive, _with_headers(send))
+            await self.app(scope, receive, with_headers(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await refusal(scope, receive, _with_headers(send))
+            await refusal(scope, receive, with_headers(send))
 
     async def _refusal(self, scope: Scope, receive: Receive) -> Response | None:
         """Return the answer if it is not the application's to give."""
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        origin = headers.get("origin")
-        if not self._settings.needs_password and _name_of(host) not in _LOCAL_NAMES:
-            return PlainTextResponse(
-                f"{host[:100]}: this page answers to localhost only; see [page] listen\n", 421
-            )
-        if origin is not None and urlsplit(origin).netloc != host:
-            return PlainTextResponse("requests from other sites are refused\n", 403)
+        refusal = refused(scope, is_local=not self._settings.needs_password)
+        if refusal is not None:
+            return PlainTextResponse(refusal[1], refusal[0])
         if scope["path"] == "/login" and scope["type"] == "http":
             return await self._login(Request(scope, receive))
         if scope["path"] == "/logout" and scope.get("method") == "POST":
@@ -138,25 +117,3 @@ async def _form_password(request: Request) -> str:
             return ""
     fields = parse_qs(body.decode(errors="replace"), max_num_fields=4)
     return next(iter(fields.get("password", ())), "")
-
-
-def _name_of(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    return urlsplit(f"//{host}").hostname or ""
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            _set_all(headers, SECURITY_HEADERS.items())
-            if headers.get("cache-control") is None:
-                headers["cache-control"] = "no-store"
-        await send(message)
-
-    return sending
-
-
-def _set_all(headers: MutableHeaders, values: Iterable[tuple[str, str]]) -> None:
-    for name, value in values:
-        headers[name] = value

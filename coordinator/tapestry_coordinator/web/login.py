@@ -1,7 +1,7 @@
 """The form that asks for the password: plain HTML, without any script."""
 
-from tapestry_coordinator.web.look import STYLE
-from tapestry_coordinator.web.markup import Markup, tag
+from tapestry.web.look import STYLE
+from tapestry.web.markup import Markup, tag
 
 
 def login_page(problem: str = "") -> str:

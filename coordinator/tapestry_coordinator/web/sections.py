@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tapestry_coordinator.web.history import History, MemberRow, Note, RoundSummary, Totals
-from tapestry_coordinator.web.markup import (
+from tapestry.web.markup import (
     Markup,
     ago,
     count,
@@ -16,8 +15,9 @@ from tapestry_coordinator.web.markup import (
     table,
     tag,
 )
+from tapestry.web.parts import chip
+from tapestry_coordinator.web.history import History, MemberRow, Note, RoundSummary, Totals
 from tapestry_coordinator.web.measured import Language
-from tapestry_coordinator.web.story import Story
 from tapestry_coordinator.web.verifying import Outcome
 
 CHECKPOINTS_SHOWN = 10
@@ -25,27 +25,6 @@ NOTES_SHOWN = 100
 
 _ORDER = ("training", "uploading", "waiting", "contributed", "declined", "absent", "unknown")
 _TONES = {"contributed": "good", "training": "busy", "uploading": "busy", "declined": "warn"}
-
-
-def hero(story: Story, tiles: Sequence[tuple[str, str, str]]) -> Markup:
-    """The sentence, and a few numbers under it: name, value, remark."""
-    shown = [
-        tag("div", tag("dt", name), tag("dd", value), tag("p", remark), class_="tile")
-        for name, value, remark in tiles
-    ]
-    return tag(
-        "section",
-        tag("h1", tag("span", class_="dot", aria_hidden="true"), tag("span", story.title)),
-        tag("p", _with_code(story.detail), class_="detail"),
-        tag("dl", *shown, class_="tiles"),
-        class_=f"hero {story.tone}",
-        role="status",
-    )
-
-
-def _with_code(text: str) -> Markup:
-    """Set what stands between backquotes as code."""
-    return joined(tag("code", part) if i % 2 else part for i, part in enumerate(text.split("`")))
 
 
 def tiles(
@@ -128,11 +107,6 @@ def _progress(member: Mapping[str, Any]) -> str:
     step, steps = str(member["step"]), str(member["steps"])
     bar = tag("progress", max=steps, value=step, aria_label=f"step {step} of {steps}")
     return joined([bar, tag("span", f"{step} / {steps}", class_="number")])
-
-
-def chip(text: str, tone: str) -> Markup:
-    """A word with the colour of its meaning."""
-    return tag("span", text, class_=f"chip {tone}")
 
 
 def languages(found: Sequence[Language]) -> Markup:

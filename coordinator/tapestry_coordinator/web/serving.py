@@ -1,23 +1,17 @@
 """The page's process: the application, its certificate, and its server."""
 
-import asyncio
 import logging
 import os
-import signal
-import socket
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from nicegui import ui
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
@@ -25,6 +19,7 @@ from tapestry.errors import ConfigError
 from tapestry.identity.certificates import create_tls_key, issue_server_certificate
 from tapestry.identity.keys import private_pem
 from tapestry.storage.atomic import write_atomic
+from tapestry.web.serving import application, attach, listen, run
 from tapestry_coordinator.database import database_url, open_to_read
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.web.board import Board
@@ -36,12 +31,6 @@ from tapestry_coordinator.web.passwords import Password, require_safe, session_s
 from tapestry_coordinator.web.settings import PageSettings
 
 _log = logging.getLogger(__name__)
-_REFRESH_SECONDS = 1.0
-_REST_SECONDS = 0.05
-"""Between two pieces of a long history: visitors come first."""
-_DRAIN_SECONDS = 2
-_MESSAGES_KEPT = 20
-"""Of each visitor's, for a line that breaks; who missed more gets the page anew."""
 _CERTIFICATE_DAYS = 397
 
 
@@ -68,31 +57,24 @@ def serve_page(
     engine = open_to_read(database_url(home))
     board = Board(home, engine, clock=clock)
     app = _application(board, settings, password, clock)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=settings.behind_proxy,
-        forwarded_allow_ips="127.0.0.1",
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-        **_certificate(home, settings, board.federation, clock),
-    )
-    server = uvicorn.Server(config)
-    if with_parent:
-        threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # before the server listens to them, and after
-        signal.signal(number, lambda _number, _frame: setattr(server, "should_exit", True))
-    with closing(_listen(settings)) as listening:
+    remedy = "stop the other process or change [page] listen in coordinator.toml"
+    with closing(listen(settings.host, settings.port, remedy=remedy)) as listening:
         _log.info("page: %s://%s", "https" if settings.speaks_tls else "http", settings.listen)
-        server.run(sockets=[listening])
+        run(
+            app,
+            listening,
+            until=_parent_ends if with_parent else None,
+            proxy_headers=settings.behind_proxy,
+            forwarded_allow_ips="127.0.0.1",
+            **_certificate(home, settings, board.federation, clock),
+        )
     engine.dispose()
 
 
 def _application(
     board: Board, settings: PageSettings, password: Password, clock: Callable[[], float]
 ) -> SessionMiddleware:
-    app = FastAPI(lifespan=_lifespan(board), docs_url=None, redoc_url=None, openapi_url=None)
+    app = application(board.refresh, start=board.verifier.start, stop=board.verifier.stop)
     _add_routes(app, board)
 
     @ui.page("/", title=f"{board.federation} \u00b7 Tapestry", language="en-US")
@@ -101,10 +83,7 @@ def _application(
         page = Page(board, may_look=lambda: not password.is_set or mark == password.mark)
         page.build(has_login=password.is_set)
 
-    ui.run_with(
-        app, title="Tapestry", dark=False, tailwind=False, show_welcome_message=False,
-        reconnect_timeout=30.0, message_history_length=_MESSAGES_KEPT, favicon=_FAVICON,
-    )  # fmt: skip
+    attach(app)
     return SessionMiddleware(
         Guard(app, settings, password, clock=clock),
         secret_key=session_secret(board.home),
@@ -113,12 +92,6 @@ def _application(
         same_site="strict",
         https_only=settings.speaks_tls or settings.behind_proxy,
     )
-
-
-_FAVICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><g fill="none" stroke="#2857b8" '
-    'stroke-width="2"><path d="M2 5h12M2 11h12M5 2v12M11 2v12"/></g></svg>'
-)
 
 
 def _add_routes(app: FastAPI, board: Board) -> None:
@@ -145,62 +118,6 @@ def _add_routes(app: FastAPI, board: Board) -> None:
             "content-disposition": f'attachment; filename="{name}"',
         }
         return StreamingResponse(archive.chunks(), media_type="application/x-tar", headers=headers)
-
-
-def _refreshed(board: Board) -> bool:
-    try:
-        return board.refresh()
-    except Exception:  # noqa: BLE001 - logged whole; the page goes on with what it has
-        _log.exception("a bug; tried again in a moment")
-        return False
-
-
-def _lifespan(board: Board) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    async def keep_fresh() -> None:
-        while True:
-            more = await run_in_threadpool(_refreshed, board)
-            await asyncio.sleep(_REST_SECONDS if more else _REFRESH_SECONDS)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(_refreshed, board)
-        task = asyncio.create_task(keep_fresh())
-        board.verifier.start()
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            board.verifier.stop()
-
-    return lifespan
-
-
-def _listen(settings: PageSettings) -> socket.socket:
-    """Return the listening socket.
-
-    Raises:
-        ConfigError: The port is in use, or the address is not of this machine.
-    """
-    try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen()  # who comes before the server is ready waits a moment
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"the page cannot listen on {settings.listen}: {error.strerror or error}; stop the "
-            "other process or change [page] listen in coordinator.toml"
-        ) from error
-    return listening
 
 
 def _certificate(
@@ -235,8 +152,7 @@ def _certificate(
     return {"ssl_certfile": path}
 
 
-def _end_with_parent(server: uvicorn.Server) -> None:
+def _parent_ends() -> None:
     """Wait until standard input is closed, which its other end does by dying."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    server.should_exit = True

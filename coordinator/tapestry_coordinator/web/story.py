@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tapestry.web.markup import lasting, of
 from tapestry_coordinator.rounds import Phase
-from tapestry_coordinator.web.markup import lasting, of
 
 FRESH_SECONDS = 10.0
 """Age of a heartbeat after which the coordinator counts as silent."""

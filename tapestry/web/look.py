@@ -36,7 +36,8 @@ a { color: var(--accent); text-underline-offset: .15em; }
 }
 .bar strong { font-size: 1rem; } .bar code { color: var(--muted); }
 .bar nav { display: flex; gap: 1rem; margin-left: auto; }
-.bar nav a { text-decoration: none; color: var(--text); } .bar nav a:hover { color: var(--accent); }
+.bar nav a { text-decoration: none; color: var(--text); white-space: nowrap; }
+.bar nav a:hover { color: var(--accent); }
 button, .button {
   font: inherit; color: var(--text); background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; padding: .25rem .8rem; cursor: pointer;
@@ -100,6 +101,9 @@ progress {
 progress::-webkit-progress-bar { background: var(--idle-back); }
 progress::-webkit-progress-value { background: var(--accent); }
 progress::-moz-progress-bar { background: var(--accent); }
+.hero h1 > span:last-child { min-width: 0; }
+.hero h1, .detail, .note, .digest, td > * { overflow-wrap: anywhere; }
+ul { margin: .35rem 0 0; padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
 .pager { display: flex; gap: .5rem; margin-top: .75rem; }
 .login { max-width: 22rem; margin: 12vh auto; display: grid; gap: .75rem; padding: 1.5rem; }
 .login input { font: inherit; padding: .5rem .6rem; border: 1px solid #8a94a3; border-radius: 8px; }
@@ -117,7 +121,7 @@ footer { color: var(--muted); font-size: .85rem; }
   tr { border-bottom: 1px solid var(--line); padding: .5rem 0; } tr:last-child { border-bottom: 0; }
   tbody th, td { border: 0; padding: .1rem 0; }
   td { display: flex; gap: .75rem; justify-content: space-between; text-align: right; }
-  td:empty { display: none; }
+  td > * { min-width: 0; } td:empty { display: none; }
   td::before { content: attr(data-label); color: var(--muted); flex: none; }
   .record td:last-child { min-width: 0; }
   .reason { margin: 0; }
