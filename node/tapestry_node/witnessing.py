@@ -95,8 +95,10 @@ class Witness:
                 "the coordinator shows no ledger: it is of an older version, or something stands "
                 "in between; nothing is trained for it. Ask its operator"
             )
-        new = self._opened(note)
-        known = self._known
+        new, known = self._opened(note), self._known
+        if known is not None and new.head.size < known.head.size:
+            # It may have been told before the one that this node has asked for since.
+            new = self._opened(self._shown().head()[0])
         if known is None or new.head.text != known.head.text:
             self._extend(new)
             _log.debug("the ledger has %d entries", new.head.size)

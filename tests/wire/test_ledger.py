@@ -265,6 +265,17 @@ def test_a_witness_follows_cosigns_and_goes_on_after_a_restart(
     assert mine.entries == coordinator.registry.ledger.entries(0, mine.head.head.size)
 
 
+def test_a_head_that_was_told_late_is_not_taken_for_a_lost_one(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    with station(tmp_path, coordinator) as watching:
+        before = note(coordinator)
+        played(coordinator)
+        watching.witness.take(note(coordinator))
+        watching.witness.take(before)  # whoever showed it has more by now
+        assert watching.home.ledger.head_file.read_text().startswith(head_of(coordinator).text)
+
+
 def test_a_witness_that_lost_its_copy_fetches_it_and_compares_it_with_its_head(
     coordinator: Coordinator, tmp_path: Path
 ) -> None:
@@ -349,7 +360,7 @@ def test_a_coordinator_from_an_old_backup_is_refused(
     with station(tmp_path, coordinator) as watching:
         played(coordinator)
         watching.witness.take(note(coordinator))
-        with watching.member.connected(restored) as watching.line:
+        with restored.join("w", role="observer").connected() as watching.line:
             with pytest.raises(UntrustedError, match=r"entries are gone, as after an old backup"):
                 watching.witness.take(note(restored))
             with pytest.raises(UntrustedError, match=r"entries are gone"):
