@@ -1,4 +1,4 @@
-"""What a proof costs: files against SHA-256, a replay against the aggregation, a ledger's proof.
+"""What a proof costs: files against SHA-256, a replay against the aggregation.
 
     python benchmarks/proof.py                        # 100M parameters, 8 contributions in int8
     python benchmarks/proof.py --parameters 10e6 --members 4
@@ -12,7 +12,8 @@ random contributions, by the coordinator's own modules, in one process. Of the s
 - `replay`: the third level alone (parent, contributions, step), against the same process's
   aggregation of the round, which also writes vector and state.
 - `sample`: eight fragments of it.
-- `ledger`: making and verifying the proof of one entry of 10,000, from stored hashes.
+
+The ledger's proofs are measured by `ledger_proof.py`.
 
 The median of the runs counts; what is read lies in the page cache.
 """
@@ -43,7 +44,6 @@ from tapestry.checkpoints.statements import Contribution, Receipt, RoundPlan, pa
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.identity.keys import public_bytes
-from tapestry.ledger.merkle import Tree, verify_inclusion
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry_coordinator.aggregating import Aggregator
@@ -53,7 +53,6 @@ from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 
 HERE = Path(__file__).parent
-ENTRIES = 10_000
 TOKENS = 1000
 
 
@@ -185,22 +184,6 @@ def hashed(folder: Path) -> None:
                 hashlib.file_digest(file, "sha256")
 
 
-def ledger_seconds(runs: int) -> float:
-    """Return the seconds for proof and verification of one entry of many."""
-    tree = Tree()
-    leaves = [b"entry %d" % number for number in range(ENTRIES)]
-    for leaf in leaves:
-        tree.append(leaf)
-    root = tree.root()
-
-    def prove() -> None:
-        path = tree.inclusion(4711, ENTRIES)
-        if not verify_inclusion(leaves[4711], 4711, ENTRIES, path, root):
-            raise SystemExit("the proof does not verify")
-
-    return timed(prove, runs)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -240,7 +223,6 @@ def main() -> None:
             }.items():
                 taken[name].append(timed(work_of, 1))
         seconds = {name: median(values) for name, values in taken.items()}
-    proof = ledger_seconds(100)
     result = {
         "parameters": int(args.parameters),
         "members": args.members,
@@ -249,13 +231,11 @@ def main() -> None:
         "all_seconds": taken,
         "files_of_sha256": seconds["hash"] / seconds["files"],
         "replay_of_aggregation": seconds["replay"] / seconds["aggregate"],
-        "ledger_proof_milliseconds": proof * 1000,
     }
     for name, value in seconds.items():
         print(f"{name:<10}{value:>9.3f} s   {min(taken[name]):.3f}..{max(taken[name]):.3f}")
     print(f"files: {result['files_of_sha256']:.2f} of SHA-256's speed (0.80 asked)")
     print(f"replay: {result['replay_of_aggregation']:.2f} times the aggregation (2 asked)")
-    print(f"ledger: one of {ENTRIES:,} entries proved in {proof * 1000:.3f} ms (50 asked)")
     save("proof", result)
 
 
