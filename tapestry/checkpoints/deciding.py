@@ -6,6 +6,7 @@ checkpoint decides once more and compares.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tapestry.aggregation.outer import OuterOptimizer, state_vectors
 from tapestry.aggregation.weights import (
@@ -37,6 +38,16 @@ class Counted:
     norm: float
     """Euclidean norm of the decoded pseudo-gradient, as it was measured on arrival."""
     staleness: int
+
+    @classmethod
+    def of(cls, part: Participation) -> Self:
+        """Return what a manifest says of a contribution."""
+        return cls(
+            member_id=part.member_id,
+            tokens=part.tokens,
+            norm=part.norm,
+            staleness=part.staleness,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

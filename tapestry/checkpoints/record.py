@@ -211,18 +211,7 @@ def _require_shares(
     if not counted:
         raise UntrustedError("manifest: nobody has a say, and yet the consensus moved")
     try:
-        given = shares(
-            policy,
-            [
-                Counted(
-                    member_id=part.member_id,
-                    tokens=part.tokens,
-                    norm=part.norm,
-                    staleness=part.staleness,
-                )
-                for part in counted
-            ],
-        )
+        given = shares(policy, [Counted.of(part) for part in counted])
         rule = policy.aggregation.aggregation_rule()
         rule.require(len(counted))
     except ConfigError as error:

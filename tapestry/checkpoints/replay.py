@@ -269,16 +269,7 @@ class _Repeat:
         """Decide the weights of a rule of distances once more, and compare."""
         if not self._rule.needs_gram:
             return
-        counted = [
-            Counted(
-                member_id=part.member_id,
-                tokens=part.tokens,
-                norm=part.norm,
-                staleness=part.staleness,
-            )
-            for part in self._parts
-        ]
-        given = shares(self._round.policy, counted)
+        given = shares(self._round.policy, [Counted.of(part) for part in self._parts])
         undecided = [
             WeightedContribution(
                 member_id=part.member_id,
