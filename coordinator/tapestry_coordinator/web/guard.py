@@ -115,5 +115,8 @@ async def _form_password(request: Request) -> str:
         body += chunk
         if len(body) > _MOST_FORM_BYTES:
             return ""
-    fields = parse_qs(body.decode(errors="replace"), max_num_fields=4)
+    try:
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=4)
+    except ValueError:  # a form of many fields is not ours
+        return ""
     return next(iter(fields.get("password", ())), "")
