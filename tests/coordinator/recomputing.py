@@ -4,6 +4,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+from tapestry.checkpoints.folder import ROUND_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.home import CoordinatorHome
@@ -33,7 +34,10 @@ def recomputed(home: CoordinatorHome, registry: Registry, folder: Path) -> list[
 
 
 def substance(envelope: Envelope) -> dict[str, object]:
-    """What a round came to, without its times: equal in two runs with equal contributions."""
+    """What a round came to, without its times: equal in two runs with equal contributions.
+
+    Plan and contributions as they were signed have times in them.
+    """
     manifest = Manifest.parsed(envelope.payload, what="manifest")
     if manifest.made is None:
         return {"vector": manifest.vector_root}
@@ -41,7 +45,7 @@ def substance(envelope: Envelope) -> dict[str, object]:
         "round": manifest.round,
         "vector": manifest.vector_root,
         "state": manifest.made.outer.state_root,
-        "files": [(e.name, e.digest) for e in manifest.files],
+        "files": [(e.name, e.digest) for e in manifest.files if e.name != ROUND_FILE],
         "reverted": manifest.made.reverted is not None,
         "parts": [
             (p.member_id, p.weight, p.clip_factor, p.norm, p.root, p.tokens)

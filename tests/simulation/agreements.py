@@ -135,7 +135,8 @@ def _unchanged(
     parent, _envelope = before
     if manifest.vector_root != parent.vector_root:
         yield Violation("A", f"round {manifest.round} was reverted, and its vector is another")
-    if parent.made is not None and made.outer != parent.made.outer:
+    root = None if parent.made is None else parent.made.outer.state_root
+    if (made.outer.state_before, made.outer.state_root) != (root, root):
         yield Violation("A", f"round {manifest.round} was reverted, and its outer state is another")
     if any(part.weight for part in made.participation):
         yield Violation("A", f"round {manifest.round} was reverted, and somebody has a weight")
