@@ -76,6 +76,11 @@ OPTIONS = {
     "checkpoint show": ["FOLDER", "--json"],
     "checkpoint list": ["FOLDER", "--json"],
     "checkpoint pull": ["OUT", "--dir", "--round", "--archive"],
+    "ledger": ["show", "verify", "compare", "evidence"],
+    "ledger show": ["FOLDER", "--last", "--json"],
+    "ledger verify": ["FOLDER", "--federation", "--json"],
+    "ledger compare": ["ONE", "OTHER", "--out", "--json"],
+    "ledger evidence": ["--genesis", "--federation", "--json"],
     "finetune": ["language", "sample"],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
@@ -106,6 +111,7 @@ def test_help_lists_every_command_with_what_it_is_for() -> None:
         "  node         join a federation",
         "  coordinator  make a federation",
         "  checkpoint   verify, show, list and fetch",
+        "  ledger       show and verify",
         "  finetune     turn a consensus checkpoint",
     ):
         assert line in done.stdout

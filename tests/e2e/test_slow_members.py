@@ -44,7 +44,6 @@ def test_a_node_that_was_held_up_finishes_and_a_later_round_uses_it(live: Live) 
     assert (late[0].base_round, late[0].tokens) == (0, 60 * 2 * 32)
     log = live.log("c-lib")
     assert log.count("round 1: 60 inner steps") == 1, "what it had begun, it finished"
-    assert "it goes on, for round 2" in log
     assert f"used in round {1 + late[0].staleness}" in log
 
 
