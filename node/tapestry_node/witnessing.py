@@ -245,16 +245,18 @@ class Witness:
         return UntrustedError(message)
 
     def _cosign(self, head: SignedHead) -> None:
-        line = cosign_head(
+        signature = cosign_head(
             head.head, member_id=self._member_id, key=self._key, now=self._clock()
-        ).line
+        )
         try:
-            self._shown().cosign(head.head.size, line)
+            self._shown().cosign(head.head.size, signature.line)
         except UnavailableError:
             raise
         except RejectedError as error:
             _log.warning("the cosignature of the ledger's head was not taken: %s", error)
         self._cosigned = head.head.size
+        if all(one.name != signature.name for one in head.note.signatures):
+            self._home.ledger.write_head(head.with_cosignatures([signature]))
 
     def _is_of(self, member_id: str, key: bytes) -> bool:
         """Whether the ledger says that a member joined with that key."""

@@ -263,6 +263,8 @@ def test_a_witness_follows_cosigns_and_goes_on_after_a_restart(
             origin=ledger_origin(genesis), public_key=genesis.coordinator_key
         )
     assert mine.entries == coordinator.registry.ledger.entries(0, mine.head.head.size)
+    kept = mine.head.note.signatures
+    assert [one.name.rsplit("/", 1)[1] for one in kept[1:]] == ["w"], "what it signed is in its copy"
 
 
 def test_a_head_that_was_told_late_is_not_taken_for_a_lost_one(
