@@ -264,7 +264,7 @@ def test_a_witness_follows_cosigns_and_goes_on_after_a_restart(
         )
     assert mine.entries == coordinator.registry.ledger.entries(0, mine.head.head.size)
     kept = mine.head.note.signatures
-    assert [one.name.rsplit("/", 1)[1] for one in kept[1:]] == ["w"], "what it signed is in its copy"
+    assert [one.name.rsplit("/", 1)[1] for one in kept[1:]] == ["w"], "its own stands there"
 
 
 def test_a_head_that_was_told_late_is_not_taken_for_a_lost_one(
