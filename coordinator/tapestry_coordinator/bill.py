@@ -80,6 +80,8 @@ def _model(about: Description) -> dict[str, Any]:
     """Return the checkpoint as a component with its model card."""
     manifest = about.manifest
     (weights,) = [entry for entry in manifest.files if entry.name == MODEL_FILE]
+    beside = about.genesis.origin.beside
+    whole = manifest.elements + (0 if beside is None else beside.elements)
     model: dict[str, Any] = {
         "type": "machine-learning-model",
         "bom-ref": f"checkpoint:{about.digest}",
@@ -88,7 +90,7 @@ def _model(about: Description) -> dict[str, Any]:
         "name": about.name,
         "version": str(manifest.round),
         "description": (
-            f"Consensus checkpoint of round {manifest.round}: {manifest.elements:,} parameters, "
+            f"Consensus checkpoint of round {manifest.round}: {whole:,} parameters, "
             "trained by the federation's members on text that never left them"
         ),
         "hashes": _hashes(weights.digest),
@@ -100,7 +102,13 @@ def _model(about: Description) -> dict[str, Any]:
         **model,
         "externalReferences": _references(about),
         "modelCard": _card(about),
-        "properties": _properties({"parameters": str(manifest.elements), **_training(manifest)}),
+        "properties": _properties(
+            {
+                "parameters": str(whole),
+                "trained-parameters": str(manifest.elements),
+                **_training(manifest),
+            }
+        ),
     }
 
 

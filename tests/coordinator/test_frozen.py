@@ -1,5 +1,6 @@
 """A federation that trains a part of its model: the rest is the same in every checkpoint."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_the_frozen_part_is_the_same_in_every_checkpoint(small: Small) -> None:
     assert replay(verified, round_, Archive(small.home.folder)).is_state_compared
     origin = verified.lineage.origin
     assert origin.trained_of(2) == "2 of 5 parameters are trained: num*"
+    bill = json.loads((verified.folder / "bom.cdx.json").read_text(encoding="utf-8"))
+    said = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
+    assert [value for name, value in said.items() if name.endswith(":parameters")] == ["5"]
+    assert [value for name, value in said.items() if name.endswith("trained-parameters")] == ["2"]
 
 
 def test_a_coordinator_that_changes_the_frozen_part_is_not_believed(small: Small) -> None:
