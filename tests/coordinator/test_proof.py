@@ -391,6 +391,38 @@ def test_what_is_missing_in_an_archive_decides_nothing(small: Small, name: str) 
         replayed(small.home, 2)
 
 
+HOSTILE_TABLES = {
+    "empty": b"",
+    "no table": b"[]",
+    "an empty table": b"{}",
+    "nested without end": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+    "an unknown codec": b'{"codec": "zip", "digests": []}',
+    "no digests": b'{"codec": "float32", "digests": []}',
+    "digests that are numbers": b'{"codec": "float32", "digests": [1, 2]}',
+    "digests that are no hex": b'{"codec": "float32", "digests": ["zz"]}',
+    "one digest too many": b'{"codec": "float32", "digests": ["00", "00"]}',
+    "a huge number": b'{"codec": "float32", "digests": [' + b"9" * 5000 + b"]}",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE_TABLES.values(), ids=HOSTILE_TABLES)
+def test_a_table_of_an_archive_that_cannot_be_is_refused_in_words(
+    small: Small, data: bytes
+) -> None:
+    (small.home.contributions / "round-000002" / "c.json").write_bytes(data)
+    with pytest.raises(UntrustedError, match=r"c\.(json|contribution): "):
+        replayed(small.home, 2)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"{}\n", b"[" * 100_000, b"\xff\n", b"null\n" * 7])
+def test_what_is_no_record_of_a_round_is_refused_in_words(small: Small, data: bytes) -> None:
+    (small.home.checkpoint(2) / ROUND_FILE).write_bytes(data)
+    resigned(small, lambda made: made)
+    with pytest.raises(UntrustedError, match=r"round, line 1: |plan of round 2: missing"):
+        verified(small.home.checkpoint(2))
+
+
 def test_the_contribution_of_another_round_does_not_pass(small: Small) -> None:
     folder = small.home.contributions
     for suffix in ("contribution", "json"):
