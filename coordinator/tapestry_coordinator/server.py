@@ -346,7 +346,8 @@ class CoordinatorServer:
             for folder in past:
                 with giving_up(folder):
                     failpoints.reach("checkpoint-retired")
-        oldest_state = self.home.outer_state(min(first, number) - 1)
+        first_state = policy.archive.first_state(number)
+        oldest_state = self.home.outer_state(first_state)
         states = sorted(oldest_state.parent.glob("round-*.f32"))
         past_states = [path for path in states if path.name < oldest_state.name]
         self.home.spare_states.retire(past_states[-1:])
@@ -355,7 +356,7 @@ class CoordinatorServer:
         if self._mirror is not None:
             self._mirror.prune(
                 checkpoints_before=number - keep.checkpoints + 1 if keep.checkpoints else 0,
-                states_before=min(first, number) - 1,
+                states_before=first_state,
             )
 
     def _leave_proofs(self) -> None:

@@ -103,7 +103,7 @@ class Settling:
         self._drop_strays(lineage)
         newest = len(lineage) - 1
         self._have(newest, lineage)
-        oldest = min(self._archive().first_round(newest), max(1, newest)) - 1
+        oldest = self._archive().first_state(newest)
         for state in (self._home.folder / "outer").glob("round-*.f32"):
             if state.name < self._home.outer_state(oldest).name:
                 state.unlink()

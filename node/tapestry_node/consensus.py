@@ -168,7 +168,7 @@ class Consensus:
         came = self._home.fetch(
             self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
         )
-        genesis = Manifest.parsed(self._lineage.read()[0].payload, what="genesis manifest")
+        genesis = Manifest.parsed(self._lineage.first().payload, what="genesis manifest")
         try:
             if genesis.origin is not None:
                 require_beside(open_vector_file(target / MODEL_FILE), genesis.origin)

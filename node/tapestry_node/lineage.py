@@ -42,6 +42,19 @@ class LineageFile:
             return []
         return [from_json(line, what=f"{self._path}:{i}") for i, line in enumerate(lines, 1)]
 
+    def first(self) -> Envelope:
+        """Return that of genesis without reading the others.
+
+        Raises:
+            UntrustedError: There is none, or it is not an envelope.
+        """
+        try:
+            with self._path.open("rb") as file:
+                line = file.readline()
+        except FileNotFoundError:
+            line = b""
+        return from_json(line.rstrip(b"\n"), what=f"{self._path}:1")
+
     def tail(self, most: int) -> list[Envelope]:
         """Return the last `most` of them without reading all of a long history.
 

@@ -295,8 +295,8 @@ class Witness:
         full = self._tree.size // TILE_WIDTH * TILE_WIDTH
         self._tail = self._leaves(full, self._tree.size)
         genesis = self._home.ledger.path / GENESIS_FILE
-        if not genesis.is_file() and (lineage := LineageFile(self._home.lineage).read()):
-            write_atomic(genesis, to_json(lineage[0]))
+        if not genesis.is_file() and self._home.lineage.is_file():
+            write_atomic(genesis, to_json(LineageFile(self._home.lineage).first()))
 
     def _leaves(self, begin: int, end: int) -> list[bytes]:
         """Return entries that are in memory, or in the copy's full tiles."""

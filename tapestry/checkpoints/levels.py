@@ -25,8 +25,9 @@ from tapestry.checkpoints.replay import Replayed, replay, sampled
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_checkpoint
 from tapestry.errors import UntrustedError
+from tapestry.ledger.folder import read_at_most
 from tapestry.ledger.heads import origin_of
-from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
+from tapestry.ledger.proof import MAX_PROOF_BYTES, PROOF_FILE, verify_ledger_proof
 
 Level = Literal["files", "record", "ledger", "replay"]
 Verdict = Literal["passed", "refused", "undecided"]
@@ -133,7 +134,7 @@ class Verification:
                 "ledger; fetch it again, or ask the coordinator's operator"
             )
         recorded = verify_ledger_proof(
-            path.read_bytes(),
+            read_at_most(path, at_most=MAX_PROOF_BYTES),
             manifest_digest=checkpoint.manifest_digest,
             round_number=checkpoint.manifest.round,
             coordinator_key=lineage.coordinator_key,

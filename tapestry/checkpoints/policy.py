@@ -250,6 +250,13 @@ class ArchivePolicy(Settings):
             return 1
         return newest + 1 if self.keep == "none" else max(1, newest - self.rounds + 1)
 
+    def first_state(self, newest: int) -> int:
+        """Return the round of the oldest outer state that is kept once `newest` is published.
+
+        It is what the first round began with, and at least what the newest did.
+        """
+        return max(0, min(self.first_round(newest), newest) - 1)
+
 
 class LedgerPolicy(Settings):
     """When members take the coordinator's word for what it has recorded."""

@@ -8,13 +8,10 @@ What this cannot know: the norms, which need the vectors, and the weights of the
 Both are recomputed by `tapestry.checkpoints.replay`.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from tapestry.checkpoints.deciding import (
     NEWCOMER,
@@ -29,9 +26,9 @@ from tapestry.checkpoints.deciding import (
     shares,
     weightless,
 )
-from tapestry.checkpoints.folder import POLICY_JSON, read_round
+from tapestry.checkpoints.folder import POLICY_JSON, file_entry, read_round
 from tapestry.checkpoints.manifest import Lineage, Manifest, Participation, RoundRecord
-from tapestry.checkpoints.policy import FederationPolicy
+from tapestry.checkpoints.policy import FederationPolicy, published_policy
 from tapestry.checkpoints.statements import Contribution, RoundPlan, payload_digest
 from tapestry.errors import ConfigError, RejectedError, UntrustedError
 from tapestry.identity.envelopes import Envelope
@@ -83,17 +80,12 @@ def verify_round(folder: Path, lineage: Lineage) -> VerifiedRound | None:
 def _policy(folder: Path, made: RoundRecord) -> FederationPolicy:
     path = folder / POLICY_JSON
     try:
-        text = path.read_bytes()
+        digest = file_entry(folder, POLICY_JSON).digest
     except OSError as error:
         raise UntrustedError(f"{path}: cannot be read: {error.strerror}") from error
-    if hashlib.sha256(text).hexdigest() != made.policy:
+    if digest != made.policy:
         raise UntrustedError(f"{path}: is not the policy that the manifest names")
-    try:
-        return FederationPolicy.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UntrustedError(f"{path}: {where}: {first['msg']}") from error
+    return published_policy(path)
 
 
 def _plan(envelopes: Sequence[Envelope], lineage: Lineage, made: RoundRecord) -> RoundPlan:

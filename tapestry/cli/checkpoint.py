@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tapestry.cli.bars import bar
-from tapestry.cli.running import default_home
+from tapestry.cli.running import default_home, existing
 from tapestry.cli.verifying import verify
 from tapestry.errors import ConfigError
 
@@ -34,7 +34,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
     """Show what a checkpoint is and what it was made from (after verifying it)."""
     from tapestry.checkpoints.verify import verify_checkpoint  # noqa: PLC0415
 
-    verified = verify_checkpoint(_existing(folder))
+    verified = verify_checkpoint(existing(folder))
     manifest = verified.manifest
     if as_json:
         typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=1))
@@ -77,7 +77,7 @@ def list_checkpoints(
     from tapestry.checkpoints.manifest import Card, verify_lineage  # noqa: PLC0415
 
     rows: list[dict[str, Any]] = []
-    for path in sorted(_existing(folder).glob("round-*")):
+    for path in sorted(existing(folder).glob("round-*")):
         lineage = verify_lineage(read_lineage(path))
         envelope = read_envelope(path / CARD_FILE, what="card")
         card = Card.opened(envelope, public_key=lineage.coordinator_key, what="card")
@@ -170,9 +170,3 @@ def pull(
     typer.echo(f"{out}: checkpoint {verified.manifest.round} of {membership.federation}, verified")
     if archive:
         typer.echo(f"replay it with: tapestry checkpoint verify {verified.folder} --archive {out}")
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
-    return folder

@@ -63,10 +63,7 @@ def read_genesis(path: Path, *, federation: str | None = None) -> Lineage:
         ConfigError: There is none, or too few digits.
         UntrustedError: It is damaged, or another federation's.
     """
-    if federation is not None and len(federation) < FEWEST_DIGITS:
-        raise ConfigError(
-            f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
-        )
+    require_digits(federation)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     if path.is_file():
@@ -82,6 +79,18 @@ def read_genesis(path: Path, *, federation: str | None = None) -> Lineage:
             f"expected {federation[:16]}"
         )
     return genesis
+
+
+def require_digits(federation: str | None) -> None:
+    """Refuse too few digits of a federation's identity.
+
+    Raises:
+        ConfigError: They do not name one.
+    """
+    if federation is not None and len(federation) < FEWEST_DIGITS:
+        raise ConfigError(
+            f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
+        )
 
 
 def head_table(ledger: OpenedLedger) -> dict[str, Any]:

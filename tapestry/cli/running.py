@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 import typer
 
-from tapestry.errors import TapestryError
+from tapestry.errors import ConfigError, TapestryError
 
 
 def run_app(app: typer.Typer, arguments: list[str]) -> int:
@@ -30,6 +30,17 @@ def run_app(app: typer.Typer, arguments: list[str]) -> int:
 def default_home(kind: str) -> Path:
     """Return the folder of a node or coordinator whose operator named none."""
     return Path(platformdirs.user_data_dir("tapestry", appauthor=False)) / kind
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder that a command was given.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    return folder
 
 
 def log_to_stderr(*, as_json: bool, verbose: bool) -> None:

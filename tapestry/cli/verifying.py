@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
+from tapestry.cli.running import existing
 from tapestry.errors import ConfigError
 
 REFUSED, WRONG_USAGE, UNDECIDED = 1, 2, 3
@@ -76,19 +76,22 @@ def verify(
 
     try:
         wanted = Wanted(
-            folder=_existing(folder),
+            folder=existing(folder),
             level=_level(level, archive),
             federation=_federation(federation),
             at_least=at_least,
-            archive=None if archive is None else _existing(archive),
+            archive=None if archive is None else existing(archive),
             sample=sample,
             head=_head(head, sample),
         )
     except ConfigError as error:  # 1 would say that the checkpoint is no good
         print(f"tapestry: {error}", file=sys.stderr)
         raise typer.Exit(WRONG_USAGE) from error
-    with _progress(is_shown=wanted.level == "replay" and not as_json) as on_fragment:
-        run = Verification(replace(wanted, on_fragment=on_fragment))
+    with bar() as shown:
+        if wanted.level == "replay" and not as_json:
+            count = shown.counting("replaying fragments", 0)
+            wanted = replace(wanted, on_fragment=lambda: count(1))
+        run = Verification(wanted)
         answers = list(run.answers())
     last = verdict_of(answers)
     if as_json:
@@ -113,17 +116,14 @@ def _level(level: str | None, archive: Path | None) -> Any:  # noqa: ANN401 - on
 
 
 def _federation(federation: str | None) -> str | None:
-    from tapestry.checkpoints.verify import FEWEST_DIGITS  # noqa: PLC0415
+    from tapestry.cli.ledgers import require_digits  # noqa: PLC0415
 
     if federation is not None and ":" in federation:
         raise ConfigError(
             f"--federation {federation}: that is a root fingerprint, compared at joining; give the "
             "identity, which `tapestry coordinator init` and every model card show"
         )
-    if federation is not None and len(federation) < FEWEST_DIGITS:
-        raise ConfigError(
-            f"--federation {federation}: give at least {FEWEST_DIGITS} digits of the identity"
-        )
+    require_digits(federation)
     return federation
 
 
@@ -140,20 +140,6 @@ def _head(head: str | None, sample: int) -> str:
     if not is_hash:
         raise ConfigError(f"--head {head}: not a root hash, which has 64 hex digits")
     return (head or "").lower()
-
-
-@contextmanager
-def _progress(*, is_shown: bool) -> Iterator[Callable[[], None]]:
-    """Count fragments on stderr while a person waits."""
-    if not (is_shown and sys.stderr.isatty()):
-        yield lambda: None
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replaying fragments", total=None)
-        yield lambda: progress.advance(task)
 
 
 def _table(run: Any, answers: list[Any], last: Any, *, is_pinned: bool) -> dict[str, Any]:  # noqa: ANN401
@@ -200,9 +186,3 @@ def _tell(run: Any, answers: list[Any], last: Any, *, is_pinned: bool) -> None: 
     if not is_pinned:
         typer.echo("      compare it with what the federation makes known, or")
         typer.echo(f"      add --federation {identity[:16]}")
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
-    return folder

@@ -96,7 +96,7 @@ class LedgerFolder:
         Raises:
             UntrustedError: It is missing, another ledger's, or altered.
         """
-        data = _read(self.head_file, at_most=MAX_NOTE_BYTES)
+        data = read_at_most(self.head_file, at_most=MAX_NOTE_BYTES)
         return open_head(data, origin=origin, public_key=public_key, what=str(self.head_file))
 
     def read(self, *, origin: str, public_key: bytes) -> StoredLedger:
@@ -110,7 +110,7 @@ class LedgerFolder:
         for level, number, width in widths(head.head.size):
             if level == 0:
                 path = self.path / tile_path(ENTRIES, number, width)
-                found = read_bundle(_read(path, at_most=_MAX_BUNDLE_BYTES), what=str(path))
+                found = read_bundle(read_at_most(path, at_most=_MAX_BUNDLE_BYTES), what=str(path))
                 if len(found) != width:
                     raise UntrustedError(f"{path}: {len(found)} entries, expected {width}")
                 entries += found
@@ -130,7 +130,7 @@ class LedgerFolder:
             UntrustedError: The file is missing or damaged.
         """
         path = self.path / tile_path(ENTRIES, number)
-        return read_bundle(_read(path, at_most=_MAX_BUNDLE_BYTES), what=str(path))
+        return read_bundle(read_at_most(path, at_most=_MAX_BUNDLE_BYTES), what=str(path))
 
     def forget_tiles(self) -> None:
         """Remove everything but the head, to be written again."""
@@ -145,7 +145,9 @@ class LedgerFolder:
         count = 0
         for level, number, width in widths(stored.head.head.size):
             path = self.path / tile_path(level, number, width)
-            if _read(path, at_most=_MAX_BUNDLE_BYTES) != tile(stored.tree, level, number, width):
+            if read_at_most(path, at_most=_MAX_BUNDLE_BYTES) != tile(
+                stored.tree, level, number, width
+            ):
                 raise UntrustedError(f"{path}: not the digests of the entries below it")
             count += 1
         return count
@@ -165,7 +167,12 @@ def _bundle_of(entries: Callable[[int, int], Sequence[bytes]], begin: int, end: 
     return bundle(entries(begin, end))
 
 
-def _read(path: Path, *, at_most: int) -> bytes:
+def read_at_most(path: Path, *, at_most: int) -> bytes:
+    """Return what is in a file.
+
+    Raises:
+        UntrustedError: It cannot be read, or is longer.
+    """
     try:
         if path.stat().st_size > at_most:
             raise UntrustedError(f"{path}: larger than {at_most:,} bytes")

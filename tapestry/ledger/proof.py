@@ -23,7 +23,7 @@ PROOF_FILE = "tapestry/ledger.json"
 """Name in a checkpoint's folder."""
 
 _VERSION = 1
-_MAX_BYTES = 2 * MAX_NOTE_BYTES + 64 * 1024
+MAX_PROOF_BYTES = 2 * MAX_NOTE_BYTES + 64 * 1024
 _MOST_STEPS = 64
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -116,8 +116,10 @@ def verify_ledger_proof(
 
 
 def _parsed(data: bytes, *, what: str) -> tuple[int, bytes, list[bytes], str]:
-    if len(data) > _MAX_BYTES:
-        raise UntrustedError(f"{what}: {len(data):,} bytes, a proof has at most {_MAX_BYTES:,}")
+    if len(data) > MAX_PROOF_BYTES:
+        raise UntrustedError(
+            f"{what}: {len(data):,} bytes, a proof has at most {MAX_PROOF_BYTES:,}"
+        )
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:

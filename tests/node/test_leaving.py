@@ -304,6 +304,7 @@ def test_the_end_of_a_long_lineage_is_read_without_the_rest(tmp_path: Path) -> N
     file.replace([sign("test", f"{n}".encode() * 500, key) for n in range(200)])
     assert file.tail(20) == file.read()[-20:]
     assert file.tail(1000) == file.read()
+    assert file.first() == file.read()[0]
 
 
 # Island mode
