@@ -18,7 +18,7 @@ from typing import Any
 
 from tapestry.errors import ConfigError
 from tapestry_finetune.rows.faults import nearest, quoted
-from tapestry_finetune.rows.kinds import Kind
+from tapestry_finetune.rows.kinds import ROLES, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Reading:
     """Names of fields in the files, for ours."""
 
     def __post_init__(self) -> None:
-        """Refuse a shape or a field that is none.
+        """Refuse a shape, a field or a role that is none.
 
         Raises:
             ConfigError: With the nearest that there is.
@@ -95,6 +95,12 @@ class Reading:
                     f"columns: {theirs} = {quoted(ours)}: no such field; did you mean "
                     f"{nearest(ours, FIELDS)}? Write the file's name first: "
                     '{ question = "prompt" }'
+                )
+        for theirs, ours in (self.roles or {}).items():
+            if ours not in ROLES:
+                raise ConfigError(
+                    f"roles: {theirs} = {quoted(ours)}: no such role; did you mean "
+                    f'{nearest(ours, ROLES)}? Write the file\'s name first: {{ bot = "assistant" }}'
                 )
 
 
