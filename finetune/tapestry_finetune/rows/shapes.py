@@ -5,7 +5,7 @@
 | messages          | `messages`: a list of `role` and `content`                         |
 | sharegpt          | `conversations`: a list of `from` and `value`; perhaps `system`    |
 | alpaca            | `instruction`, `output`; perhaps `input`, `system`, `history`      |
-| prompt-completion | `prompt`, `completion`: text, or messages; perhaps `system`        |
+| prompt            | `prompt`, `completion`: text, or messages; perhaps `system`        |
 | pairs             | `chosen`, `rejected`, and `prompt` unless it stands in both        |
 | thumbs            | `prompt`, `completion`, `label` (true or false, good or bad, 1, 0) |
 | text              | `text`                                                             |
@@ -44,7 +44,7 @@ SHAPES = {
             "alpaca", "Alpaca", "chat", ("instruction", "output"), ("input", "system", "history"),
         ),
         Shape(
-            "prompt-completion", "prompt and completion", "chat", ("prompt", "completion"),
+            "prompt", "prompt and completion", "chat", ("prompt", "completion"),
             ("system",),
         ),
         Shape("text", "text", "text", ("text",)),
