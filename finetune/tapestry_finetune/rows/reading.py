@@ -16,6 +16,7 @@ from tapestry.storage.atomic import replacing
 from tapestry_finetune.rows.converting import to_row
 from tapestry_finetune.rows.faults import Fault, RowFaults
 from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, Row, ThumbRow
+from tapestry_finetune.rows.lines import cannot_be_read
 from tapestry_finetune.rows.records import SUFFIXES, TABLES, BadRecord, Record, records
 from tapestry_finetune.rows.shapes import (
     LICENCE_FIELDS,
@@ -209,6 +210,13 @@ class _Reader:
 
     def read(self, path: Path, top: Path) -> FileRows | None:
         """Read one file below `top`; None: nothing in it is of use."""
+        try:
+            return self._read(path, top)
+        except OSError as error:  # gone, or closed to us, since it was listed
+            self.faults.append(cannot_be_read(str(path), 0, error))
+            return None
+
+    def _read(self, path: Path, top: Path) -> FileRows | None:
         name = str(path)
         found = records(path, name, on_done=self._tell)
         head = list(islice(found, _LOOKED_AT))
