@@ -211,6 +211,11 @@ def test_compressed_files(
     assert [row.origin.line for row in read(file).rows] == lines
 
 
+def test_empty_lines_of_tables_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion,note\n\nq,a,\n,,\n , ,\nr,b,c\n")
+    assert [row.origin.line for row in read(tmp_path).rows] == [3, 6]
+
+
 def test_messages_in_the_cells_of_tables(tmp_path: Path) -> None:
     cell = json.dumps(MESSAGES).replace('"', '""')
     (tmp_path / "a.csv").write_text(f'messages\n"{cell}"\n')

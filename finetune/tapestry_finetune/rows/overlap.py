@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tapestry.data.files import list_files
-from tapestry_finetune.rows.faults import RowFaults
+from tapestry_finetune.rows.faults import Fault, RowFaults
 from tapestry_finetune.rows.kinds import Row, row_text
-from tapestry_finetune.rows.records import SUFFIXES, BadRecord, records
+from tapestry_finetune.rows.records import SUFFIXES, TOO_DEEP, BadRecord, records
 
 SHARED_LETTERS = 60
 
@@ -85,7 +85,10 @@ def evaluation_items(paths: Sequence[Path]) -> tuple[int, list[Item]]:
             if isinstance(one, BadRecord):
                 raise RowFaults([one.fault], rows=count)
             count += 1
-            texts = map(plain, _strings(one.fields))
+            try:
+                texts = [plain(text) for text in _strings(one.fields)]
+            except RecursionError:
+                raise RowFaults([Fault(str(file), one.line, TOO_DEEP)], rows=count) from None
             items += [Item(f"{file}:{one.line}", text) for text in texts if len(text) >= _ANCHOR]
     return count, items
 

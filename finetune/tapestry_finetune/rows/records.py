@@ -35,6 +35,7 @@ from tapestry_finetune.rows.lines import (
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 TABLES = (".csv", ".tsv", ".parquet")
+TOO_DEEP = "lists and objects nested too deep: no row needs that"
 
 _LONGEST_JSON_BYTES = 2**30
 _BLOCK_CHARACTERS = 2**20
@@ -142,8 +143,7 @@ def _not_json(error: Exception, *, of_line: bool) -> str:
         return f"not JSON {where}: {error.msg}"
     if isinstance(error, _TwiceError):
         return str(error)
-    deep = "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
-    return f"not JSON: {deep}"
+    return TOO_DEEP if isinstance(error, RecursionError) else f"not JSON: {str(error)[:100]}"
 
 
 def _json_hint(text: str) -> str:
@@ -236,13 +236,13 @@ def _table(file: DecodedFile, name: str, delimiter: str) -> Found:
         elif wrong:
             for number, what in wrong:
                 yield BadRecord(Fault(name, number, what), fields)
-        elif fields and len(fields) != len(columns):
+        elif any(map(str.strip, fields)) and len(fields) != len(columns):
             what = (
                 f"{len(fields)} fields where the header names {len(columns)}: "
                 "put a field that has the delimiter or a line end in it between double quotes"
             )
             yield BadRecord(Fault(name, begin, what), fields)
-        elif fields:
+        elif any(map(str.strip, fields)):
             yield Record(begin, dict(zip(columns, fields, strict=True)))
         begin = reader.line_num + 1
 
@@ -268,6 +268,8 @@ def _parting(header: str) -> str:
 def _not_csv(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
         return "a double quote opens a field here and none closes it before the file ends"
+    if "new-line character" in str(error):
+        return "a line end of old Macs (CR): save the file with the usual line ends"
     return f"not CSV: {error}; write a double quote inside a field twice"
 
 

@@ -155,6 +155,9 @@ def shape_of_most(rows: Sequence[dict[str, Any]]) -> Shape | None:
 
 def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
     """Return what to say of a file whose shape nobody can tell."""
+    wraps = next((key for row in rows for key, value in row.items() if _are_rows(value)), None)
+    if len(rows) == 1 and wraps is not None:
+        return f"the rows are inside the field {quoted(str(wraps))}: save that list alone"
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     has = ", ".join(map(quoted, names[:8])) or "nothing"
     known = "; ".join(" + ".join(shape.needs) for shape in SHAPES.values())
@@ -165,3 +168,7 @@ def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
         else f"rows of no known shape (fields: {has}). Rename fields"
     )
     return f'{first}, or map names: columns = {{ theirs = "ours" }}. Known are {known}'
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
