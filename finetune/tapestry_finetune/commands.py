@@ -8,6 +8,7 @@ import typer
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_finetune import recipe_commands
 from tapestry_finetune.doctor_commands import doctor
 
 app = typer.Typer(
@@ -17,6 +18,12 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(doctor)
+
+
+app.command()(recipe_commands.init)
+app.command()(recipe_commands.plan)
+app.command()(recipe_commands.run)
+app.command()(recipe_commands.verify)
 
 
 @app.command()
