@@ -1,16 +1,15 @@
 """`tapestry finetune charter ...`: parse, call, render."""
 
 import json
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tapestry.cli.bars import bar
 from tapestry.errors import ConfigError
+from tapestry_finetune.charter.collect_commands import collect
 
 app = typer.Typer(
     help="Your community's values in one file: write it, check it, collect choices, score models.",
@@ -121,17 +120,31 @@ def score(
 
     Example: tapestry finetune charter score charter.toml published/round-000020 --bundle mine
     """
-    from tapestry_finetune.charter.scoring_commands import scored  # noqa: PLC0415
+    from tapestry_finetune.charter.models import Chosen  # noqa: PLC0415
+    from tapestry_finetune.charter.settings import load_charter  # noqa: PLC0415
+    from tapestry_finetune.charter.speakers import score_chosen  # noqa: PLC0415
 
+    read = load_charter(charter)
+    chosen = Chosen(base, bundle, federation, device, is_unverified=unverified)
     with bar() as shown:
-        told = scored(
-            charter,
-            base,
-            bundle=bundle,
+        found = score_chosen(
+            read,
+            chosen,
             with_prompt=with_prompt,
-            federation=federation,
-            unverified=unverified,
-            device=device,
             seed=seed,
             on_progress=lambda done, of: shown.show("scoring", done, of, unit="pairs"),
         )
+    if as_json:
+        told = {"charter": read.digest, "with_prompt": with_prompt, **found.as_json()}
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        return
+    typer.echo(f"{'':<24} pairs  kept per token   95 %          raw    margin (nats/token)")
+    for name, share in {"all": found.overall, **found.by_principle}.items():
+        low, high = share.token_interval
+        kept = f"{share.token_accuracy:>14.0%}   {low:>4.0%} - {high:<4.0%}"
+        rest = f"{share.raw_accuracy:>6.0%}  {share.token_margin:>+8.3f}"
+        typer.echo(f"{name:<24} {share.pairs:>5}  {kept}  {rest}")
+    typer.echo(f"by the principles' weights: {found.weighted_accuracy:.0%}")
+
+
+app.command()(collect)

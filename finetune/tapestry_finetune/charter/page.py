@@ -33,6 +33,7 @@ _STYLE = """
   font: inherit; color: var(--text); background: var(--card); padding: .7rem .8rem;
   border: 1px solid var(--muted); border-radius: 8px;
 }
+.choosing label { display: grid; gap: .35rem; }
 .choosing .quiet { border: 0; background: none; color: var(--muted); padding-inline: 0; }
 .choosing .problem { color: var(--bad); }
 .choosing .problem:empty { display: none; }

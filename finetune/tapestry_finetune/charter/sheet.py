@@ -24,7 +24,8 @@ h1 { font-size: 16pt; margin: 0 0 .25rem; } p { margin: 0; }
 .question { break-inside: avoid; border-top: 2px solid #000; padding: .8rem 0 1.2rem; }
 .asked { font-weight: 600; white-space: pre-wrap; margin-bottom: .6rem; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-.answer { border: 1px solid #555; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.answer { border: 1px solid #555; padding: .6rem; overflow-wrap: anywhere; }
+.answer p { white-space: pre-wrap; }
 .boxes { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; margin-top: .7rem; }
 .box::before { content: "\\2610"; margin-inline-end: .35em; }
 ol { margin: .4rem 0 1rem; padding-inline-start: 1.6rem; }
@@ -54,7 +55,7 @@ def render_sheet(charter: Charter, choices: Choices) -> str:
 def _question(charter: Charter, choices: Choices, number: int, question: Question) -> Markup:
     labels = charter.labels
     answers = [
-        tag("div", tag("strong", f"{name} "), tag("bdi", text), class_="answer", dir="auto")
+        tag("div", tag("strong", name), tag("p", text, dir="auto"), class_="answer")
         for name, text in zip("AB", choices.shown(question, ON_PAPER), strict=True)
     ]
     because = tag("span", f"{labels.because} ____", dir="auto")
@@ -64,7 +65,8 @@ def _question(charter: Charter, choices: Choices, number: int, question: Questio
     ]
     return tag(
         "div",
-        tag("p", f"{number}. ", tag("bdi", question.prompt), class_="asked", dir="auto"),
+        tag("strong", f"{number}."),
+        tag("p", question.prompt, class_="asked", dir="auto"),
         tag("div", *answers, class_="two"),
         tag("p", *boxes, because, class_="boxes"),
         class_="question",
