@@ -72,7 +72,9 @@ def adapt(module: Any, method: TrainedMethod, *, rank: int, seed: int) -> Adapte
     """
     torch.manual_seed(seed)
     if method == "full":
-        return Adapted(module=module.requires_grad_(True), plain=module, method=method)
+        return Adapted(
+            module=module.requires_grad_(requires_grad=True), plain=module, method=method
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
@@ -84,7 +86,7 @@ def adapt(module: Any, method: TrainedMethod, *, rank: int, seed: int) -> Adapte
         wrapped = get_peft_model(module, config)
     if method == "lora+embeddings":
         for layer in embeddings_of(module):
-            layer.weight.requires_grad_(True)
+            layer.weight.requires_grad_(requires_grad=True)
     return Adapted(module=wrapped, plain=module, method=method)
 
 

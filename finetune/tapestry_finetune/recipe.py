@@ -46,9 +46,9 @@ class DataTable(Settings):
     """Better and worse answers, or thumbs, for the stage values."""
     shape: str = ""
     """Of the rows, if it is not recognized: messages, sharegpt, alpaca, prompt, pairs, thumbs."""
-    roles: dict[str, str] = {}
+    roles: dict[str, str] = Field(default={})
     """What roles of yours mean, such as { bot = "assistant" }."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """What columns of yours mean, such as { question = "prompt" }."""
     licence: str = "undeclared"
     """Of the files above; goes into the lineage."""

@@ -95,6 +95,7 @@ def train_stage(
     tokenizer: Any,  # noqa: ANN401 - transformers is not typed
     examples: Examples,
     settings: StageSettings,
+    *,
     folder: Path,
     watch: Watch,
 ) -> Trained:
@@ -119,7 +120,9 @@ def train_stage(
         adapted.save_state(start)
     while True:
         try:
-            return _train(adapted, tokenizer, examples, settings, micro, folder, watch)
+            return _train(
+                adapted, tokenizer, examples, settings, micro=micro, folder=folder, watch=watch
+            )
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -138,13 +141,14 @@ def _train(
     tokenizer: Any,  # noqa: ANN401
     examples: Examples,
     settings: StageSettings,
+    *,
     micro: int,
     folder: Path,
     watch: Watch,
 ) -> Trained:
     keeper = _Keeper(folder, watch, settings)
     with quiet():
-        trainer = _trainer(adapted, tokenizer, examples, settings, micro, folder, keeper)
+        trainer = _trainer(adapted, tokenizer, examples, settings, micro=micro, keeper=keeper)
         trainer.remove_callback(PrinterCallback)
         found = _newest_whole(folder)
         try:
@@ -183,11 +187,11 @@ def _trainer(
     tokenizer: Any,  # noqa: ANN401
     examples: Examples,
     settings: StageSettings,
+    *,
     micro: int,
-    folder: Path,
     keeper: "_Keeper",
 ) -> Any:  # noqa: ANN401
-    common = _common(settings, micro, folder)
+    common = _common(settings, micro, keeper.folder)
     given: dict[str, Any] = {
         "model": adapted.module,
         "train_dataset": examples.dataset(),
