@@ -81,7 +81,8 @@ OPTIONS = {
     "ledger verify": ["FOLDER", "--federation", "--json"],
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
-    "finetune": ["language", "sample"],
+    "finetune": ["eval", "language", "sample"],
+    "finetune eval": ["BUNDLE", "--base", "--suites", "--out", "--lm-eval", "--json"],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
         *("--federation", "--device", "--seed"),

@@ -198,7 +198,10 @@ def _languages(material: Material, answers: Sequence[str]) -> list[Series]:
     for language in sorted(set(languages) - {""}):
         at = [number for number, one in enumerate(languages) if one == language]
         scripts = material.scripts(language)
-        counts = [lines_in_language(answers[number], language, scripts=scripts) for number in at]
+        counts = [
+            lines_in_language(answers[number], language, scripts=scripts, grams=grams)
+            for number in at
+        ]
         made += sliced(
             "language",
             language,
