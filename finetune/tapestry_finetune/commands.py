@@ -5,6 +5,7 @@ import typer
 from tapestry_finetune import language_commands, recipe_commands
 from tapestry_finetune.charter.commands import app as charter_app
 from tapestry_finetune.doctor_commands import doctor
+from tapestry_finetune.evaluation.commands import evaluate
 
 app = typer.Typer(
     help="Turn a consensus checkpoint into a model of your own language.",
@@ -18,5 +19,6 @@ app.command()(recipe_commands.init)
 app.command()(recipe_commands.plan)
 app.command()(recipe_commands.run)
 app.command()(recipe_commands.verify)
+app.command("eval")(evaluate)
 app.command()(language_commands.language)
 app.command()(language_commands.sample)
