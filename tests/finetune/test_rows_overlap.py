@@ -52,9 +52,10 @@ def test_a_question_that_stands_in_the_data_is_named(tmp_path: Path) -> None:
 def test_a_short_text_has_leaked_only_as_a_whole(tmp_path: Path) -> None:
     short = "Who dammed the river above the town?"
     texts = ["who dammed the river, ABOVE the town", "Who dammed the river above the mill?"]
-    assert [leak.training for leak in compared(tmp_path, texts, {"text": short}).leaks] == [
-        "train.txt:1"
-    ]
+    others = [{"text": noise(seed, 25)} for seed in range(40)]
+    for items in ([{"text": short}], [{"text": short}, *others]):
+        found = compared(tmp_path, texts, *items)
+        assert [leak.training for leak in found.leaks] == ["train.txt:1"]
 
 
 def test_what_is_too_short_is_not_compared_and_said(tmp_path: Path) -> None:
@@ -78,14 +79,16 @@ def test_texts_inside_lists_and_tables_are_compared(tmp_path: Path) -> None:
     before=st.integers(0, 90),
     shared=st.integers(SHARED_LETTERS - 1, 3 * SHARED_LETTERS),
     at=st.integers(0, 90),
+    others=st.sampled_from([0, 40]),
 )
 def test_a_run_is_found_wherever_it_stands_and_only_if_it_is_long_enough(
-    tmp_path_factory: pytest.TempPathFactory, before: int, shared: int, at: int
+    tmp_path_factory: pytest.TempPathFactory, before: int, shared: int, at: int, others: int
 ) -> None:
     run = noise(1, shared)
     text = f"{noise(2, before).replace(run[0], '')}A{run}B{noise(3, 70)}"
     item = f"{noise(4, at)}C{run}D{noise(5, 70)}"
-    found = compared(tmp_path_factory.mktemp("any"), [text], {"text": item})
+    others = [{"text": noise(seed, 25)} for seed in range(10, 10 + others)]
+    found = compared(tmp_path_factory.mktemp("any"), [text], {"text": item}, *others)
     assert bool(found.leaks) == (shared >= SHARED_LETTERS)
     if found.leaks:
         letters = sum(letter.isalnum() for letter in item)
