@@ -53,6 +53,8 @@ class Made:
     stages: tuple[StageRecord, ...]
     extension: Extension | None
     made_at: float
+    tokenizer_from: Path | None = None
+    """A bundle whose own tokenizer is taken over, if it has one."""
     parent: str | None = None
     carried_by: str = ""
 
@@ -71,10 +73,11 @@ def write_candidate(target: Path, made: Made, adapted: Adapted, key: Ed25519Priv
 def fill_beside(folder: Path, made: Made) -> None:
     """Write what is beside the weights: template, tokenizer, charter, recipe."""
     (folder / TEMPLATE_FILE).write_text(made.base.template(), encoding="utf-8")
-    if made.extension is not None:
+    source = made.extension.folder if made.extension is not None else made.tokenizer_from
+    if source is not None and (source / "tokenizer.json").is_file():
         for name in _TOKENIZER_FILES:
-            if (made.extension.folder / name).is_file():
-                shutil.copyfile(made.extension.folder / name, folder / name)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     if made.recipe.model.charter:
         shutil.copyfile(beside(made.where, made.recipe.model.charter), folder / CHARTER_FILE)
     text = json.dumps(made.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)
