@@ -282,6 +282,14 @@ MALFORMED = {
         json.dumps({"version": 1, "data": [GOOD, GOOD]}).encode(),
         [(0, 'the rows are inside the field "data": save that list alone')],
     ),
+    "a field that no row has": (
+        "a.csv",
+        b"instruction,input,answer_text\nq,,a\nr,,b\n",
+        [
+            (1, 'looks like Alpaca, but there is no field "output" (there are: "instruction", '),
+            (1, '"input", "answer_text"). Rename, or map names: columns = { theirs = "ours" }'),
+        ],
+    ),
     "no known shape": (
         "a.jsonl",
         lines({"title": "x", "body": "y"}),

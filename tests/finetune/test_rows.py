@@ -50,6 +50,7 @@ CHATS = {
         {"messages": [MESSAGES[0] | {"content": [{"type": "text", "text": "q"}]}, MESSAGES[1]]},
         turns("q", "a"),
     ),
+    "a bare list of turns": (MESSAGES, turns("q", "a")),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         turns("q", "a"),

@@ -34,7 +34,7 @@ from tapestry_finetune.rows.lines import (
 )
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv")
 TOO_DEEP = "lists and objects nested too deep: no row needs that"
 
 _LONGEST_JSON_BYTES = 2**30
@@ -129,12 +129,22 @@ def _json_line(line: Line, name: str) -> Record | BadRecord:
     except (ValueError, RecursionError) as error:
         what = f"{_not_json(error, of_line=True)}{_json_hint(line.text)}"
         return BadRecord(Fault(name, line.number, what), line.text)
-    if isinstance(value, dict):
-        return Record(line.number, value)
+    if (fields := _fields(value)) is not None:
+        return Record(line.number, fields)
     what = f"{named_type(value)} where an object is expected; each line must look like "
     hint = "; is the file one JSON list? Then give its name the ending .json"
     what += f'{{"messages": [...]}}{hint if isinstance(value, list) else ""}'
     return BadRecord(Fault(name, line.number, what), value)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:  # noqa: ANN401 - as JSON holds it
+    """Return the fields of a row; a bare list of turns is taken for its messages."""
+    if isinstance(value, dict):
+        return value
+    is_turns = isinstance(value, list) and all(
+        isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
+    )
+    return {"messages": value} if is_turns and value else None
 
 
 def _not_json(error: Exception, *, of_line: bool) -> str:
@@ -182,8 +192,8 @@ def _json_values(file: DecodedFile, name: str) -> Found:
             what = f"{_not_json(error, of_line=False)}; what follows cannot be read"
             yield BadRecord(Fault(name, line_number, what, is_of_row=False))
             return
-        if isinstance(value, dict):
-            yield Record(line_number, value)
+        if (fields := _fields(value)) is not None:
+            yield Record(line_number, fields)
         else:
             what = f"{named_type(value)} where an object with the fields of a row is expected"
             yield BadRecord(Fault(name, line_number, what), value)
