@@ -42,10 +42,15 @@ def read(path: Path, **options: Any) -> Rows:
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SYSTEM = {"role": "system", "content": "s"}
+TOOLS = [{"role": "tool", "content": "t"}, {"role": "tool", "content": "u"}]
 
 CHATS = {
     "messages": ({"messages": MESSAGES}, turns("q", "a")),
     "system among messages": ({"messages": [SYSTEM, *MESSAGES]}, turns("q", "a", system="s")),
+    "tools that answer": (
+        {"messages": [*MESSAGES, *TOOLS, MESSAGES[1]]},
+        (*MESSAGES, *TOOLS, MESSAGES[1]),
+    ),
     "text in parts": (
         {"messages": [MESSAGES[0] | {"content": [{"type": "text", "text": "q"}]}, MESSAGES[1]]},
         turns("q", "a"),
