@@ -157,7 +157,11 @@ def suites_of(made: Made, folder: Path) -> Suites:
     prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
     if asked.prompts is None and prompts:
         path = folder / "prompts.jsonl"
-        shown = [json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts[:_MOST_PROMPTS]]
+        spoken = {"language": main} if main else {}
+        shown = [
+            json.dumps({"prompt": prompt, **spoken}, ensure_ascii=False)
+            for prompt in prompts[:_MOST_PROMPTS]
+        ]
         path.write_text("\n".join(shown) + "\n", encoding="utf-8")
         changed["prompts"] = path
     return asked.model_copy(update=changed)
