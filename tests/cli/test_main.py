@@ -83,17 +83,6 @@ OPTIONS = {
     "ledger evidence": ["--genesis", "--federation", "--json"],
     "finetune": ["language", "sample", "charter"],
     "finetune charter": ["new", "lint", "render", "score", "collect"],
-    "finetune charter new": ["FILE", "--language"],
-    "finetune charter lint": ["CHARTER", "--json"],
-    "finetune charter render": ["CHARTER"],
-    "finetune charter score": [
-        *("CHARTER", "BASE", "--bundle", "--with-prompt", "--federation", "--unverified"),
-        *("--device", "--seed", "--json"),
-    ],
-    "finetune charter collect": [
-        *("CHARTER", "--out", "--answers", "--prompts", "--base", "--bundle", "--sheet", "--enter"),
-        *("--port", "--federation", "--unverified", "--device", "--seed", "--json"),
-    ],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
         *("--federation", "--device", "--seed"),
