@@ -77,6 +77,7 @@ def fold_cluster(cluster: str) -> str:
     return kept.replace("\u0131", "i").replace("i\u0307", "i")
 
 
+@lru_cache(maxsize=2**16)
 def is_letter(character: str) -> bool:
     """Whether a folded character is part of a word that blanks set apart."""
     return (

@@ -177,12 +177,13 @@ def _of_topics(charter: Charter) -> Iterator[Finding]:
     texts = [text for case in charter.case for text in _texts_of(case)]
     for protected in charter.protected:
         where = f"protected {protected.topic!r}"
-        for name, node in expressions(protected.terms, protected.patterns):
-            wide = too_wide(node, texts)
+        said = list(expressions(protected.terms, protected.patterns))
+        wide = too_wide([node for _name, node in said], texts)
+        for number, (name, node) in enumerate(said):
             if not can_match(node):
                 yield Finding("error", where, f"{name} matches nothing: no text is as it asks")
-            elif wide:
-                yield Finding("error", where, f"{name} matches too much: {wide}")
+            elif number in wide:
+                yield Finding("error", where, f"{name} matches too much: {wide[number]}")
         missed = _missed(protected)
         for number in missed:
             yield Finding(
