@@ -12,11 +12,12 @@ import torch
 from tapestry.cli.main import main
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
-from tapestry_finetune.charter.cases import held_out_pairs
+from tapestry_finetune.charter.cases import HeldOutPair, held_out_pairs
 from tapestry_finetune.charter.judge import PairScore, score_charter, summed_up
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.questions import read_questions
 from tapestry_finetune.charter.settings import Charter, load_charter
+from tapestry_finetune.dialogue import encode_masked
 from tapestry_finetune.voices import Voice
 from tests.finetune.charters import SECRET, table, written
 from tests.finetune.tiny_assistant import COLOURS, THINGS, make_tiny_base, one_thread, voice_of
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
     with one_thread():
-        yield make_tiny_base(tmp_path_factory.mktemp("judge") / "base")
+        yield make_tiny_base(tmp_path_factory.mktemp("judge") / "base", steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +91,41 @@ def test_margins_are_those_of_an_independent_walk(
         assert score.token_margin == pytest.approx(good / good_tokens - bad / bad_tokens, abs=1e-4)
 
 
-def test_a_model_that_was_taught_the_good_answers_keeps_the_charter(
+def taught(base: Base, pairs: list[HeldOutPair], *, steps: int) -> Voice:
+    """Return the tiny model after steps towards the good answers and away from the bad ones."""
+    voice = voice_of(base)
+    optimizer = torch.optim.AdamW(voice.module.parameters(), lr=1e-3)
+
+    def loss(pair: HeldOutPair, answer: str) -> torch.Tensor:
+        ids, learnt = encode_masked(
+            voice.tokenizer, [*pair.prompt, {"role": "assistant", "content": answer}]
+        )
+        labels = [token if own else -100 for token, own in zip(ids, learnt, strict=True)]
+        return voice.module(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+
+    for _step in range(steps):
+        for pair in pairs:
+            torch.nn.functional.softplus(
+                loss(pair, pair.chosen) - loss(pair, pair.rejected)
+            ).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return voice
+
+
+def test_a_model_that_is_taught_the_good_answers_keeps_the_charter(
     base: Base, charter: Charter
 ) -> None:
     pairs = held_out_pairs(charter)
-    taught = score_charter(voice_of(base), pairs)
-    assert taught.overall.token_accuracy > 0.6
-    assert taught.overall.token_margin > 0.03
+    before = score_charter(voice_of(base), pairs).overall
+    voice = taught(base, pairs, steps=15)
+    after = score_charter(voice, pairs).overall
+    assert after.token_margin > before.token_margin + 0.1
+    assert after.token_accuracy == 1.0
     contrary = [dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) for p in pairs]
-    turned = score_charter(voice_of(base), contrary)
-    assert turned.overall.token_accuracy == pytest.approx(1 - taught.overall.token_accuracy)
-    assert turned.overall.raw_margin == pytest.approx(-taught.overall.raw_margin, rel=1e-4)
+    turned = score_charter(voice, contrary).overall
+    assert turned.token_accuracy == 0.0
+    assert turned.raw_margin == pytest.approx(-after.raw_margin, rel=1e-4)
 
 
 def test_the_command_scores_and_tells_it_as_json(
