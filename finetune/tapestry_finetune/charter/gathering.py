@@ -86,6 +86,8 @@ def print_sheet(charter: Charter, choices: Choices, path: Path) -> None:
 
 def enter_choices(charter: Charter, choices: Choices, name: str) -> None:
     """Take what `name` ticked on a sheet, from a terminal or a pipe."""
+    marked = f"sheets marked {choices.mark}; if the paper has another mark, stop: its order differs"
+    typer.echo(marked, err=True)
     if sys.stdin.isatty():
         typer.echo(HOW, err=True)
     kept = enter_sheet(
