@@ -46,13 +46,13 @@ def questions_made(
     charter: Charter, out: Path, prompts: Path, chosen: Chosen, seed: int
 ) -> list[Question]:
     """Return the questions that models answered, now or in an earlier run."""
-    from tapestry_finetune.charter.speakers import answer_twice  # noqa: PLC0415
-
     path = _kept_questions(out)
     if path.exists():
         typer.echo(f"going on with the answers in {path}; remove it to have new ones", err=True)
         return read_questions(path)
     asked = read_prompts(prompts)
+    from tapestry_finetune.charter.speakers import answer_twice  # noqa: PLC0415 - imports torch
+
     with bar() as shown:
         made = answer_twice(
             charter,
