@@ -8,6 +8,7 @@ import typer
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_finetune.doctor_commands import doctor
 from tapestry_finetune.evaluation.commands import evaluate
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("eval")(evaluate)
+app.command()(doctor)
 
 
 @app.command()

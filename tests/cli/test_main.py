@@ -81,8 +81,12 @@ OPTIONS = {
     "ledger verify": ["FOLDER", "--federation", "--json"],
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
-    "finetune": ["eval", "language", "sample"],
     "finetune eval": ["BUNDLE", "--base", "--suites", "--out", "--lm-eval", "--json"],
+    "finetune": ["doctor", "eval", "language", "sample"],
+    "finetune doctor": [
+        *("DATA", "--base", "--evaluation", "--declared-language", "--shape", "--role"),
+        *("--column", "--skip-bad", "--unverified", "--json"),
+    ],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
         *("--federation", "--device", "--seed"),

@@ -22,6 +22,7 @@ from tapestry_finetune.evaluation.bits import bits_of, pieces
 from tapestry_finetune.evaluation.harness import require_harness, run_harness
 from tapestry_finetune.evaluation.items import read_suite
 from tapestry_finetune.evaluation.questions import measure_suite
+from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.evaluation.survey import (
     Behaviour,
     Survey,
@@ -207,8 +208,8 @@ def test_a_liking_for_an_option_stays_whatever_its_place() -> None:
 
 
 def test_the_survey_asks_ten_things_on_two_axes_in_three_wordings() -> None:
-    survey = load_asked(True, Survey, "survey")
-    behaviour = load_asked(True, Behaviour, "behaviour")
+    survey = load_asked(Suites(survey=True).survey, Survey, "survey")
+    behaviour = load_asked(Suites(behaviour=True).behaviour, Behaviour, "behaviour")
     assert survey is not None
     assert behaviour is not None
     assert len(survey.item) == len(behaviour.scenario) == 10

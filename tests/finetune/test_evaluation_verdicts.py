@@ -48,7 +48,7 @@ def test_a_figure_of_nothing_is_none() -> None:
 
 def test_slices_are_made_where_there_are_several() -> None:
     tags = [{"language": "eng", "domain": "law"}, {"language": "nld", "domain": "law"}, {}]
-    made = sliced("exact", "quiz", ["a", "b", "c"], [1.0, 0.0, 1.0], tags=tags[:2] + [tags[0]])
+    made = sliced("exact", "quiz", ["a", "b", "c"], [1.0, 0.0, 1.0], tags=[*tags[:2], tags[0]])
     assert [(one.slice, one.items) for one in made] == [
         ("quiz", ("a", "b", "c")),
         ("quiz, language eng", ("a", "c")),

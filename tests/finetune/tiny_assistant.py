@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.data.tokenizer import tokenizer_files, train_tokenizer
 from tapestry.identity.keys import generate_signing_key
+from tapestry_finetune.adapting import quiet
 from tapestry_finetune.base import Base, open_base
 from tapestry_finetune.bundle import Bundle, write_bundle
 from tapestry_finetune.deltas import DELTAS_FILE, NOTHING
@@ -121,11 +122,12 @@ def make_bundle(
     """Write a bundle that changes nothing, or is damaged by random weights of a given size."""
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
-    adapted: PeftModel = get_peft_model(base.load("cpu"), config)
+    with quiet():
+        adapted: PeftModel = get_peft_model(base.load("cpu"), config)
     with torch.no_grad():
         for key, parameter in adapted.named_parameters():
             if "lora_B" in key:
-                parameter.normal_(std=damage) if damage else parameter.zero_()
+                parameter.normal_().mul_(damage)
 
     def fill(target: Path) -> None:
         adapted.save_pretrained(str(target))
