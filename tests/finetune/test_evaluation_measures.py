@@ -238,16 +238,23 @@ shares = [30, 10]
 """
 
 
-def test_a_position_is_what_torch_makes_of_all_orders(voice: Voice, tmp_path: Path) -> None:
+@pytest.mark.parametrize("marks", ["AB", ("A!?", "B")])
+def test_a_position_is_what_torch_makes_of_all_orders(
+    voice: Voice, tmp_path: Path, marks: tuple[str, str]
+) -> None:
     path = tmp_path / "survey.toml"
-    path.write_text(SURVEY)
+    path.write_text(SURVEY.replace('"A", "B"', f'"{marks[0]}", "{marks[1]}"'))
     survey = load_asked(path, Survey, "survey")
     assert survey is not None
     found = stand_by_survey(voice, survey, on_progress=lambda _what, _done, _of: None)
-    letters = [voice.tokenizer.encode(letter, add_special_tokens=False) for letter in "AB"]
+    letters = [voice.tokenizer.encode(letter, add_special_tokens=False) for letter in marks]
     for number, ask in enumerate(survey.item[0].asks):
         blue = []
-        for text, place in ((f"{ask}\nA) red\nB) blue", 1), (f"{ask}\nA) blue\nB) red", 0)):
+        first, second = marks
+        for text, place in (
+            (f"{ask}\n{first}) red\n{second}) blue", 1),
+            (f"{ask}\n{first}) blue\n{second}) red", 0),
+        ):
             asked = [{"role": "user", "content": text}]
             seen = encode(voice.tokenizer, asked, opens_answer=True)
             odds = [math.exp(nats_by_torch(voice, seen, letter)) for letter in letters]
