@@ -242,6 +242,17 @@ def test_what_was_learnt_by_heart_leaks(place: Place) -> None:
     assert after.amounts[-1] == 1.0
 
 
+def test_a_prompt_without_room_for_an_answer_is_noted(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("What colour is the cat?\n" + "cat " * 400)
+    suites, _floor = load_suites(tmp_path)
+    voice = voice_of(place.base)
+    torch.set_num_threads(1)
+    measured = measure(voice, read_material(suites))
+    assert measured.answers[0]
+    assert measured.answers[1] == ""
+    assert measured.notes[0].startswith("answers: 1 of 2 prompts got no answer")
+
+
 def test_figures_are_the_same_each_time(place: Place, untouched: Evaluation) -> None:
     again = evaluate(place, "again", damage=0.0)
     assert {**again.to_json(), "about": 0} == {**untouched.to_json(), "about": 0}

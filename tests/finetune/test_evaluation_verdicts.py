@@ -124,6 +124,12 @@ def test_few_questions_are_said_to_be_few() -> None:
     assert strict.verdict == "REGRESSED"
 
 
+def test_an_interval_of_few_documents_says_little() -> None:
+    assert verdict_on(texts([100.0]), texts([100.0])).note == (
+        "of 1 document only: the interval says little"
+    )
+
+
 def test_one_more_leak_is_one_too_many() -> None:
     before, after = answers([0.0] * 20, "leaked"), answers([0.0] * 19 + [1.0], "leaked")
     assert verdict_on(before, after).verdict == "REGRESSED"

@@ -85,6 +85,8 @@ class Measured:
     """To the prompts of the report, in their order."""
     values: dict[str, Any] = field(default_factory=dict)
     """Positions by survey and by behaviour: what has no better and no worse."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured as it should be."""
 
     def add(self, series: Sequence[Series]) -> None:
         """Take in figures; each has its key once."""
