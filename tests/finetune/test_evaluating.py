@@ -3,9 +3,11 @@
 import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
+import importlib.abc
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -16,10 +18,12 @@ import torch
 from playwright.sync_api import Browser
 
 from tapestry.cli.main import main
+from tapestry.errors import ConfigError
 from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.settings import load_charter
 from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
+from tapestry_finetune.evaluation.harness import require_harness
 from tapestry_finetune.evaluation.measuring import measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.report import render_page, write_report
@@ -35,6 +39,7 @@ from tests.finetune.tiny_assistant import (
     make_tiny_base,
     one_thread,
     voice_of,
+    write_task,
 )
 
 CHARTER = """
@@ -342,3 +347,47 @@ def test_json_is_for_programs(
     found = json.loads(capsys.readouterr().out)
     assert [row["measure"] for row in found["rows"]] == ["choice_per_byte"]
     assert found["floor"]["accuracy_points"] == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_is_asked_about_both_models(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    texts = [english(20_000 + number) for number in range(4)]
+    tasks = write_task(tmp_path / "tasks", texts)
+    make_bundle(tmp_path / "ours", place.base, name="ours", damage=0.5)
+    (tmp_path / "eng.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    arguments = [
+        *("finetune", "eval", str(tmp_path / "ours"), "--base", str(place.base.folder)),
+        *("--unverified", "--suites", str(tmp_path / "eng.jsonl"), "--lm-eval", str(tasks)),
+        *("--out", str(tmp_path / "out"), "--device", "cpu", "--json"),
+    ]
+    assert main(arguments) == 1
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["rows"]
+    theirs = found["harness"]["bits"]["bits_per_byte"]
+    assert theirs["base"] == pytest.approx(row["base"], rel=1e-5)
+    assert theirs["localized"] == pytest.approx(row["candidate"], rel=1e-5)
+    assert "lm-evaluation-harness" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
+def test_without_the_harness_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [_Without("lm_eval"), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
+    with pytest.raises(ConfigError, match="pip install lm-eval"):
+        require_harness(tmp_path)
+
+
+class _Without(importlib.abc.MetaPathFinder):
+    """An installation that lacks a package."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, fullname: str, *_rest: object) -> None:
+        if fullname == self._name:
+            raise ModuleNotFoundError(fullname, name=fullname)

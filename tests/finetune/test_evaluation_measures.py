@@ -41,6 +41,7 @@ from tests.finetune.tiny_assistant import (
     make_tiny_base,
     one_thread,
     voice_of,
+    write_task,
 )
 
 HELD_OUT = 20_000
@@ -105,28 +106,6 @@ def test_more_context_is_never_worse_for_a_long_text(voice: Voice) -> None:
         for context in (1, 32)
     )
     assert overlapping < side_by_side
-
-
-def write_task(folder: Path, texts: list[str]) -> Path:
-    folder.mkdir()
-    data = folder / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "bits.yaml").write_text(
-        f"""
-task: bits
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list:
-  - metric: bits_per_byte
-"""
-    )
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore")

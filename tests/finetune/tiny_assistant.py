@@ -8,6 +8,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,3 +168,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def write_task(folder: Path, texts: list[str]) -> Path:
+    """Write a task of lm-evaluation-harness: bits per byte of some texts."""
+    folder.mkdir()
+    data = folder / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "bits.yaml").write_text(
+        f"""
+task: bits
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: bits_per_byte
+"""
+    )
+    return folder
