@@ -2,7 +2,7 @@
 
 import typer
 
-from tapestry_finetune import language_commands, recipe_commands
+from tapestry_finetune import language_commands, rebase_commands, recipe_commands
 from tapestry_finetune.charter.commands import app as charter_app
 from tapestry_finetune.doctor_commands import doctor
 from tapestry_finetune.evaluation.commands import evaluate
@@ -20,5 +20,6 @@ app.command()(recipe_commands.plan)
 app.command()(recipe_commands.run)
 app.command()(recipe_commands.verify)
 app.command("eval")(evaluate)
+app.command()(rebase_commands.rebase)
 app.command()(language_commands.language)
 app.command()(language_commands.sample)

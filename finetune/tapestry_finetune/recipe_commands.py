@@ -95,7 +95,7 @@ def plan(
     with bar() as shown:
         prepared = prepare(
             recipe,
-            Telling(say=said.append, on_reading=_reading(shown)),
+            Telling(say=said.append, on_reading=reading_on(shown)),
             unverified=unverified,
         )
         shown.show("measuring a few steps")
@@ -175,7 +175,7 @@ def run(
     target, work = out or beside / name, run_folder or beside / f"{name}-run"
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder with --out")
-    with bar() as shown, _stopping() as is_stopped:
+    with bar() as shown, stopping() as is_stopped:
 
         def on_step(stage: str, progress: Progress) -> None:
             note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
@@ -183,7 +183,7 @@ def run(
 
         telling = Telling(
             say=lambda sentence: typer.echo(printable(sentence), err=True),
-            on_reading=_reading(shown),
+            on_reading=reading_on(shown),
             on_step=on_step,
             is_stopped=is_stopped,
         )
@@ -253,7 +253,7 @@ def verify(
 
 
 @contextmanager
-def _stopping() -> Iterator[Any]:
+def stopping() -> Iterator[Any]:
     """Let the first Ctrl-C end the work in order, and a second one at once."""
     asked = False
 
@@ -271,7 +271,8 @@ def _stopping() -> Iterator[Any]:
         signal.signal(signal.SIGINT, before)
 
 
-def _reading(shown: Bar) -> Any:  # noqa: ANN401
+def reading_on(shown: Bar) -> Any:  # noqa: ANN401
+    """Return what shows on a bar how far files are read."""
     return lambda doing, done, of: shown.show(doing, done, of, unit="bytes")
 
 
