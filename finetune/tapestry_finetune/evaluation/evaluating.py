@@ -262,13 +262,14 @@ def _said_of(rows: Sequence[VerdictRow]) -> str:
 
 
 def _notes(arms: Mapping[str, Measured]) -> list[str]:
-    """Return what could not be told."""
-    return [
+    """Return what could not be told, or measured as it should be."""
+    untold = [
         f"{name_of(one.measure, one.slice)}: of {arm}, nothing could be told; no verdict"
         for arm in (BASE, LOCAL)
         for one in arms[arm].series.values()
         if one.figure is None
     ]
+    return untold + [f"{arm}: {note}" for arm, measured in arms.items() for note in measured.notes]
 
 
 def name_of(measure_name: str, slice_: str) -> str:

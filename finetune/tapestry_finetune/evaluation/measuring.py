@@ -10,12 +10,12 @@ import torch
 
 from tapestry.data.language import identify, language_tag
 from tapestry.data.reading import read_documents
-from tapestry_finetune.dialogue import answer
+from tapestry.errors import ConfigError
 from tapestry_finetune.evaluation.bits import bits_of, first_token
 from tapestry_finetune.evaluation.grams import Grams
 from tapestry_finetune.evaluation.items import Prompt, Suite, read_prompts, read_suite
 from tapestry_finetune.evaluation.preferences import Judge
-from tapestry_finetune.evaluation.questions import measure_suite
+from tapestry_finetune.evaluation.questions import answer_within, measure_suite
 from tapestry_finetune.evaluation.series import Measured, Series, sliced
 from tapestry_finetune.evaluation.spoken import (
     Protected,
@@ -81,6 +81,13 @@ def read_material(suites: Suites, judge: Judge | None = None) -> Material:
         ]
         for tag, paths in suites.text.items()
     }
+    names = [path.stem for path in suites.suites]
+    for name in names:
+        if name in texts or names.count(name) > 1:
+            raise ConfigError(
+                f"two things to measure are called {name!r}: rename a suite, the report tells "
+                "them apart by the names of their files"
+            )
     return Material(
         suites=suites,
         texts=texts,
@@ -167,9 +174,15 @@ def _measure_speech(
     def said(what: str, prompts: Sequence[Prompt]) -> list[str]:
         answers = []
         for number, prompt in enumerate(prompts, 1):
-            asked = [{"role": "user", "content": prompt.text}]
-            answers.append(answer(voice, asked, most_tokens=material.suites.most_tokens))
+            answers.append(
+                answer_within(voice, prompt.text, most_tokens=material.suites.most_tokens)
+            )
             on_progress(what, number, len(prompts))
+        if empty := sum(not one.strip() for one in answers):
+            measured.notes.append(
+                f"{what}: {empty} of {len(prompts)} prompts got no answer, or with what the model "
+                "is told first leave no room in its context"
+            )
         return answers
 
     measured.answers = said("answers", material.prompts)
