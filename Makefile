@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[full,demo,postgres,s3]" --group dev --group gen
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[full,demo,finetune,postgres,s3]" --group dev --group gen
 	touch $(STAMP)
 
 demo: $(STAMP) ## run a whole federation on this machine, measured (about five minutes)

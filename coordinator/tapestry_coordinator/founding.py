@@ -28,6 +28,7 @@ from tapestry.checkpoints.vector_file import (
     open_vector_file,
 )
 from tapestry.data.reading import read_documents
+from tapestry.data.replay import REPLAY_FILE, write_replay
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import (
     Authority,
@@ -149,7 +150,7 @@ def _found(
     create = dict(founding.create)
     if founding.pool:
         create["text"] = [str(home.pool)]
-    start = founding.start or _created(founding, create)
+    start = founding.start or _created(founding, create, pool=home.pool)
     settings = settings_for(start.inner)
     founding.policy.require_quorum(settings.rounds.quorum)
     settings_module.save(home.folder, settings)
@@ -188,8 +189,8 @@ def inner_for(created: Created) -> InnerTable:
     )
 
 
-def _created(founding: Founding, create: Mapping[str, Any]) -> Start:
-    """Return a genesis that the objective creates."""
+def _created(founding: Founding, create: Mapping[str, Any], *, pool: Path) -> Start:
+    """Return a genesis that the objective creates; a part of the pool is published with it."""
     created = founding.objective.create(create, seed=founding.seed)
     module = created.module
     freeze_others(module, founding.trainable)
@@ -205,6 +206,9 @@ def _created(founding: Founding, create: Mapping[str, Any]) -> Start:
             (folder / name).write_bytes(content)
         written = _write_vector(folder / MODEL_FILE, module, layout)
         names = [*created.files, MODEL_FILE]
+        if pool.exists():
+            write_replay(folder / REPLAY_FILE, pool)
+            names.append(REPLAY_FILE)
         return WrittenStart(layout=layout, vector_root=written.root, names=names)
 
     settings = dict(created.settings)

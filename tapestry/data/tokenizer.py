@@ -11,11 +11,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tapestry.data.chat import CHATML, TEMPLATE_FILE, TURN_END, TURN_START, has_turns
 from tapestry.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
-BYTES_ONLY_VOCABULARY = 256 + 2
+SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
+BYTES_ONLY_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -30,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
 
     Args:
         texts: To learn merges from.
-        vocabulary_size: Upper bound, with 256 bytes and two special tokens.
+        vocabulary_size: Upper bound, with 256 bytes and four special tokens.
 
     Raises:
         ConfigError: The vocabulary is too small for the bytes alone.
@@ -50,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
-        special_tokens=[AddedToken(END_OF_TEXT, special=True), AddedToken(PADDING, special=True)],
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -85,7 +87,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_files(tokenizer: Tokenizer, *, model_max_length: int) -> dict[str, bytes]:
-    """Return the files that `transformers.AutoTokenizer` needs, by name.
+    """Return the files that `transformers.AutoTokenizer` needs, by name; the template of chats too.
 
     Both special tokens named there are in the vocabulary: `transformers` would append a missing
     one, with an id that the model has no embedding for.
@@ -104,10 +106,13 @@ def tokenizer_files(tokenizer: Tokenizer, *, model_max_length: int) -> dict[str,
         "pad_token": padding,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    return {
+    files = {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n",
         "tokenizer_config.json": json.dumps(config, indent=2).encode() + b"\n",
     }
+    if has_turns(tokenizer):
+        files[TEMPLATE_FILE] = CHATML.encode()
+    return files
 
 
 def end_of_text_id(tokenizer: Tokenizer, config: Mapping[str, Any] | None) -> int:

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tapestry.data.batches import TrainingBatches, evaluation_windows
+from tapestry.data.chat import CHATML, TEMPLATE_FILE, TURN_END, has_turns
 from tapestry.data.corpus import Corpus, prepare_corpus
 from tapestry.data.counting import use_of
 from tapestry.data.reading import read_documents
@@ -85,6 +86,10 @@ class CausalLM:
         torch.manual_seed(seed)
         module = Qwen3ForCausalLM(config)
         files["config.json"] = _config_json(config, module)
+        if has_turns(tokenizer):
+            ends = [end_id, tokenizer.token_to_id(TURN_END)]
+            table = {"eos_token_id": ends, "pad_token_id": config.pad_token_id}
+            files["generation_config.json"] = (json.dumps(table) + "\n").encode()
         return Created(
             module=module,
             files=files,
@@ -213,6 +218,8 @@ def _adopt(folder: Path) -> Created:
         if (folder / name).is_file() and name != "config.json"
     }
     files["config.json"] = _config_json(module.config, module)
+    if has_turns(tokenizer):
+        files[TEMPLATE_FILE] = CHATML.encode()
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _without_origin(files["tokenizer_config.json"])
     return Created(module=module, files=files, settings={"model": folder.name})

@@ -229,7 +229,7 @@ def test_genesis_shows_what_it_was_created_with(run: Run, federation: Federation
     code, said, _errors = run("show", federation.genesis)
     assert code == 0
     assert said.startswith("checkpoint 0 of loom\n")
-    assert 'genesis: {"size": "tiny", "vocabulary": 258}' in said
+    assert 'genesis: {"size": "tiny", "vocabulary": 260}' in said
 
 
 def test_showing_for_a_program_prints_the_manifest(run: Run, federation: Federation) -> None:

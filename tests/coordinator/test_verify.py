@@ -27,8 +27,9 @@ STATEMENTS = {
     CARD_FILE: "card",
 }
 FILES = [
-    "README.md", "bom.cdx.json", "config.json", "model.safetensors", "model.sig",
-    "tapestry/card.json", "tapestry/lineage.jsonl", "tapestry/manifest.json",
+    "README.md", "bom.cdx.json", "chat_template.jinja", "config.json", "generation_config.json",
+    "model.safetensors", "model.sig", "tapestry/card.json", "tapestry/lineage.jsonl",
+    "tapestry/manifest.json",
     "tapestry/model-signing.pub", "tapestry/policy.json", "tapestry/results.json",
     "tapestry/results.png", "tapestry/round.jsonl", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip

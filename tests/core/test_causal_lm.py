@@ -37,7 +37,7 @@ from tapestry.objectives.objective import Created, objective_named
 from tapestry.objectives.sizes import SIZES, size_named
 from tapestry.params.modules import from_model, layout_of, outside_the_vector, to_model
 
-BYTES = 256 + 2
+BYTES = 256 + 4
 """Vocabulary of the tokenizer without merges: every byte, end of text, padding."""
 NARROW = {
     "vocab_size": BYTES,
@@ -103,7 +103,13 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(created: Cr
 
 def test_a_created_model_says_what_it_was_created_with(created: Created) -> None:
     assert created.settings == {"size": "tiny", "vocabulary": BYTES}
-    assert set(created.files) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(created.files) == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     config = json.loads(created.files["config.json"])
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["dtype"] == "float32"
@@ -149,8 +155,8 @@ def test_a_size_has_about_the_announced_number_of_parameters(name: str, announce
 def test_tied_embeddings_are_counted_once(created: Created) -> None:
     assert created.module.lm_head.weight is created.module.model.embed_tokens.weight
     layout = layout_of(created.module)
-    # 258*128; 4 layers of 128*(128+64+64+128) + 3*128*384 + 2*128 + 2*32; 128
-    assert layout.elements == 33_024 + 4 * (49_152 + 147_456 + 320) + 128
+    # 260*128; 4 layers of 128*(128+64+64+128) + 3*128*384 + 2*128 + 2*32; 128
+    assert layout.elements == 33_280 + 4 * (49_152 + 147_456 + 320) + 128
     assert "lm_head.weight" not in {spec.name for spec in layout.tensors}
     assert outside_the_vector(created.module, layout) == {}
 
@@ -165,14 +171,14 @@ def test_a_tokenizer_is_trained_on_the_open_text(tmp_path: Path) -> None:
     text.write_text("warp and weft\n\n" * 50, encoding="utf-8")
     made = OBJECTIVE.create({"size": "tiny", "text": [text], "vocabulary": 300}, seed=0)
     assert made.settings["vocabulary"] == BYTES + 3 + 3 + 4  # merges of warp, " and", " weft"
-    assert made.module.model.embed_tokens.weight.shape == (268, 128)
+    assert made.module.model.embed_tokens.weight.shape == (270, 128)
 
 
 def test_a_tokenizer_that_is_given_is_used(tmp_path: Path) -> None:
-    given = train_tokenizer(["weft weft weft"], vocabulary_size=261)
+    given = train_tokenizer(["weft weft weft"], vocabulary_size=263)
     given.save(str(tmp_path / "tokenizer.json"))
     made = OBJECTIVE.create({"size": "tiny", "tokenizer": str(tmp_path)}, seed=0)
-    assert made.settings["vocabulary"] == 261
+    assert made.settings["vocabulary"] == 263
     assert json.loads(made.files["tokenizer.json"]) == json.loads(given.to_str())
 
 
@@ -365,6 +371,7 @@ def write_foreign(folder: Path, model: PreTrainedModel, *, end: str = "</s>") ->
     """Write a model as somebody else would have: with a tokenizer whose names are not ours."""
     model.save_pretrained(folder)
     text = byte_tokenizer().to_str().replace("<|endoftext|>", end).replace("<|padding|>", "<pad>")
+    text = text.replace("<|im_start|>", "<turn>").replace("<|im_end|>", "</turn>")
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     table = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(table), encoding="utf-8")
@@ -519,9 +526,9 @@ def test_a_tokenizer_without_an_end_of_text_is_refused_when_it_is_adopted(tmp_pa
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
     folder = write_foreign(tmp_path / "theirs", llama())
-    larger = train_tokenizer(["weft weft weft"], vocabulary_size=261)
+    larger = train_tokenizer(["weft weft weft"], vocabulary_size=263)
     larger.save(str(folder / "tokenizer.json"))
-    with pytest.raises(ConfigError, match="261"):
+    with pytest.raises(ConfigError, match="263"):
         OBJECTIVE.create({"model": str(folder)}, seed=0)
 
 

@@ -66,16 +66,17 @@ def foreign(*specials: str) -> Tokenizer:
     return tokenizer
 
 
-def test_bytes_alone_make_a_vocabulary_of_258() -> None:
+def test_bytes_alone_make_a_vocabulary_of_260() -> None:
     tokenizer = byte_tokenizer()
-    assert tokenizer.get_vocab_size() == BYTES_ONLY_VOCABULARY == 258
+    assert tokenizer.get_vocab_size() == BYTES_ONLY_VOCABULARY == 260
     assert tokenizer.id_to_token(0) == "<|endoftext|>"
     assert tokenizer.id_to_token(1) == "<|padding|>"
+    assert [tokenizer.id_to_token(i) for i in (2, 3)] == ["<|im_start|>", "<|im_end|>"]
     for text in FIVE_SCRIPTS[:-1]:
         assert len(tokenizer.encode(text).ids) == len(text.encode())
 
 
-@pytest.mark.parametrize("size", [258, 300, 350])
+@pytest.mark.parametrize("size", [260, 300, 350])
 def test_every_text_comes_back_to_the_byte(size: int) -> None:
     tokenizer = train_tokenizer(FIVE_SCRIPTS[:2], vocabulary_size=size)
     assert tokenizer.get_vocab_size() == size
@@ -113,8 +114,8 @@ def test_the_same_texts_give_the_same_file_in_another_process() -> None:
 
 
 def test_a_vocabulary_below_the_bytes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="257 has no room for the 258 tokens"):
-        train_tokenizer(FIVE_SCRIPTS, vocabulary_size=257)
+    with pytest.raises(ConfigError, match="259 has no room for the 260 tokens"):
+        train_tokenizer(FIVE_SCRIPTS, vocabulary_size=259)
 
 
 def test_an_error_of_the_texts_comes_through_as_it_is() -> None:

@@ -151,7 +151,9 @@ def test_the_folder_holds_a_model_and_nothing_that_says_the_federation_signed_it
 ) -> None:
     names = sorted(p.relative_to(localized.folder).as_posix() for p in localized.folder.rglob("*"))
     assert names == [
+        "chat_template.jinja",
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tapestry-parent.json",
         "tokenizer.json",
