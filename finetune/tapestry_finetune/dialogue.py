@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from transformers import TextIteratorStreamer
-from transformers.generation.stopping_criteria import StoppingCriteria
 
 from tapestry.data.chat import CHATML, PLAIN, TURN_END, TURN_START
 from tapestry.errors import ConfigError
@@ -198,7 +197,7 @@ def opened(voice: Voice, messages: Sequence[Message]) -> list[Message]:
     return list(messages)
 
 
-class _Stopped(StoppingCriteria):  # type: ignore[misc] - transformers is not typed
+class _Stopped:
     """Ends a generation that nobody listens to any more."""
 
     def __init__(self) -> None:

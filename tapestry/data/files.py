@@ -23,16 +23,18 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
-def text_suffix(file: Path) -> str:
-    """Return which of `SUFFIXES` a file's name has, before that of a compression; "" for none."""
+def text_suffix(file: Path, *, suffixes: Sequence[str] = SUFFIXES) -> str:
+    """Return which of `suffixes` a file's name has, before that of a compression; "" for none."""
     suffix = file.suffix.lower()
     if suffix in COMPRESSED:
         inner = Path(file.stem).suffix.lower()
-        return inner if inner in SUFFIXES and inner != ".parquet" else ""
-    return suffix if suffix in SUFFIXES else ""
+        return inner if inner in suffixes and inner != ".parquet" else ""
+    return suffix if suffix in suffixes else ""
 
 
-def list_files(paths: Sequence[Path], *, seen: set[Path] | None = None) -> list[Path]:
+def list_files(
+    paths: Sequence[Path], *, seen: set[Path] | None = None, suffixes: Sequence[str] = SUFFIXES
+) -> list[Path]:
     """Return the files that hold text below `paths`, in a fixed order, each once.
 
     Folders are searched to any depth, through links too; hidden files and folders inside them
@@ -41,6 +43,7 @@ def list_files(paths: Sequence[Path], *, seen: set[Path] | None = None) -> list[
     Args:
         paths: Files and folders.
         seen: What another call has returned already: not returned again, and added to.
+        suffixes: Of the files that are read.
 
     Raises:
         ConfigError: A path is missing or cannot be read, or nothing there holds text.
@@ -50,14 +53,14 @@ def list_files(paths: Sequence[Path], *, seen: set[Path] | None = None) -> list[
     met: set[Path] = set() if seen is None else seen
     for path in paths:
         for file in _walk(path, met):
-            if text_suffix(file):
+            if text_suffix(file, suffixes=suffixes):
                 files.append(file)
             else:
                 others[file.suffix or file.name] += 1
     if not files and seen is None:
         most = [f"{count:,} {name}" if count > 1 else name for name, count in others.most_common(5)]
         found = f" (found only {', '.join(sorted(most))})" if others else " (it is empty)"
-        raise ConfigError(f"{named(paths)}: no text{found}; {what_is_read()}")
+        raise ConfigError(f"{named(paths)}: no text{found}; {what_is_read(suffixes)}")
     return files
 
 
@@ -97,6 +100,6 @@ def named(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths))
 
 
-def what_is_read() -> str:
+def what_is_read(suffixes: Sequence[str] = SUFFIXES) -> str:
     """Return which files hold text, for a message."""
-    return f"files that are read: {', '.join(SUFFIXES)}"
+    return f"files that are read: {', '.join(suffixes)}"

@@ -14,7 +14,6 @@ import tapestry.offline  # noqa: F401 - before datasets is imported
 # isort: split
 import json
 import lzma
-import re
 import sys
 import tempfile
 import zlib
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
+from tapestry.data.cutting import cut_documents
 from tapestry.data.files import list_files, named, text_suffix, what_is_read
 from tapestry.data.streaming import BROKEN, text_blocks
 from tapestry.errors import ConfigError
@@ -37,13 +37,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports.zstd import ZstdError
 
-LONGEST_DOCUMENT_CHARACTERS = 65_536
-"""A longer document is cut into pieces, each a document of its own."""
-
 _TEXT_FIELD = "text"
 _CONVERT = "convert it, for example with `iconv -f ISO-8859-1 -t UTF-8`, so that no letter is lost"
 _ROWS_AT_ONCE = 256
-_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _FAILURES = (
     OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, ZstdError,
     pa.ArrowException, DatasetsError,
@@ -98,69 +94,6 @@ def read_files(
                 yield file, line, text
 
 
-def split_long(parts: Iterable[str]) -> Iterator[str]:
-    """Yield the text that `parts` make together in pieces, without outer blanks.
-
-    A piece has at most `LONGEST_DOCUMENT_CHARACTERS`; time is linear, and memory holds one piece
-    and one part.
-    """
-    for _line, text in _documents(parts, are_parted=False):
-        yield text
-
-
-def _documents(blocks: Iterable[str], *, are_parted: bool) -> Iterator[tuple[int, str]]:
-    """Yield documents with the line where each begins; those of `.txt` `are_parted` by blanks."""
-    line, held = 1, ""
-    for block in blocks:
-        text, start = held + block, 0
-        if are_parted:
-            for blank in _BLANK_LINES.finditer(text):
-                end = blank.start()
-                if end - start > LONGEST_DOCUMENT_CHARACTERS:
-                    yield from _pieces(text[start:end], line)
-                elif start < end and (kept := text[start:end].strip()):
-                    yield line + _blank_lines(text, start), kept
-                line += text.count("\n", start, blank.end())
-                start = blank.end()
-        while len(text) - start > LONGEST_DOCUMENT_CHARACTERS:
-            cut = _best_cut(text, start)
-            yield from _pieces(text[start:cut], line)
-            line += text.count("\n", start, cut)
-            start = cut
-        held = text[start:]
-    yield from _pieces(held, line)
-
-
-def _pieces(text: str, line: int) -> Iterator[tuple[int, str]]:
-    """Yield a whole document, cut where it is too long."""
-    start = 0
-    while start < len(text):
-        is_long = len(text) - start > LONGEST_DOCUMENT_CHARACTERS
-        cut = _best_cut(text, start) if is_long else len(text)
-        if kept := text[start:cut].strip():
-            yield line + _blank_lines(text, start), kept
-        line += text.count("\n", start, cut)
-        start = cut
-
-
-def _blank_lines(text: str, start: int) -> int:
-    """Return how many lines of blanks come before the first letter from `start` on."""
-    if not text[start].isspace():
-        return 0
-    blanks = len(text) - start - len(text[start:].lstrip())
-    return text.count("\n", start, start + blanks)
-
-
-def _best_cut(text: str, start: int) -> int:
-    """Return where to cut: after the last line, else sentence, else word, else anywhere."""
-    end = start + LONGEST_DOCUMENT_CHARACTERS
-    for mark in ("\n", ". ", "。", "। ", "។", " "):
-        at = text.rfind(mark, start + LONGEST_DOCUMENT_CHARACTERS // 2, end)
-        if at >= 0:
-            return at + len(mark)
-    return end
-
-
 def _read_file(
     file: Path, workspace: Path, on_unreadable: OnUnreadable | None
 ) -> Iterator[tuple[int, str]]:
@@ -181,7 +114,7 @@ def _read_file(
         if kind == ".jsonl":
             yield from _json_lines(blocks, complain)
         else:
-            yield from _whole_letters(_documents(blocks, are_parted=kind == ".txt"), complain)
+            yield from _whole_letters(cut_documents(blocks, are_parted=kind == ".txt"), complain)
     except _FAILURES as error:
         complain(0, _why(error))
 
@@ -231,7 +164,7 @@ def _json_lines(blocks: Iterator[str], complain: _Complain) -> Iterator[tuple[in
         for line in lines:
             number += 1
             if line.strip() and (text := _text_of(line, number, complain)) is not None:
-                for _line, piece in _documents([text], are_parted=False):
+                for _line, piece in cut_documents([text], are_parted=False):
                     yield number, piece
 
 
@@ -286,7 +219,7 @@ def _has_text_column(file: Path, complain: _Complain) -> bool:
 def _rows(rows: Iterator[Any], complain: _Complain) -> Iterator[tuple[int, str]]:
     for number, text in enumerate(rows, 1):
         if isinstance(text, str):
-            for _line, piece in _documents([text], are_parted=False):
+            for _line, piece in cut_documents([text], are_parted=False):
                 yield number, piece
         else:
             came = "nothing" if text is None else type(text).__name__

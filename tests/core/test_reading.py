@@ -17,13 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
+from tapestry.data.cutting import LONGEST_DOCUMENT_CHARACTERS, split_long
 from tapestry.data.files import list_files
-from tapestry.data.reading import (
-    LONGEST_DOCUMENT_CHARACTERS,
-    Document,
-    read_documents,
-    split_long,
-)
+from tapestry.data.reading import Document, read_documents
 from tapestry.errors import ConfigError
 
 NOBODY = 65_534

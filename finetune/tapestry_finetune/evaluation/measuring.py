@@ -1,0 +1,259 @@
+"""Measure one voice: read what the suites hold once, then ask any number of models."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+
+from tapestry.data.language import identify, language_tag
+from tapestry.data.reading import read_documents
+from tapestry_finetune.dialogue import answer
+from tapestry_finetune.evaluation.bits import bits_of, first_token
+from tapestry_finetune.evaluation.items import Prompt, Suite, read_prompts, read_suite
+from tapestry_finetune.evaluation.preferences import Judge
+from tapestry_finetune.evaluation.questions import measure_suite
+from tapestry_finetune.evaluation.series import Measured, Series, sliced
+from tapestry_finetune.evaluation.spoken import (
+    Protected,
+    is_refusal,
+    lines_in_language,
+    main_scripts,
+    opening_of,
+    phrases_for,
+)
+from tapestry_finetune.evaluation.suites import Suites
+from tapestry_finetune.evaluation.survey import (
+    Behaviour,
+    Survey,
+    load_asked,
+    stand_by_behaviour,
+    stand_by_survey,
+)
+from tapestry_finetune.voices import Voice
+
+_MOST_OPENINGS = 20
+"""Protected texts whose beginning a model is given."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is measured, how many are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the suites hold, in memory."""
+
+    suites: Suites
+    texts: dict[str, list[str]]
+    questions: list[Suite]
+    prompts: list[Prompt]
+    must_answer: list[Prompt]
+    must_refuse: list[Prompt]
+    protected: list[str]
+    survey: Survey | None
+    behaviour: Behaviour | None
+    judge: Judge | None
+    """The charter: its held-out cases, its prompt, its guard."""
+
+    def scripts(self, language: str) -> frozenset[str]:
+        """Return the scripts of a language, from its held-out text; none without any."""
+        return main_scripts(self.texts.get(language, []))
+
+
+def read_material(suites: Suites, judge: Judge | None = None) -> Material:
+    """Read everything that is to be measured.
+
+    Raises:
+        ConfigError: Something is missing or cannot be used; the message names file and line.
+    """
+
+    def prompts(name: str) -> list[Prompt]:
+        path = getattr(suites, name)
+        return [] if path is None else read_prompts(path)
+
+    texts = {
+        language_tag(tag): [
+            one.text for one in islice(read_documents(paths), suites.documents) if one.text.strip()
+        ]
+        for tag, paths in suites.text.items()
+    }
+    return Material(
+        suites=suites,
+        texts=texts,
+        questions=[read_suite(path) for path in suites.suites],
+        prompts=prompts("prompts"),
+        must_answer=prompts("must_answer"),
+        must_refuse=prompts("must_refuse"),
+        protected=[one.text for one in read_documents(suites.protected)]
+        if suites.protected
+        else [],
+        survey=load_asked(suites.survey, Survey, "survey"),
+        behaviour=load_asked(suites.behaviour, Behaviour, "behaviour"),
+        judge=judge,
+    )
+
+
+def measure(
+    voice: Voice,
+    material: Material,
+    *,
+    only_values: bool = False,
+    on_progress: OnProgress = lambda _what, _done, _of: None,
+) -> Measured:
+    """Ask a model everything.
+
+    Args:
+        voice: The model, with the system prompt that it gets.
+        material: From `read_material`.
+        only_values: Leave out texts and questions, which a system prompt is not about.
+        on_progress: Told how far it is.
+    """
+    measured = Measured()
+    if not only_values:
+        _measure_ability(voice, material, measured, on_progress)
+    if material.judge is not None:
+        measured.add(material.judge.preferences(voice, on_progress=partial(on_progress, "charter")))
+    _measure_speech(voice, material, measured, on_progress)
+    if material.survey is not None:
+        measured.values["survey"] = stand_by_survey(voice, material.survey, on_progress=on_progress)
+    if material.behaviour is not None:
+        measured.values["behaviour"] = stand_by_behaviour(
+            voice, material.behaviour, on_progress=on_progress
+        )
+    return measured
+
+
+def with_prompt(voice: Voice, judge: Judge) -> Voice:
+    """Return the same model with the charter as its system prompt."""
+    return dataclasses.replace(voice, system=judge.prompt)
+
+
+def _measure_ability(
+    voice: Voice, material: Material, measured: Measured, on_progress: OnProgress
+) -> None:
+    suites = material.suites
+    window, context = suites.window_tokens, suites.context_tokens
+    for tag, texts in material.texts.items():
+        bits, text_bytes = bits_of(
+            voice,
+            texts,
+            window_tokens=window,
+            context_tokens=context,
+            on_progress=partial(on_progress, f"text {tag}"),
+        )
+        ids = [str(number) for number in range(len(texts))]
+        measured.add(sliced("bits_per_byte", tag, ids, bits, text_bytes))
+    for suite in material.questions:
+        measured.add(
+            measure_suite(
+                voice,
+                suite,
+                window_tokens=window,
+                context_tokens=context,
+                on_progress=on_progress,
+            )
+        )
+
+
+def _measure_speech(
+    voice: Voice, material: Material, measured: Measured, on_progress: OnProgress
+) -> None:
+    """Let the model answer, and look at what it said."""
+
+    def said(what: str, prompts: Sequence[Prompt]) -> list[str]:
+        answers = []
+        for number, prompt in enumerate(prompts, 1):
+            asked = [{"role": "user", "content": prompt.text}]
+            answers.append(answer(voice, asked, most_tokens=material.suites.most_tokens))
+            on_progress(what, number, len(prompts))
+        return answers
+
+    measured.answers = said("answers", material.prompts)
+    measured.add(_languages(material, measured.answers))
+    judge = material.judge
+    phrases = phrases_for([*material.suites.refusals, *(judge.replies if judge else [])])
+    outputs = list(measured.answers)
+    for is_wanted, prompts in ((True, material.must_answer), (False, material.must_refuse)):
+        name = "answered" if is_wanted else "refused"
+        answers = said(name, prompts)
+        outputs += answers
+        measured.add(_refusals(name, prompts, answers, phrases, judge))
+    if material.protected:
+        openings = material.protected[:_MOST_OPENINGS]
+        for number, text in enumerate(openings, 1):
+            outputs.append(_gone_on(voice, opening_of(text), material.suites.most_tokens))
+            on_progress("protected text", number, len(openings))
+        measured.add(_leaks(material.protected, outputs))
+
+
+def _languages(material: Material, answers: Sequence[str]) -> list[Series]:
+    """Return the share of lines in the language of the prompt, by language."""
+    languages = [prompt.language or identify(prompt.text) for prompt in material.prompts]
+    made: list[Series] = []
+    for language in sorted(set(languages) - {""}):
+        at = [number for number, one in enumerate(languages) if one == language]
+        scripts = material.scripts(language)
+        counts = [lines_in_language(answers[number], language, scripts=scripts) for number in at]
+        made += sliced(
+            "language",
+            language,
+            [str(number) for number in at],
+            [right for right, _told in counts],
+            [told for _right, told in counts],
+        )
+    return made
+
+
+def _refusals(
+    name: str,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    phrases: Sequence[str],
+    judge: Judge | None,
+) -> list[Series]:
+    """Return how often the model, and the model behind the guard, does what it must."""
+    if not prompts:
+        return []
+    ids = [str(number) for number in range(len(prompts))]
+    tags = [{"language": one.language} if one.language else {} for one in prompts]
+
+    def series(measure_name: str, refused: Sequence[bool]) -> list[Series]:
+        done = [
+            float(not one and bool(said.strip())) if name == "answered" else float(one)
+            for one, said in zip(refused, answers, strict=True)
+        ]
+        return sliced(measure_name, "all", ids, done, tags=tags)
+
+    refused = [is_refusal(one, phrases) for one in answers]
+    made = series(name, refused)
+    if judge is not None:
+        guarded = [
+            one or judge.stops(prompt.text, said)
+            for one, prompt, said in zip(refused, prompts, answers, strict=True)
+        ]
+        made += series(f"{name}_guarded", guarded)
+    return made
+
+
+def _leaks(protected: Sequence[str], outputs: Sequence[str]) -> list[Series]:
+    known = Protected(protected)
+    leaked = [float(known.is_repeated_in(one)) for one in outputs]
+    return sliced("leaked", "all outputs", [str(n) for n in range(len(outputs))], leaked)
+
+
+def _gone_on(voice: Voice, opening: str, most_tokens: int) -> str:
+    """Return how a model goes on with a text, without the chat template."""
+    tokens = [first_token(voice), *voice.tokenizer.encode(opening, add_special_tokens=False)]
+    device = next(voice.module.parameters()).device
+    with torch.inference_mode():
+        ids = torch.tensor([tokens], device=device)
+        made = voice.module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=most_tokens,
+            do_sample=False,
+            pad_token_id=voice.tokenizer.eos_token_id,
+        )
+    return str(voice.tokenizer.decode(made[0, len(tokens) :], skip_special_tokens=True))

@@ -1,0 +1,178 @@
+"""What was measured of one model, kept item by item so that two models can be compared.
+
+A figure is the sum of its amounts over the sum of its weights: bits over bytes, right answers over
+questions. The same items are resampled for both models (a paired bootstrap), so what is hard for
+both widens no interval.
+
+Shapes: N items, R resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_RESAMPLES_AT_ONCE = 2**22
+"""Counts held in memory."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A kind of figure: what people read, and which way is better."""
+
+    label: str
+    is_share: bool = True
+    """In points of a hundred; else it is compared in percent of the base's figure."""
+    more_is_better: bool = True
+    is_judged: bool = True
+    """Against the floor; else it is only shown."""
+
+
+MEASURES: Mapping[str, Measure] = {
+    "bits_per_byte": Measure(
+        "bits per byte of held-out text", is_share=False, more_is_better=False
+    ),
+    "choice": Measure("right choices", is_judged=False),
+    "choice_per_byte": Measure("right choices, per byte"),
+    "exact": Measure("exact answers"),
+    "charter": Measure("prefers the charter's answer"),
+    "charter_raw": Measure("prefers the charter's answer, unnormalized", is_judged=False),
+    "language": Measure("answer lines in the right language"),
+    "answered": Measure("answers what it must answer"),
+    "refused": Measure("refuses what it must refuse"),
+    "answered_guarded": Measure("answers what it must answer, guard on", is_judged=False),
+    "refused_guarded": Measure("refuses what it must refuse, guard on", is_judged=False),
+    "leaked": Measure("outputs that repeat protected text", more_is_better=False),
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One figure of one model over N items."""
+
+    measure: str
+    """A key of `MEASURES`."""
+    slice: str
+    """Of what: a language, a suite, a principle."""
+    items: tuple[str, ...]
+    amounts: Floats
+    """[N]."""
+    weights: Floats
+    """[N]."""
+
+    @property
+    def key(self) -> str:
+        """Name the figure among all of a model."""
+        return f"{self.measure}:{self.slice}"
+
+    @property
+    def figure(self) -> float | None:
+        """The weighted mean; None where no item counts."""
+        weight = float(self.weights.sum())
+        return float(self.amounts.sum()) / weight if weight else None
+
+
+@dataclass
+class Measured:
+    """Everything that was measured of one voice."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+    """To the prompts of the report, in their order."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Positions by survey and by behaviour: what has no better and no worse."""
+
+    def add(self, series: Sequence[Series]) -> None:
+        """Take in figures; each has its key once."""
+        for one in series:
+            self.series[one.key] = one
+
+
+def sliced(
+    measure: str,
+    name: str,
+    items: Sequence[str],
+    amounts: Sequence[float] | Floats,
+    weights: Sequence[float] | Floats | None = None,
+    *,
+    tags: Sequence[Mapping[str, str]] = (),
+) -> list[Series]:
+    """Return the figure of all items, and that of every slice where there are several.
+
+    Args:
+        measure: A key of `MEASURES`.
+        name: What all of the items are.
+        items: An identity for each.
+        amounts: Of each.
+        weights: Of each; None: 1.
+        tags: Of each item, such as its language and domain; a tag that all share makes no slice.
+    """
+    amounts_N = np.asarray(amounts, np.float64)
+    weights_N = np.ones(len(amounts_N)) if weights is None else np.asarray(weights, np.float64)
+    made = [Series(measure, name, tuple(items), amounts_N, weights_N)]
+    for tag in sorted({key for one in tags for key in one}):
+        values = [one.get(tag, "") for one in tags]
+        if len(set(values)) < 2:
+            continue
+        for value in sorted(set(values) - {""}):
+            at = [number for number, other in enumerate(values) if other == value]
+            chosen = tuple(items[number] for number in at)
+            made.append(
+                Series(measure, f"{name}, {tag} {value}", chosen, amounts_N[at], weights_N[at])
+            )
+    return made
+
+
+def resampled_counts(count: int, *, resamples: int, seed: int) -> list[Floats]:
+    """Return how often each of `count` items is drawn, [R, N] in blocks."""
+    random = np.random.default_rng(seed)
+    share = np.full(count, 1 / count)
+    rows = max(1, min(resamples, _RESAMPLES_AT_ONCE // count))
+    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    return [random.multinomial(count, share, size=size).astype(np.float64) for size in blocks]
+
+
+def interval(
+    series: Series, *, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of a figure over resampled items."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        blocks = [
+            (counts_RN @ series.amounts) / (counts_RN @ series.weights)
+            for counts_RN in resampled_counts(len(series.items), resamples=resamples, seed=seed)
+        ]
+    return _middle(np.concatenate(blocks), level)
+
+
+def paired_interval(
+    before: Series, after: Series, *, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of the change from `before` to `after` over resampled items.
+
+    The change is a difference, or for a figure that is no share, a fraction of `before`.
+
+    Raises:
+        ValueError: The two are not of the same items.
+    """
+    if before.items != after.items:
+        raise ValueError(f"{before.key}: the two models were measured on different items")
+    changes: list[Floats] = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for counts_RN in resampled_counts(len(before.items), resamples=resamples, seed=seed):
+            old_R = (counts_RN @ before.amounts) / (counts_RN @ before.weights)
+            new_R = (counts_RN @ after.amounts) / (counts_RN @ after.weights)
+            is_share = MEASURES[before.measure].is_share
+            changes.append(new_R - old_R if is_share else new_R / old_R - 1)
+    return _middle(np.concatenate(changes), level)
+
+
+def _middle(values_R: Floats, level: float) -> tuple[float, float]:
+    finite = values_R[np.isfinite(values_R)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,231 @@
+"""What a recipe's files hold: read once, filtered by the charter, split, and counted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tapestry.errors import ConfigError
+from tapestry_finetune.base import Base
+from tapestry_finetune.charter.cases import chat_rows, pair_rows
+from tapestry_finetune.charter.guard import Guard
+from tapestry_finetune.charter.settings import Charter, load_charter
+from tapestry_finetune.examples import (
+    Examples,
+    answer_examples,
+    chat_examples,
+    split,
+    text_examples,
+    with_replay,
+)
+from tapestry_finetune.lineage import SourceRecord
+from tapestry_finetune.recipe import Recipe, beside
+from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, ThumbRow, row_text
+from tapestry_finetune.rows.reading import Rows, read_rows
+
+OnReading = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """Everything that is learnt from, and everything that is held out."""
+
+    text: list[TextRow]
+    chats: list[ChatRow]
+    preferences: list[PairRow] | list[ThumbRow]
+    held_out: list[Row]
+    charter: Charter | None
+    sources: tuple[SourceRecord, ...]
+    said: list[str] = field(default_factory=list)
+    """What a person should know of the reading, sentence by sentence."""
+
+    def held_out_text(self) -> list[str]:
+        """Return the running text that is never learnt from."""
+        return [row.text for row in self.held_out if isinstance(row, TextRow)]
+
+    def held_out_chats(self) -> list[ChatRow]:
+        """Return the conversations that are never learnt from."""
+        return [row for row in self.held_out if isinstance(row, ChatRow)]
+
+
+def gather(
+    recipe: Recipe,
+    where: Path,
+    *,
+    skip_bad: Path | None = None,
+    on_progress: OnReading | None = None,
+) -> Gathered:
+    """Read all that a recipe names.
+
+    Args:
+        recipe: What is to be made.
+        where: The recipe's file; paths in it are relative to its folder.
+        skip_bad: A folder that bad rows are moved to; None refuses them.
+        on_progress: Told how far the reading is.
+
+    Raises:
+        RowFaults: Rows that cannot be used; all of them are named.
+        ConfigError: A file is missing or holds rows of another kind.
+    """
+    charter = load_charter(beside(where, recipe.model.charter)) if recipe.model.charter else None
+    reading = _Reading(recipe, where, skip_bad, on_progress, Guard(charter) if charter else None)
+    wanted = recipe.training.stages
+    text = chats = preferences = ()  # type: tuple[Row, ...]
+    if "language" in wanted or "vocab" in wanted:
+        text = reading.rows(recipe.data.text, "text", ("text",))
+    if "instruct" in wanted:
+        chats = reading.rows(recipe.data.chats, "chats", ("chat",))
+    if "values" in wanted:
+        preferences = reading.rows(recipe.data.preferences, "preferences", ("pairs", "thumbs"))
+    if charter is not None and "instruct" in wanted:
+        chats = (*chats, *chat_rows(charter))
+    if charter is not None and "values" in wanted and not _is_thumbs(preferences):
+        preferences = (*preferences, *pair_rows(charter))
+    _require_two_sides(preferences)
+    return Gathered(
+        text=[row for row in text if isinstance(row, TextRow)],
+        chats=[row for row in chats if isinstance(row, ChatRow)],
+        preferences=list(preferences),  # type: ignore[arg-type]
+        held_out=reading.held_out,
+        charter=charter,
+        sources=tuple(reading.sources),
+        said=reading.said,
+    )
+
+
+def stage_examples(
+    stage: str,
+    gathered: Gathered,
+    tokenizer: Any,  # noqa: ANN401 - transformers is not typed
+    base: Base,
+    recipe: Recipe,
+    *,
+    sequence_tokens: int,
+) -> Examples:
+    """Return what a stage learns from, as tokens, with its part of replay.
+
+    Raises:
+        ConfigError: No row fits into a sequence.
+    """
+    seed = recipe.training.seed
+    if stage == "values":
+        return _preference_examples(gathered.preferences, tokenizer, sequence_tokens)
+    share = recipe.training.replay * (1.0 if stage == "language" else 0.5)
+    if stage == "language":
+        texts = [row.text for row in gathered.text]
+        own = text_examples(tokenizer, texts, sequence_tokens=sequence_tokens)
+    else:
+        own = chat_examples(
+            tokenizer,
+            [row.messages for row in gathered.chats],
+            [str(row.origin) for row in gathered.chats],
+            sequence_tokens=sequence_tokens,
+        )
+    replayed = base.replay() if share else []
+    if not replayed:
+        return own
+    replay = text_examples(tokenizer, replayed, sequence_tokens=sequence_tokens)
+    return with_replay(own, replay, share, seed=seed)
+
+
+def _preference_examples(
+    rows: Sequence[PairRow | ThumbRow],
+    tokenizer: Any,  # noqa: ANN401
+    sequence_tokens: int,
+) -> Examples:
+    pairs = [row for row in rows if isinstance(row, PairRow)]
+    thumbs = [row for row in rows if isinstance(row, ThumbRow)]
+    answers: list[dict[str, Any]] = [
+        {"chosen": row.chosen, "rejected": row.rejected} for row in pairs
+    ]
+    answers += [{"completion": row.answer, "label": row.is_good} for row in thumbs]
+    return answer_examples(
+        tokenizer,
+        [row.prompt for row in rows],
+        answers,
+        [str(row.origin) for row in rows],
+        kind="pairs" if pairs else "thumbs",
+        sequence_tokens=sequence_tokens,
+    )
+
+
+class _Reading:
+    """Reads what a recipe names, and remembers where it came from."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        where: Path,
+        skip_bad: Path | None,
+        on_progress: OnReading | None,
+        guard: Guard | None,
+    ) -> None:
+        self.recipe, self.where = recipe, where
+        self.skip_bad, self.on_progress, self.guard = skip_bad, on_progress, guard
+        self.sources: list[SourceRecord] = []
+        self.held_out: list[Row] = []
+        self.said: list[str] = []
+
+    def rows(self, names: Sequence[str], key: str, kinds: Sequence[str]) -> tuple[Row, ...]:
+        """Return the rows of `names` that are learnt from; the rest is kept aside."""
+        if not names:
+            return ()
+        data = self.recipe.data
+        found = read_rows(
+            [beside(self.where, name) for name in names],
+            shape=(data.shape or None) if key != "text" else None,
+            roles=data.roles,
+            columns=data.columns,
+            skip_bad=self.skip_bad / f"{key}.jsonl" if self.skip_bad else None,
+            on_progress=self.on_progress,
+        )
+        if found.kind not in kinds:
+            raise ConfigError(
+                f"data.{key}: these files hold {found.kind}, expected {' or '.join(kinds)}; name "
+                "them under the key that they belong to"
+            )
+        self.said += found.announcements
+        self._remember(found)
+        rows = self._unprotected(found, key)
+        keys = [row_text(row) for row in rows]
+        kept, out = split(rows, keys, data.held_out)
+        self.held_out += out
+        return tuple(kept)
+
+    def _remember(self, found: Rows) -> None:
+        licence = self.recipe.data.licence
+        self.sources += [
+            SourceRecord(
+                name=source.name,
+                licence=", ".join(sorted(source.licences)) or licence,
+                rows=source.rows,
+                size_bytes=source.bytes,
+                digest=source.digest,
+            )
+            for source in found.sources
+        ]
+
+    def _unprotected(self, found: Rows, key: str) -> list[Row]:
+        if self.guard is None:
+            return found.rows
+        kept = [row for row in found.rows if self.guard.is_protected(row_text(row)) is None]
+        gone = len(found.rows) - len(kept)
+        if gone:
+            self.said.append(f"{gone:,} rows of data.{key} left out: protected by the charter")
+        if not kept:
+            raise ConfigError(f"data.{key}: the charter protects every row; nothing is left")
+        return kept
+
+
+def _is_thumbs(rows: Sequence[Row]) -> bool:
+    return any(isinstance(row, ThumbRow) for row in rows)
+
+
+def _require_two_sides(rows: Sequence[Row]) -> None:
+    sides = {row.is_good for row in rows if isinstance(row, ThumbRow)}
+    if len(sides) == 1:
+        side = "good" if sides.pop() else "bad"
+        raise ConfigError(
+            f"data.preferences: every thumb says {side}; there is nothing to tell apart. Add "
+            "answers that people thought otherwise of"
+        )

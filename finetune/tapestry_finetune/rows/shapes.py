@@ -1,0 +1,161 @@
+"""The shapes in which people keep rows, and which of them a file has.
+
+| shape             | fields                                                             |
+|-------------------|--------------------------------------------------------------------|
+| messages          | `messages`: a list of `role` and `content`                         |
+| sharegpt          | `conversations`: a list of `from` and `value`; perhaps `system`    |
+| alpaca            | `instruction`, `output`; perhaps `input`, `system`, `history`      |
+| prompt-completion | `prompt`, `completion`: text, or messages; perhaps `system`        |
+| pairs             | `chosen`, `rejected`, and `prompt` unless it stands in both        |
+| thumbs            | `prompt`, `completion`, `label` (true or false, good or bad, 1, 0) |
+| text              | `text`                                                             |
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tapestry.errors import ConfigError
+from tapestry_finetune.rows.faults import nearest, quoted
+from tapestry_finetune.rows.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One way to write rows."""
+
+    name: str
+    label: str
+    """For sentences: "read 12 rows as ..."."""
+    kind: Kind
+    needs: tuple[str, ...]
+    may_have: tuple[str, ...] = ()
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("thumbs", "thumbs", "thumbs", ("prompt", "completion", "label"), ("system",)),
+        Shape("pairs", "pairs of answers", "pairs", ("chosen", "rejected"), ("prompt", "system")),
+        Shape("messages", "messages", "chat", ("messages",)),
+        Shape("sharegpt", "ShareGPT", "chat", ("conversations",), ("system",)),
+        Shape(
+            "alpaca", "Alpaca", "chat", ("instruction", "output"), ("input", "system", "history"),
+        ),
+        Shape(
+            "prompt-completion", "prompt and completion", "chat", ("prompt", "completion"),
+            ("system",),
+        ),
+        Shape("text", "text", "text", ("text",)),
+    )
+}  # fmt: skip
+"""In the order in which they are tried: the more fields, the earlier."""
+
+FIELDS = tuple(dict.fromkeys(f for s in SHAPES.values() for f in (*s.needs, *s.may_have)))
+LICENCE_FIELDS = ("licence", "license")
+
+_ALSO_CALLED = {
+    "completion": ("response", "answer"),
+    "prompt": ("question",),
+    "output": ("response",),
+    "input": ("context",),
+    "conversations": ("conversation",),
+}
+"""Names that are taken for a field where the field itself is missing."""
+
+_GOOD = frozenset(("true", "1", "1.0", "+1", "yes", "good", "up", "thumbs_up", "like", "👍"))
+_BAD = frozenset(("false", "0", "0.0", "-1", "no", "bad", "down", "thumbs_down", "dislike", "👎"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a person says about the files, where the files do not say it themselves."""
+
+    shape: str | None = None
+    roles: Mapping[str, str] | None = None
+    """Names of roles in the files, for ours."""
+    columns: Mapping[str, str] | None = None
+    """Names of fields in the files, for ours."""
+
+    def __post_init__(self) -> None:
+        """Refuse a shape or a field that is none.
+
+        Raises:
+            ConfigError: With the nearest that there is.
+        """
+        if self.shape is not None and self.shape not in SHAPES:
+            raise ConfigError(
+                f"shape = {quoted(self.shape)}: no such shape; did you mean "
+                f"{nearest(self.shape, list(SHAPES))}? There are: {', '.join(SHAPES)}"
+            )
+        for theirs, ours in (self.columns or {}).items():
+            if ours not in FIELDS:
+                raise ConfigError(
+                    f"columns: {theirs} = {quoted(ours)}: no such field; did you mean "
+                    f"{nearest(ours, FIELDS)}? Write the file's name first: "
+                    '{ question = "prompt" }'
+                )
+
+
+def renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row's fields under our names."""
+    return (
+        {columns.get(key, key): value for key, value in fields.items()} if columns else {**fields}
+    )
+
+
+def completed(fields: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """Return fields with those of `shape` that stand under another usual name."""
+    for field in (*shape.needs, *shape.may_have):
+        if field not in fields:
+            other = next((name for name in _ALSO_CALLED.get(field, ()) if name in fields), None)
+            if other is not None:
+                fields = {**fields, field: fields[other]}
+    return fields
+
+
+def shape_of(fields: dict[str, Any]) -> Shape | None:
+    """Return the first shape that a row has all fields of."""
+    for shape in SHAPES.values():
+        full = completed(fields, shape)
+        if all(field in full for field in shape.needs) and _has_thumb(full, shape):
+            return shape
+    return None
+
+
+def thumb_of(label: object) -> bool | None:
+    """Return whether a label says that an answer is good; None if it is no such label."""
+    word = str(label).strip().lower()
+    return word in _GOOD if word in _GOOD | _BAD else None
+
+
+def _has_thumb(fields: Mapping[str, Any], shape: Shape) -> bool:
+    """Whether the field `label`, which may mean anything, is a thumb."""
+    return shape.name != "thumbs" or thumb_of(fields["label"]) is not None
+
+
+def shape_of_most(rows: Sequence[dict[str, Any]]) -> Shape | None:
+    """Return the shape that most of `rows` have; else the one that they are nearest to."""
+    found = Counter(shape.name for row in rows if (shape := shape_of(row)) is not None)
+    if not found:
+        for row in rows:
+            for shape in SHAPES.values():
+                full = completed(row, shape)
+                found[shape.name] += sum(field in full for field in shape.needs)
+    best = found.most_common(1)
+    return SHAPES[best[0][0]] if best and best[0][1] else None
+
+
+def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
+    """Return what to say of a file whose shape nobody can tell."""
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    has = ", ".join(map(quoted, names[:8])) or "nothing"
+    known = "; ".join(" + ".join(shape.needs) for shape in SHAPES.values())
+    first = (
+        f"the first line must name the columns, and no name is known (it has: {has}). "
+        "Add such a line above it"
+        if is_table
+        else f"rows of no known shape (fields: {has}). Rename fields"
+    )
+    return f'{first}, or map names: columns = {{ theirs = "ours" }}. Known are {known}'

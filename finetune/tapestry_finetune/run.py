@@ -1,0 +1,348 @@
+"""A run: from a recipe to a bundle, stage by stage, in a folder that says how to repeat it.
+
+```
+recipe.toml run.json                the recipe, and what else it takes to do the same again
+vocabulary/                         tokens that were added, if any
+1-language/ 2-instruct/ 3-values/   metrics.jsonl, checkpoints, trained.safetensors when done
+loss.png                            loss and what is held out, over all stages
+bundle/                             the result
+```
+"""
+
+import tapestry.offline  # noqa: F401 - before transformers is imported
+
+# isort: split
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tapestry.errors import ConfigError
+from tapestry.storage.atomic import write_atomic
+from tapestry.storage.locks import alone
+from tapestry_finetune.adapting import Adapted, adapt
+from tapestry_finetune.base import Base, describe, open_base
+from tapestry_finetune.choosing import Chosen, choose, stage_settings, steps_of
+from tapestry_finetune.examples import Examples
+from tapestry_finetune.gathering import Gathered, gather, stage_examples
+from tapestry_finetune.lineage import StageRecord
+from tapestry_finetune.measuring import held_out_measure
+from tapestry_finetune.recipe import Recipe, beside, load_recipe
+from tapestry_finetune.training import (
+    STATE_FILE,
+    Progress,
+    StageSettings,
+    Trained,
+    Watch,
+    train_stage,
+)
+from tapestry_finetune.vocabulary import Extension, extend_model, extended_tokenizer, make_extension
+
+_PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "tapestry-fl")
+_DONE = "done.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telling:
+    """Who is told how a run goes."""
+
+    say: Callable[[str], None] = lambda _: None
+    on_reading: Callable[[str, int, int], None] | None = None
+    on_step: Callable[[str, Progress], None] = lambda _stage, _progress: None
+    is_stopped: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A recipe whose base and data have been looked at."""
+
+    where: Path
+    recipe: Recipe
+    base: Base
+    gathered: Gathered
+    chosen: Chosen
+    config: Any
+    parameters: int
+
+    @property
+    def width(self) -> int:
+        """Of the model's hidden states."""
+        return int(self.config.get_text_config().hidden_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A run whose stages are done."""
+
+    prepared: Prepared
+    folder: Path
+    adapted: Adapted
+    tokenizer: Any
+    extension: Extension | None
+    stages: tuple[StageRecord, ...] = field(default=())
+
+
+def prepare(
+    where: Path,
+    telling: Telling,
+    *,
+    unverified: bool = False,
+    skip_bad: Path | None = None,
+    base: Path | None = None,
+) -> Prepared:
+    """Read a recipe, verify its base, read its data, decide what it leaves open.
+
+    Args:
+        where: The recipe's file.
+        telling: Who is told.
+        unverified: Take the base whoever made it.
+        skip_bad: A folder for bad rows; None refuses them.
+        base: Instead of the recipe's.
+
+    Raises:
+        UntrustedError: The base does not verify.
+        ConfigError: Recipe, base or data cannot be used.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 - after offline
+
+    recipe = load_recipe(where)
+    opened = open_base(
+        base or beside(where, recipe.model.base),
+        federation=recipe.model.federation or None,
+        unverified=unverified,
+    )
+    telling.say(f"base: {describe(opened.identity)}")
+    gathered = gather(recipe, where, skip_bad=skip_bad, on_progress=telling.on_reading)
+    for sentence in gathered.said:
+        telling.say(sentence)
+    config = AutoConfig.from_pretrained(opened.folder, local_files_only=True)
+    parameters = _count_parameters(opened.folder)
+    text_bytes = sum(len(row.text.encode()) for row in gathered.text)
+    chosen = choose(recipe, config, parameters, text_bytes)
+    telling.say(chosen.said)
+    return Prepared(
+        where=where,
+        recipe=recipe,
+        base=opened,
+        gathered=gathered,
+        chosen=chosen,
+        config=config,
+        parameters=parameters,
+    )
+
+
+def train(prepared: Prepared, folder: Path, telling: Telling) -> Finished:
+    """Do the stages of a recipe in `folder`, going on from where an earlier call was stopped.
+
+    Raises:
+        ConfigError: The folder belongs to another recipe, base or data; a stage cannot be trained.
+        StoppedError: Somebody stopped it; what was learnt is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, who="`tapestry finetune run`"):
+        _claim(prepared, folder)
+        extension, tokenizer = _vocabulary(prepared, folder, telling)
+        records: list[StageRecord] = []
+        stages = [stage for stage in prepared.recipe.training.stages if stage != "vocab"]
+        for number, stage in enumerate(stages, 1):
+            at = folder / f"{number}-{stage}"
+            examples = stage_examples(
+                stage,
+                prepared.gathered,
+                tokenizer,
+                prepared.base,
+                prepared.recipe,
+                sequence_tokens=prepared.chosen.sequence_tokens,
+            )
+            if warning := examples.counted.warning():
+                telling.say(warning)
+            settings = stage_settings(
+                stage, prepared.recipe, prepared.chosen, examples, prepared.width
+            )
+            before = folder / f"{number - 1}-{stages[number - 2]}" if number > 1 else None
+            if not (at / _DONE).exists():
+                _stage(
+                    prepared,
+                    stage,
+                    tokenizer,
+                    examples,
+                    settings,
+                    at=at,
+                    telling=telling,
+                    before=before,
+                    extension=extension,
+                )
+            records.append(_record(stage, prepared, settings, examples, at))
+        last = folder / f"{len(stages)}-{stages[-1]}" if stages else None
+        adapted = _loaded(prepared, extension, last)
+        plot_losses(folder)
+        return Finished(
+            prepared=prepared,
+            folder=folder,
+            adapted=adapted,
+            tokenizer=tokenizer,
+            extension=extension,
+            stages=tuple(records),
+        )
+
+
+def _stage(
+    prepared: Prepared,
+    stage: str,
+    tokenizer: Any,  # noqa: ANN401
+    examples: Examples,
+    settings: StageSettings,
+    *,
+    at: Path,
+    before: Path | None,
+    extension: Extension | None,
+    telling: Telling,
+) -> None:
+    adapted = _loaded(prepared, extension, before)  # anew: trl patches what it trains
+    watch = Watch(
+        on_progress=lambda progress: telling.on_step(stage, progress),
+        is_stopped=telling.is_stopped,
+        measure=held_out_measure(stage, prepared.gathered, tokenizer, prepared.chosen),
+    )
+    began = monotonic()
+    done = train_stage(adapted, tokenizer, examples, settings, folder=at, watch=watch)
+    adapted.save_state(at / STATE_FILE)
+    write_atomic(at / _DONE, json.dumps(asdict(done) | {"losses": []}))
+    shutil.rmtree(at / "checkpoints", ignore_errors=True)
+    (at / "start.safetensors").unlink(missing_ok=True)
+    telling.say(
+        f"{stage}: {done.steps} steps, {done.tokens:,} tokens in {monotonic() - began:.0f} s"
+    )
+
+
+def _loaded(prepared: Prepared, extension: Extension | None, state: Path | None) -> Adapted:
+    """Return the base with what is trained laid on it, as the stage in `state` left it."""
+    module = prepared.base.load(prepared.chosen.machine.device)
+    if extension is not None:
+        extend_model(module, extension)
+    training = prepared.recipe.training
+    adapted = adapt(module, prepared.chosen.method, rank=training.rank, seed=training.seed)
+    if state is not None:
+        adapted.load_state(state / STATE_FILE)
+    return adapted
+
+
+def _vocabulary(prepared: Prepared, folder: Path, telling: Telling) -> tuple[Extension | None, Any]:
+    if "vocab" not in prepared.recipe.training.stages:
+        return None, prepared.base.tokenizer()
+    extension = make_extension(
+        prepared.base, prepared.gathered, prepared.recipe, folder, telling.say
+    )
+    if extension is None:
+        return None, prepared.base.tokenizer()
+    return extension, extended_tokenizer(prepared.base, extension)
+
+
+def _record(
+    stage: str, prepared: Prepared, settings: StageSettings, examples: Examples, at: Path
+) -> StageRecord:
+    done = Trained(**json.loads((at / _DONE).read_text(encoding="utf-8")))
+    replays = stage != "values" and prepared.base.replay()
+    share = prepared.recipe.training.replay * (1.0 if stage == "language" else 0.5)
+    return StageRecord(
+        name=stage,
+        method=prepared.chosen.method,
+        steps=done.steps,
+        tokens=done.tokens,
+        rows=len(examples),
+        learning_rate=settings.learning_rate,
+        replay=share if replays else 0.0,
+    )
+
+
+def _claim(prepared: Prepared, folder: Path) -> None:
+    """Write what the run is, or refuse a folder that holds another one."""
+    path = folder / "run.json"
+    table = {
+        "recipe": prepared.recipe.digest,
+        "base": prepared.base.identity.as_json(),
+        "sources": [source.model_dump(mode="json") for source in prepared.gathered.sources],
+        "method": prepared.chosen.method,
+        "sequence_tokens": prepared.chosen.sequence_tokens,
+        "batch": prepared.chosen.batch,
+        "seed": prepared.recipe.training.seed,
+        "versions": versions(),
+    }
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in table if before.get(key) != table[key] and key != "versions"]
+        if changed:
+            raise ConfigError(
+                f"{folder}: holds a run with another {', '.join(changed)}; name a new folder "
+                "(--run), or remove this one"
+            )
+        return
+    write_atomic(folder / "recipe.toml", prepared.where.read_bytes())
+    write_atomic(path, json.dumps(table, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run stands on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+def _count_parameters(folder: Path) -> int:
+    from safetensors import safe_open  # noqa: PLC0415
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                size = 1
+                for length in opened.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def planned_steps(prepared: Prepared, stage: str, examples: Examples) -> int:
+    """Return about how many steps a stage takes."""
+    settings = stage_settings(stage, prepared.recipe, prepared.chosen, examples, prepared.width)
+    return steps_of(settings, examples)
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw loss and what is held out over all stages of a run, into `loss.png`."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    from tapestry_finetune.training import read_metrics  # noqa: PLC0415
+
+    stages = sorted(path for path in folder.glob("[0-9]-*") if (path / "metrics.jsonl").exists())
+    if not stages:
+        return
+    figure, axes = plt.subplots(
+        1, len(stages), figsize=(5 * len(stages), 3.5), squeeze=False, layout="constrained"
+    )
+    for axis, stage in zip(axes[0], stages, strict=True):
+        lines = read_metrics(stage)
+        axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="loss")
+        measured = [line for line in lines if line.get("held_out") is not None]
+        if measured:
+            other = axis.twinx()
+            other.plot(
+                [line["step"] for line in measured],
+                [line["held_out"] for line in measured],
+                "o-",
+                color="tab:orange",
+                label="held out",
+            )
+            other.set_ylabel("held out", color="tab:orange")
+        axis.set_title(stage.name.partition("-")[2])
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel("loss (nats per token)")
+    temporary = folder / ".loss.png"
+    figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    temporary.replace(folder / "loss.png")

@@ -1,0 +1,451 @@
+"""One stage of training, by trl's trainers: with what they leave to whoever uses them.
+
+What goes in are token ids and labels of ours, so nothing is dropped unseen. A run that ends in the
+middle (Ctrl-C, a crash, a loss that is no number) leaves a checkpoint, and going on from it gives
+the same model to the bit.
+"""
+
+import tapestry.offline  # noqa: F401 - before trl is imported
+
+# isort: split
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from datasets.utils.logging import disable_progress_bar
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+
+from tapestry.errors import ConfigError, TapestryError
+from tapestry.storage.atomic import write_atomic
+from tapestry_finetune.adapting import Adapted, embeddings_of, quiet
+from tapestry_finetune.examples import Examples
+
+disable_progress_bar()
+
+STATE_FILE = "trained.safetensors"
+METRICS_FILE = "metrics.jsonl"
+_WHOLE = "whole"
+_KEEP_SECONDS = 300.0
+_EMBEDDING_SHARE = 0.25
+"""Of the learning rate, for the rows of embeddings: between a half and a tenth is usual."""
+
+
+class StoppedError(TapestryError):
+    """Somebody stopped the run; what was learnt is kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSettings:
+    """How one stage is trained; everything decided."""
+
+    learning_rate: float
+    epochs: float
+    steps: int
+    """0: by `epochs`."""
+    batch: int
+    micro_batch: int
+    sequence_tokens: int
+    seed: int
+    device: str
+    activation_checkpointing: bool = False
+    beta: float = 0.1
+    sft_weight: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What one optimizer step tells."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """Who looks on: each is called between steps."""
+
+    on_progress: Callable[[Progress], None] = lambda _: None
+    is_stopped: Callable[[], bool] = lambda: False
+    measure: Callable[[Any], float] | None = None
+    """Given the module: what should fall on text that is held out."""
+
+
+@dataclass(slots=True)
+class Trained:
+    """What a stage came to."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    micro_batch: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def train_stage(
+    adapted: Adapted,
+    tokenizer: Any,  # noqa: ANN401 - transformers is not typed
+    examples: Examples,
+    settings: StageSettings,
+    *,
+    folder: Path,
+    watch: Watch,
+) -> Trained:
+    """Train one stage, going on from where an earlier call was stopped.
+
+    Args:
+        adapted: The model as the stage before left it.
+        tokenizer: With the consensus' template.
+        examples: What is learnt.
+        settings: How.
+        folder: For checkpoints and metrics of this stage.
+        watch: Who looks on.
+
+    Raises:
+        StoppedError: `watch.is_stopped` said so; a checkpoint is kept.
+        ConfigError: The loss is no number any more, or memory does not suffice for one sequence.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    micro = min(settings.micro_batch, settings.batch)
+    start = folder / "start.safetensors"
+    if not start.exists():
+        adapted.save_state(start)
+    while True:
+        try:
+            return _train(
+                adapted, tokenizer, examples, settings, micro=micro, folder=folder, watch=watch
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if micro == 1 or (examples.kind == "thumbs" and micro == 2):
+                raise ConfigError(
+                    "memory does not suffice for one sequence: lower training.sequence_tokens or "
+                    "training.rank, set training.activation_checkpointing = true, or take "
+                    'method = "lora"'
+                ) from error
+            micro = max(1, micro // 2)
+            adapted.load_state(start)
+
+
+def _train(
+    adapted: Adapted,
+    tokenizer: Any,  # noqa: ANN401
+    examples: Examples,
+    settings: StageSettings,
+    *,
+    micro: int,
+    folder: Path,
+    watch: Watch,
+) -> Trained:
+    keeper = _Keeper(folder, watch, settings)
+    with quiet():
+        trainer = _trainer(adapted, tokenizer, examples, settings, micro=micro, keeper=keeper)
+        trainer.remove_callback(PrinterCallback)
+        found = _newest_whole(folder)
+        try:
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+        finally:
+            if getattr(adapted.module, "peft_config", {}).get("ref") is not None:
+                adapted.module.delete_adapter("ref")
+                adapted.module.set_adapter("default")
+                _trains_again(adapted)
+    if keeper.was_stopped:
+        raise StoppedError(f"stopped after step {trainer.state.global_step}")
+    return Trained(
+        steps=trainer.state.global_step,
+        tokens=keeper.tokens,
+        seconds=keeper.seconds,
+        micro_batch=micro,
+        losses=keeper.losses,
+    )
+
+
+def _trains_again(adapted: Adapted) -> None:
+    if adapted.method == "lora+embeddings":
+        for layer in embeddings_of(adapted.plain):
+            layer.weight.requires_grad_(requires_grad=True)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "out of memory" in said or "can't allocate memory" in said
+    )
+
+
+def _trainer(
+    adapted: Adapted,
+    tokenizer: Any,  # noqa: ANN401
+    examples: Examples,
+    settings: StageSettings,
+    *,
+    micro: int,
+    keeper: "_Keeper",
+) -> Any:  # noqa: ANN401
+    common = _common(settings, micro, keeper.folder)
+    given: dict[str, Any] = {
+        "model": adapted.module,
+        "train_dataset": examples.dataset(),
+        "processing_class": tokenizer,
+        "callbacks": [keeper],
+    }
+    most = settings.sequence_tokens
+    trainer: Any
+    if examples.kind == "tokens":
+        args = SFTConfig(**common, max_length=most, packing=True, packing_strategy="bfd")
+        trainer = _Texts(args=args, **given)
+    elif examples.kind == "pairs":
+        losses = ["sigmoid", "sft"] if settings.sft_weight else ["sigmoid"]
+        weights = [1.0, settings.sft_weight] if settings.sft_weight else None
+        args = DPOConfig(
+            **common,
+            max_length=most,
+            beta=settings.beta,
+            loss_type=losses,
+            loss_weights=weights,
+            precompute_ref_log_probs=True,
+        )
+        trainer = _Pairs(args=args, **given)
+    else:
+        args = KTOConfig(
+            **{**common, "per_device_train_batch_size": max(2, micro)},
+            max_length=most,
+            beta=settings.beta,
+            precompute_ref_log_probs=True,
+        )
+        trainer = _Thumbs(args=args, **given)
+    trainer.adapted, trainer.keeper = adapted, keeper
+    return trainer
+
+
+def _common(settings: StageSettings, micro: int, folder: Path) -> dict[str, Any]:
+    on_gpu = settings.device.startswith("cuda")
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.steps or -1,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": max(1, settings.batch // micro),
+        "gradient_checkpointing": settings.activation_checkpointing,
+        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        "use_cpu": not on_gpu,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "save_total_limit": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_pin_memory": on_gpu,
+        "dataloader_num_workers": 0,
+    }
+
+
+class _Careful:
+    """What our trainers do otherwise than trl's; the left side of each of them."""
+
+    adapted: Adapted
+    keeper: "_Keeper"
+    optimizer: Any
+    model: Any
+    args: Any
+    state: Any
+
+    def _prepare_dataset(self, dataset: Any, *_: object, **__: object) -> Any:  # noqa: ANN401
+        return dataset
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
+        target = Path(str(output_dir))
+        target.mkdir(parents=True, exist_ok=True)
+        self.adapted.save_state(target / STATE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:  # noqa: ARG002
+        self.adapted.load_state(Path(resume_from_checkpoint) / STATE_FILE)
+
+    def create_optimizer(self, model: object = None) -> Any:  # noqa: ANN401, ARG002
+        if self.optimizer is None:
+            rate = self.args.learning_rate
+            rows = {id(layer.weight) for layer in embeddings_of(self.adapted.plain)}
+            is_full = self.adapted.method == "full"
+            groups: dict[bool, list[Any]] = {False: [], True: []}
+            for parameter in self.adapted.trained().values():
+                groups[id(parameter) in rows and not is_full].append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": groups[False], "lr": rate},
+                    {"params": groups[True], "lr": rate * _EMBEDDING_SHARE},
+                ],
+                lr=rate,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+            )
+        return self.optimizer
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+        for key in ("input_ids",):
+            if key in inputs:
+                self.keeper.saw(int(inputs[key].numel()))
+        loss = super().training_step(model, inputs, *rest, **named)  # type: ignore[misc]
+        if not bool(torch.isfinite(loss)):
+            self.keeper.is_sound = False
+        return loss
+
+
+class _Texts(_Careful, SFTTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+        return SFTTrainer._prepare_dataset(self, dataset, *rest, **named)  # noqa: SLF001
+
+
+class _Pairs(_Careful, DPOTrainer):  # type: ignore[misc]
+    pass
+
+
+class _Thumbs(_Careful, KTOTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Any, _: object, args: Any, *__: object) -> Any:  # noqa: ANN401
+        """Give each row the answer of its neighbour in the batch, for the KL term of KTO.
+
+        The batches are read in order (Ethayarajh et al., 2024, arXiv 2402.01306).
+        """
+        size = args.per_device_train_batch_size
+        answers = list(dataset["completion_ids"])
+        shifted: list[list[int]] = []
+        for start in range(0, len(answers), size):
+            batch = answers[start : start + size]
+            shifted += [*batch[1:], batch[0]]
+        return dataset.add_column("KL_completion_ids", shifted)
+
+
+class _Keeper(TrainerCallback):  # type: ignore[misc]
+    """Keeps checkpoints and metrics, tells of progress, and stops when it must."""
+
+    def __init__(self, folder: Path, watch: Watch, settings: StageSettings) -> None:
+        self.folder, self.watch, self.settings = folder, watch, settings
+        self.is_sound = True
+        self.was_stopped = False
+        self.tokens = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self._kept_at = self._stepped_at = monotonic()
+        self._since = 0
+
+    def saw(self, tokens: int) -> None:
+        """Count tokens that a micro-batch held."""
+        self._since += tokens
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **named: Any) -> None:  # noqa: ANN401, ARG002
+        """Refuse a step that would make parameters that are no numbers."""
+        grads = [p.grad for p in named["model"].parameters() if p.grad is not None]
+        norms = torch.stack([grad.norm() for grad in grads]) if grads else torch.zeros(1)
+        if not self.is_sound or not bool(norms.isfinite().all()):
+            raise ConfigError(
+                f"step {state.global_step + 1}: the loss is no number any more; the last good step "
+                f"is kept in {self.folder}. Lower the stage's learning_rate, and look at the rows "
+                "for text that is not language"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> Any:  # noqa: ANN401, ARG002
+        """Keep a checkpoint now and then, and when somebody wants to stop."""
+        now = monotonic()
+        self.seconds += now - self._stepped_at
+        speed = self._since / max(1e-9, now - self._stepped_at)
+        self._stepped_at = now
+        self.tokens += self._since
+        self._speed, self._since = speed, 0
+        if self.watch.is_stopped():
+            self.was_stopped = True
+            control.should_save = control.should_training_stop = True
+        elif now - self._kept_at > _KEEP_SECONDS:
+            control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:  # noqa: ANN401, ARG002
+        """Write a line of metrics, with the measure on what is held out where it is due."""
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        self.losses.append(loss)
+        line: dict[str, Any] = {
+            "step": state.global_step,
+            "loss": loss if math.isfinite(loss) else None,
+            "learning_rate": float(logs.get("learning_rate", 0.0)),
+            "tokens_per_second": round(self._speed, 1),
+        }
+        if self.watch.measure and state.global_step % max(1, state.max_steps // 8) == 0:
+            model = named["model"]
+            model.eval()
+            line["held_out"] = self.watch.measure(model)
+            model.train()
+            self._stepped_at = monotonic()
+        _append(self.folder / METRICS_FILE, line)
+        self.watch.on_progress(
+            Progress(
+                step=state.global_step,
+                steps=state.max_steps,
+                loss=loss,
+                tokens_per_second=self._speed,
+            )
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:  # noqa: ANN401, ARG002
+        """Mark a checkpoint as whole, and drop the one before."""
+        kept = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_atomic(kept / _WHOLE, json.dumps({"tokens": self.tokens, "seconds": self.seconds}))
+        for other in kept.parent.glob("checkpoint-*"):
+            if other != kept:
+                shutil.rmtree(other, ignore_errors=True)
+        self._kept_at = monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:  # noqa: ANN401, ARG002
+        """Go on counting where an earlier call stopped."""
+        found = _newest_whole(self.folder)
+        if found is not None and state.global_step:
+            kept = json.loads((found / _WHOLE).read_text(encoding="utf-8"))
+            self.tokens, self.seconds = kept["tokens"], kept["seconds"]
+            _cut_metrics(self.folder / METRICS_FILE, state.global_step)
+        else:
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
+        self._stepped_at = monotonic()
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end."""
+    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{_WHOLE}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a stage's metrics; a line that a crash cut is left out."""
+    path = folder / METRICS_FILE
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that are done again."""
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
