@@ -9,14 +9,13 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig
-from transformers import modeling_gguf_pytorch_utils as reading
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import refusing
@@ -120,29 +119,32 @@ def load_gguf(path: Path) -> Any:  # noqa: ANN401
         ConfigError: transformers cannot read it.
     """
     with refusing(path, "cannot be loaded back"), _reading_once():
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        config.head_dim = _head_elements(path)  # transformers leaves it out for some architectures
         return AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
+            config=config,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             local_files_only=True,
         )
 
 
+def _head_elements(path: Path) -> int:
+    fields = gguf.GGUFReader(path).fields
+    architecture = fields[gguf.Keys.General.ARCHITECTURE].contents()
+    return int(fields[gguf.Keys.Attention.KEY_LENGTH.format(arch=architecture)].contents())
+
+
 @contextmanager
 def _reading_once() -> Iterator[None]:
-    """Keep what transformers asks of `gguf` anew for each of a model's parts, seconds each time.
-
-    Its bar, which nothing else turns off, is not drawn.
-    """
+    """Keep what transformers asks of `gguf` anew for each of a model's parts, seconds each time."""
     kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    bar = reading.tqdm
     for name, function in kept.items():
         setattr(gguf, name, cache(function))
-    reading.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
         for name, function in kept.items():
             setattr(gguf, name, function)
-        reading.tqdm = bar
