@@ -14,7 +14,7 @@ from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import Bundle, require_base
 from tapestry_finetune.deltas import NOTHING, Deltas, applied
-from tapestry_finetune.voices import Voice
+from tapestry_finetune.voices import Voice as Voice  # noqa: PLC0414 - who imports it here may
 
 
 class Assistant:

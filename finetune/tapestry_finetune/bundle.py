@@ -6,7 +6,7 @@ deltas.safetensors                              embedding rows and norms, as dif
 tokenizer.json tokenizer_config.json            if the vocabulary was extended
 chat_template.jinja                             how dialogues become text
 charter.toml                                    the community's values, if it wrote them down
-recipe.toml                                     how it was made
+recipe.json                                     how it was made
 evaluation.json evaluation.html                 what it is worth beside its base
 README.md                                       the card
 lineage.json                                    signed: all of the above, and where it comes from
@@ -46,7 +46,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 LINEAGE_FILE = "lineage.json"
 CHARTER_FILE = "charter.toml"
-RECIPE_FILE = "recipe.toml"
+RECIPE_FILE = "recipe.json"
 EVALUATION_FILE = "evaluation.json"
 _FEWEST_DIGITS = 16
 

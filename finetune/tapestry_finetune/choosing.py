@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -12,7 +12,7 @@ from tapestry.errors import ConfigError
 from tapestry.objectives.training import choose_device
 from tapestry_finetune.adapting import TrainedMethod
 from tapestry_finetune.examples import Examples
-from tapestry_finetune.recipe import Recipe, StageTable, ValuesTable
+from tapestry_finetune.recipe import Recipe, StageTable
 from tapestry_finetune.training import StageSettings
 
 _RATES: dict[str, float] = {"lora": 2e-4, "lora+embeddings": 5e-4, "full": 5e-5}
@@ -94,7 +94,7 @@ def choose(
     context = int(getattr(config, "max_position_embeddings", 2048))
     if training.sequence_tokens > context:
         raise ConfigError(
-            f"training.sequence_tokens = {training.sequence_tokens}: the base reads {context} at most"
+            f"training.sequence_tokens = {training.sequence_tokens}: the base reads {context}"
         )
     sequence = training.sequence_tokens or min(context, 1024 if machine.is_gpu else 256)
     batch = training.batch or (16 if machine.is_gpu else 8)
@@ -119,7 +119,7 @@ def choose(
 def _method(recipe: Recipe, machine: Machine, parameters: int, text_bytes: int) -> TrainedMethod:
     asked = recipe.training.method
     if asked != "auto":
-        return cast("TrainedMethod", asked)
+        return asked
     if not {"vocab", "language"} & set(recipe.training.stages):
         return "lora"
     fits = 16 * parameters < machine.memory_bytes / 2
@@ -154,7 +154,7 @@ def needed_bytes(
     heads = getattr(text, "num_attention_heads", max(1, width // 64))
     a_layer = tokens * width * 34 * 2 + 4 * heads * tokens * sequence_tokens
     kept = layers * tokens * width * 4 + a_layer if activation_checkpointing else layers * a_layer
-    return 4 * parameters + 12 * trained + kept + 3 * 4 * tokens * vocabulary
+    return int(4 * parameters + 12 * trained + kept + 3 * 4 * tokens * vocabulary)
 
 
 def largest_micro_batch(
@@ -187,7 +187,6 @@ def stage_settings(
     rate = _RATES[chosen.method] * max(1.0, _RATE_WIDTH / width)
     if stage == "values":
         rate *= _VALUES_SHARE
-    values = recipe.values if isinstance(recipe.values, ValuesTable) else ValuesTable()
     return StageSettings(
         learning_rate=table.learning_rate or rate,
         epochs=table.epochs or _epochs(stage, examples, chosen),
@@ -198,8 +197,8 @@ def stage_settings(
         seed=recipe.training.seed,
         device=chosen.machine.device,
         activation_checkpointing=recipe.training.activation_checkpointing,
-        beta=values.beta,
-        sft_weight=values.sft_weight,
+        beta=recipe.values.beta,
+        sft_weight=recipe.values.sft_weight,
     )
 
 

@@ -8,6 +8,7 @@ import typer
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_finetune.doctor_commands import doctor
 
 app = typer.Typer(
     help="Turn a consensus checkpoint into a model of your own language.",
@@ -15,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+app.command()(doctor)
 
 
 @app.command()

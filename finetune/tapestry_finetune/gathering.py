@@ -23,6 +23,9 @@ from tapestry_finetune.recipe import Recipe, beside
 from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, ThumbRow, row_text
 from tapestry_finetune.rows.reading import Rows, read_rows
 
+_HELD_OUT_REPLAY = 0.2
+"""So that what is forgotten shows on text that was not replayed."""
+
 OnReading = Callable[[str, int, int], None]
 
 
@@ -121,11 +124,17 @@ def stage_examples(
             [str(row.origin) for row in gathered.chats],
             sequence_tokens=sequence_tokens,
         )
-    replayed = base.replay() if share else []
+    replayed = replay_of(base)[0] if share else []
     if not replayed:
         return own
     replay = text_examples(tokenizer, replayed, sequence_tokens=sequence_tokens)
     return with_replay(own, replay, share, seed=seed)
+
+
+def replay_of(base: Base) -> tuple[list[str], list[str]]:
+    """Return the federation's open text: what may be replayed, and what is measured on."""
+    documents = base.replay()
+    return split(documents, documents, _HELD_OUT_REPLAY)
 
 
 def _preference_examples(

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from tapestry.config import Settings, load_settings
 from tapestry.errors import ConfigError
 from tapestry.identity.envelopes import canonical_json
+from tapestry_finetune.evaluation.floor import Floor
+from tapestry_finetune.evaluation.suites import Suites
 
 Stage = Literal["vocab", "language", "instruct", "values"]
 Method = Literal["auto", "lora", "lora+embeddings", "full"]
@@ -121,6 +123,10 @@ class Recipe(Settings):
     language: StageTable = StageTable()
     instruct: StageTable = StageTable()
     values: ValuesTable = ValuesTable()
+    evaluation: Suites = Suites()
+    """What else to measure, beside what is held out."""
+    floor: Floor = Floor()
+    """What it may lose against its base."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

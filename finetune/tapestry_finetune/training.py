@@ -266,7 +266,7 @@ class _Careful:
     args: Any
     state: Any
 
-    def _prepare_dataset(self, dataset: Any, *_: object, **__: object) -> Any:  # noqa: ANN401
+    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401, ARG002
         return dataset
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
@@ -316,12 +316,12 @@ class _Pairs(_Careful, DPOTrainer):  # type: ignore[misc]
 
 
 class _Thumbs(_Careful, KTOTrainer):  # type: ignore[misc]
-    def _prepare_dataset(self, dataset: Any, _: object, args: Any, *__: object) -> Any:  # noqa: ANN401
+    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401, ARG002
         """Give each row the answer of its neighbour in the batch, for the KL term of KTO.
 
         The batches are read in order (Ethayarajh et al., 2024, arXiv 2402.01306).
         """
-        size = args.per_device_train_batch_size
+        size = rest[1].per_device_train_batch_size
         answers = list(dataset["completion_ids"])
         shifted: list[list[int]] = []
         for start in range(0, len(answers), size):

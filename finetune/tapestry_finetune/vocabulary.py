@@ -117,7 +117,7 @@ def learn_merges(tokenizer: Tokenizer, texts: Iterable[str], *, most: int) -> li
     read = 0
     for text in texts:
         read += len(text)
-        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))  # type: ignore[union-attr]
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
         if read > _MOST_TEXT:
             break
     words = [

@@ -81,7 +81,11 @@ OPTIONS = {
     "ledger verify": ["FOLDER", "--federation", "--json"],
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
-    "finetune": ["language", "sample"],
+    "finetune": ["language", "sample", "doctor"],
+    "finetune doctor": [
+        *("DATA", "--base", "--evaluation", "--declared-language", "--shape", "--role"),
+        *("--column", "--skip-bad", "--unverified", "--json"),
+    ],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
         *("--federation", "--device", "--seed"),

@@ -60,9 +60,7 @@ def dialogues() -> list[list[dict[str, str]]]:
             (f"What colour is the {thing}?", f"The {thing} is {COLOURS[at % 4]}."),
             (f"Welke kleur heeft de {ding}?", f"De {ding} is {KLEUREN[at % 4]}."),
         ]
-    return [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in asked
-    ]
+    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in asked]
 
 
 def make_tiny_base(folder: Path, *, steps: int = 250) -> Base:

@@ -234,7 +234,7 @@ _CONVERTERS: dict[str, Callable[[_Fields, _Roles, Origin, Complaints], Row | Non
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
-    "prompt-completion": _completion,
+    "prompt": _completion,
     "pairs": _pairs,
     "thumbs": _thumbs,
     "text": _text,

@@ -5,7 +5,7 @@
 | messages          | `messages`: a list of `role` and `content`                         |
 | sharegpt          | `conversations`: a list of `from` and `value`; perhaps `system`    |
 | alpaca            | `instruction`, `output`; perhaps `input`, `system`, `history`      |
-| prompt-completion | `prompt`, `completion`: text, or messages; perhaps `system`        |
+| prompt            | `prompt`, `completion`: text, or messages; perhaps `system`        |
 | pairs             | `chosen`, `rejected`, and `prompt` unless it stands in both        |
 | thumbs            | `prompt`, `completion`, `label` (true or false, good or bad, 1, 0) |
 | text              | `text`                                                             |
@@ -18,7 +18,7 @@ from typing import Any
 
 from tapestry.errors import ConfigError
 from tapestry_finetune.rows.faults import nearest, quoted
-from tapestry_finetune.rows.kinds import Kind
+from tapestry_finetune.rows.kinds import ROLES, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ SHAPES = {
             "alpaca", "Alpaca", "chat", ("instruction", "output"), ("input", "system", "history"),
         ),
         Shape(
-            "prompt-completion", "prompt and completion", "chat", ("prompt", "completion"),
+            "prompt", "prompt and completion", "chat", ("prompt", "completion"),
             ("system",),
         ),
         Shape("text", "text", "text", ("text",)),
@@ -79,7 +79,7 @@ class Reading:
     """Names of fields in the files, for ours."""
 
     def __post_init__(self) -> None:
-        """Refuse a shape or a field that is none.
+        """Refuse a shape, a field or a role that is none.
 
         Raises:
             ConfigError: With the nearest that there is.
@@ -95,6 +95,12 @@ class Reading:
                     f"columns: {theirs} = {quoted(ours)}: no such field; did you mean "
                     f"{nearest(ours, FIELDS)}? Write the file's name first: "
                     '{ question = "prompt" }'
+                )
+        for theirs, ours in (self.roles or {}).items():
+            if ours not in ROLES:
+                raise ConfigError(
+                    f"roles: {theirs} = {quoted(ours)}: no such role; did you mean "
+                    f'{nearest(ours, ROLES)}? Write the file\'s name first: {{ bot = "assistant" }}'
                 )
 
 

@@ -1,0 +1,238 @@
+"""From a finished run to a bundle: measured, judged by the floor, signed."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import file_entry
+from tapestry.data.chat import TEMPLATE_FILE
+from tapestry.data.language import identify
+from tapestry.errors import TapestryError
+from tapestry_finetune.adapting import Adapted, write_changes
+from tapestry_finetune.assistants import load_assistant
+from tapestry_finetune.base import Base
+from tapestry_finetune.bundle import (
+    CHARTER_FILE,
+    EVALUATION_FILE,
+    RECIPE_FILE,
+    Bundle,
+    write_bundle,
+)
+from tapestry_finetune.card import card
+from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
+from tapestry_finetune.evaluation.report import write_report
+from tapestry_finetune.evaluation.suites import Suites
+from tapestry_finetune.gathering import Gathered, replay_of
+from tapestry_finetune.lineage import BaseRecord, Localization, StageRecord
+from tapestry_finetune.recipe import Recipe, beside
+from tapestry_finetune.run import versions
+from tapestry_finetune.vocabulary import Extension
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_MOST_PROMPTS = 20
+_UNKNOWN = "und"
+
+
+class BelowFloorError(TapestryError):
+    """The localized model is worse than its base where the recipe says that it must not be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a bundle is made of, beside its weights."""
+
+    where: Path
+    recipe: Recipe
+    gathered: Gathered
+    base: Base
+    stages: tuple[StageRecord, ...]
+    extension: Extension | None
+    made_at: float
+    parent: str | None = None
+    carried_by: str = ""
+
+
+def write_candidate(target: Path, made: Made, adapted: Adapted, key: Ed25519PrivateKey) -> Bundle:
+    """Write a bundle that has not been measured yet, in the place of an earlier one."""
+    shutil.rmtree(target, ignore_errors=True)
+
+    def fill(folder: Path) -> None:
+        write_changes(folder, adapted, made.base)
+        fill_beside(folder, made)
+
+    return write_bundle(target, fill, lambda **given: statement(made, **given), key)
+
+
+def fill_beside(folder: Path, made: Made) -> None:
+    """Write what is beside the weights: template, tokenizer, charter, recipe."""
+    (folder / TEMPLATE_FILE).write_text(made.base.template(), encoding="utf-8")
+    if made.extension is not None:
+        for name in _TOKENIZER_FILES:
+            if (made.extension.folder / name).is_file():
+                shutil.copyfile(made.extension.folder / name, folder / name)
+    if made.recipe.model.charter:
+        shutil.copyfile(beside(made.where, made.recipe.model.charter), folder / CHARTER_FILE)
+    text = json.dumps(made.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    (folder / RECIPE_FILE).write_text(_without_paths(made.recipe, text) + "\n", encoding="utf-8")
+
+
+def _without_paths(recipe: Recipe, text: str) -> str:
+    """Return a recipe without the folders of the machine it ran on."""
+    table = json.loads(text)
+    table["model"] |= {"base": Path(recipe.model.base).name}
+    table["model"] |= {"charter": Path(recipe.model.charter).name if recipe.model.charter else ""}
+    for key in ("text", "chats", "preferences"):
+        table["data"][key] = [Path(name).name for name in table["data"][key]]
+    table.pop("evaluation", None)
+    return json.dumps(table, indent=1, ensure_ascii=False)
+
+
+def statement(
+    made: Made,
+    *,
+    files: tuple[Any, ...],
+    key: str,
+    evaluation: str | None = None,
+    forced: str = "",
+) -> Localization:
+    """Return what the community signs."""
+    model = made.recipe.model
+    return Localization(
+        name=model.name,
+        languages=model.languages,
+        made_at=made.made_at,
+        key=key,
+        base=BaseRecord(**made.base.identity.as_json()),
+        parent=made.parent,
+        carried_by=made.carried_by,
+        stages=made.stages,
+        sources=made.gathered.sources,
+        recipe=made.recipe.digest,
+        charter=made.gathered.charter.digest if made.gathered.charter else None,
+        evaluation=evaluation,
+        forced=forced,
+        versions=versions(),
+        seed=made.recipe.training.seed,
+        licence=model.licence,
+        redistribute=model.redistribute,
+        files=files,
+    )
+
+
+def suites_of(made: Made, folder: Path) -> Suites:
+    """Write what a run holds out as suites, beside those that the recipe names.
+
+    Args:
+        made: Of a run.
+        folder: For the files; made anew.
+
+    Returns:
+        Held-out text of one's own and of every language in the federation's open text, prompts
+        from held-out chats, and all that `[evaluation]` names.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "text").mkdir(parents=True)
+    texts: dict[str, list[str]] = {}
+    main = made.recipe.model.languages[0] if made.recipe.model.languages else ""
+    for text in made.gathered.held_out_text():
+        texts.setdefault(main or _language(text), []).append(text)
+    for text in replay_of(made.base)[1]:
+        texts.setdefault(_language(text), []).append(text)
+    asked = made.recipe.evaluation.seen_from(made.where.resolve().parent)
+    paths: dict[str, tuple[Path, ...]] = {tag: tuple(asked.text[tag]) for tag in asked.text}
+    for tag, documents in texts.items():
+        path = folder / "text" / f"{tag}.jsonl"
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths[tag] = (*paths.get(tag, ()), path)
+    changed: dict[str, Any] = {"text": paths}
+    prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
+    if asked.prompts is None and prompts:
+        path = folder / "prompts.jsonl"
+        shown = [json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts[:_MOST_PROMPTS]]
+        path.write_text("\n".join(shown) + "\n", encoding="utf-8")
+        changed["prompts"] = path
+    return asked.model_copy(update=changed)
+
+
+def _language(text: str) -> str:
+    found = identify(text)
+    return found or _UNKNOWN
+
+
+def evaluate_bundles(
+    base: Base,
+    bundles: Mapping[str, Bundle],
+    made: Made,
+    suites: Suites,
+    on_progress: Callable[[str, int, int], None],
+) -> dict[str, Evaluation]:
+    """Measure bundles beside the base that they lie on."""
+    assistant = load_assistant(base, bundles, device=made.recipe.training.device)
+    return {
+        name: evaluate_assistant(
+            assistant,
+            name,
+            suites,
+            made.recipe.floor,
+            made.gathered.charter,
+            about={
+                "name": made.recipe.model.name,
+                "base": base.identity.manifest or base.identity.tensors,
+                "round": base.identity.round,
+            },
+            on_progress=on_progress,
+        )
+        for name in bundles
+    }
+
+
+def publish(
+    target: Path,
+    candidate: Bundle,
+    made: Made,
+    evaluation: Evaluation,
+    key: Ed25519PrivateKey,
+    *,
+    force: str = "",
+) -> Bundle:
+    """Write the bundle that others may have: the candidate with its evaluation and its card.
+
+    Args:
+        target: Must not exist.
+        candidate: What was measured.
+        made: What it is made of.
+        evaluation: What it is worth.
+        key: Of the community.
+        force: Why it is published although it is below the floor; goes into the lineage.
+
+    Raises:
+        BelowFloorError: It is below the floor, and `force` is empty.
+        ConfigError: `target` is taken.
+    """
+    if not evaluation.passed and not force:
+        raise BelowFloorError(
+            f"{evaluation.summary[0]} Nothing is published. See {candidate.folder.parent}; to "
+            'publish all the same add --force "WHY", which everybody will read'
+        )
+    weights = [entry.name for entry in candidate.lineage.files]
+    reason = "" if evaluation.passed else force
+
+    def fill(folder: Path) -> None:
+        for name in weights:
+            shutil.copyfile(candidate.folder / name, folder / name)
+        write_report(evaluation, folder)
+        listed = tuple(file_entry(folder, name) for name in weights)
+        said = statement(made, files=listed, key=candidate.lineage.key, forced=reason)
+        (folder / "README.md").write_text(card(said, evaluation), encoding="utf-8")
+
+    def complete(**given: Any) -> Localization:  # noqa: ANN401
+        (found,) = [e for e in given["files"] if e.name == EVALUATION_FILE]
+        return statement(made, evaluation=found.digest, forced=reason, **given)
+
+    return write_bundle(target, fill, complete, key)
