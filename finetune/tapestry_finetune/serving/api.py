@@ -75,6 +75,10 @@ def add_api(app: FastAPI, speaker: Speaker, *, clock: Callable[[], float]) -> No
             raise
         return _whole(text, answer.told, head)
 
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def elsewhere(request: Request, rest: str) -> Response:
+        raise Refused(404, f"there is no {request.method} /v1/{rest[:80]} here")
+
     _refuse_in_openai_words(app)
 
 
