@@ -1,4 +1,4 @@
-"""The page with two answers in a real browser, beyond loopback: with a token, in another language."""
+"""The page with two answers in a real browser: with a token, in another language, on a phone."""
 
 import json
 from collections.abc import Iterator
@@ -76,9 +76,11 @@ def test_nobody_gets_in_without_the_token(shown: Shown) -> None:
     for path in ("/", "/?token=", "/?token=guess", "/v1/models", "/_nicegui_ws/socket.io/"):
         assert call(shown.url + path).status == 401, path
     assert call(f"{shown.url}/health").status == 200
-    with openai.OpenAI(base_url=f"{shown.url}/v1", api_key="guess", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError, match="a token is needed"):
-            stranger.models.list()
+    with (
+        openai.OpenAI(base_url=f"{shown.url}/v1", api_key="guess", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError, match="a token is needed"),
+    ):
+        stranger.models.list()
     with openai.OpenAI(base_url=f"{shown.url}/v1", api_key=shown.token) as member:
         names = [model.id for model in member.models.list()]
     assert names == ["consensus", "ours", "more"]
@@ -105,8 +107,8 @@ def test_two_answers_stand_beside_each_other_and_can_be_judged(
         assert page.url == f"{shown.url}/", "the token does not stay in the address"
         page.locator("#ask").wait_for()
         page.wait_for_function("window.emitEvent !== undefined")
-        assert page.locator("html").get_attribute("dir") == "rtl"
-        assert page.locator("html").get_attribute("lang") == "ar"
+        assert page.locator("main").get_attribute("dir") == "rtl"
+        assert page.locator("main").get_attribute("lang") == "ar"
         assert page.locator("#ask").inner_text() == "اسأل"
         assert page.locator("#stop").inner_text() == "Stop", "what is not translated is English"
         ask(page, "What colour is the cat?")

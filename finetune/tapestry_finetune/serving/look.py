@@ -1,7 +1,7 @@
 """How the page with two answers looks, and the lines that run in the browser."""
 
 STYLE = """
-.page { max-width: 76rem; padding-bottom: 1rem; }
+.page { padding-bottom: 1rem; } .chip[hidden] { display: none; }
 .bar select { font: inherit; color: var(--text); background: var(--card); padding: .2rem .4rem;
   border: 1px solid var(--line); border-radius: 8px; max-width: 14rem; }
 .bar .end { display: flex; gap: .75rem; margin-inline-start: auto; align-items: center; }

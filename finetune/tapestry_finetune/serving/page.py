@@ -54,9 +54,7 @@ class Visitor:
         names = self._speaker.assistant.names
         says = self._wording
         style, script = STYLE + OWN_STYLE, SCRIPT + OWN_SCRIPT
-        direct = f"document.documentElement.lang = {json.dumps(says.language)};"
-        direct += f"document.documentElement.dir = {json.dumps(says.direction)};"
-        ui.add_head_html(f"<style>{style}</style><script>{direct}{script}</script>")
+        ui.add_head_html(f"<style>{style}</style><script>{script}</script>")
         ui.add_body_html(joined([_bar(says, names), _main(says)]))
         ui.on("ask", self._ask)
         ui.on("stop", self._stop)
@@ -189,6 +187,8 @@ def _bar(says: Wording, names: Sequence[str]) -> Markup:
             class_="end",
         ),
         class_="bar",
+        lang=says.language,  # NiceGUI sets the document's own
+        dir=says.direction,
     )
 
 
@@ -217,4 +217,6 @@ def _main(says: Wording) -> Markup:
         tag("footer", says("page.footer")),
         id="main",
         class_="page",
+        lang=says.language,
+        dir=says.direction,
     )
