@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -73,20 +73,33 @@ def _inline(value: object) -> str:
     if isinstance(value, Mapping):
         inner = ", ".join(f"{json.dumps(name)} = {_inline(one)}" for name, one in value.items())
         return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
     return tomli_w.dumps({"_": value}).strip().removeprefix("_ = ")
 
 
-def commented_toml(settings: Settings, *, head: str) -> str:
-    """Return settings, a model of tables, as TOML with each key's docstring above it."""
+def commented_toml(
+    settings: Settings, *, head: str, keys: Mapping[str, Collection[str]] | None = None
+) -> str:
+    """Return settings, a model of tables, as TOML with each key's docstring above it.
+
+    Args:
+        settings: To be written.
+        head: The comment that it begins with.
+        keys: By table, the keys to write; those of no table here are left out. None: all.
+    """
     lines = [f"# {head}", ""]
-    for table_name in type(settings).model_fields:
+    for table_name in type(settings).model_fields if keys is None else keys:
         table: Settings = getattr(settings, table_name)
         lines += [f"# {(type(table).__doc__ or '').strip()}", f"[{table_name}]"]
         for key, info in type(table).model_fields.items():
+            if keys is not None and key not in keys[table_name]:
+                continue
             if info.description:
                 lines.append(f"# {' '.join(info.description.split())}")
-            lines.append(f"{key} = {_inline(getattr(table, key))}")
+            value = getattr(table, key)
+            lines.append(f"# {key} =" if value is None else f"{key} = {_inline(value)}")
         lines.append("")
     return "\n".join(lines)

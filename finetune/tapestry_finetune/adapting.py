@@ -5,7 +5,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 # isort: split
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,15 @@ class Adapted:
                 parameter.copy_(state[name])
 
 
-def adapt(module: Any, method: TrainedMethod, *, rank: int, seed: int) -> Adapted:  # noqa: ANN401
+def adapt(
+    module: Any,  # noqa: ANN401 - transformers is not typed
+    method: TrainedMethod,
+    *,
+    rank: int,
+    seed: int,
+    alpha: int | None = None,
+    layers: Sequence[str] | str = "all-linear",
+) -> Adapted:
     """Return `module` with what `method` trains.
 
     Args:
@@ -69,6 +77,8 @@ def adapt(module: Any, method: TrainedMethod, *, rank: int, seed: int) -> Adapte
             `lora+embeddings` the rows of embedding and head too, `full` everything.
         rank: Of the matrices.
         seed: Of their initial values.
+        alpha: Their product is multiplied by `alpha / rank`; None: by 2.
+        layers: Names of the layers that get them.
     """
     torch.manual_seed(seed)
     if method == "full":
@@ -77,9 +87,9 @@ def adapt(module: Any, method: TrainedMethod, *, rank: int, seed: int) -> Adapte
         )
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=layers if isinstance(layers, str) else list(layers),
         task_type="CAUSAL_LM",
     )
     with quiet():
@@ -131,11 +141,12 @@ def _plain(value: object) -> object:
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def base_tensors(folder: Path, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield tensors of the model in `folder` as float32, those of `names` that are there."""
+def base_tensors(folder: Path, names: set[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors of the model in `folder` as float32: all, or those of `names` there are."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for name in sorted(names & set(opened.keys())):
+            there = set(opened.keys())
+            for name in sorted(there if names is None else names & there):
                 yield name, opened.get_tensor(name).float()
 
 

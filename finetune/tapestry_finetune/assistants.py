@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 
 from tapestry.errors import ConfigError
+from tapestry_finetune.adapting import quiet
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import Bundle, require_base
 from tapestry_finetune.deltas import NOTHING, Deltas, applied
@@ -71,12 +72,13 @@ class Assistant:
             yield
 
     def _load(self, name: str, adapter: str, bundle: Bundle) -> None:
-        if isinstance(self._module, PeftModel):
-            self._module.load_adapter(str(bundle.folder), adapter_name=adapter)
-        else:
-            self._module = PeftModel.from_pretrained(
-                self._plain, str(bundle.folder), adapter_name=adapter
-            )
+        with quiet():
+            if isinstance(self._module, PeftModel):
+                self._module.load_adapter(str(bundle.folder), adapter_name=adapter)
+            else:
+                self._module = PeftModel.from_pretrained(
+                    self._plain, str(bundle.folder), adapter_name=adapter
+                )
         self._adapters[name] = adapter
 
 

@@ -69,7 +69,8 @@ def card(lineage: Localization, evaluation: Evaluation) -> str:
         "| source | licence | rows | bytes |",
         "|---|---|---:|---:|",
         *[
-            f"| {_cell(source.name)} | {_cell(source.licence)} | {source.rows:,} | {source.size_bytes:,} |"
+            f"| {_cell(source.name)} | {_cell(source.licence)} | {source.rows:,} "
+            f"| {source.size_bytes:,} |"
             for source in lineage.sources
         ],
         "",

@@ -89,7 +89,7 @@ def plan(prepared: Prepared, *, measure: bool = True) -> Plan:
         settings = stage_settings(stage, recipe, chosen, examples, prepared.width)
         steps = steps_of(settings, examples)
         seconds = steps * _a_step(prepared, tokenizer, examples, settings) if measure else 0.0
-        stages.append(_planned(stage, examples, settings, steps, seconds, tokenizer))
+        stages.append(_planned(stage, examples, settings, tokenizer, steps=steps, seconds=seconds))
     return Plan(
         stages=stages,
         method=chosen.method,
@@ -119,9 +119,10 @@ def _planned(
     stage: str,
     examples: Examples,
     settings: StageSettings,
+    tokenizer: Any,  # noqa: ANN401 - transformers is not typed
+    *,
     steps: int,
     seconds: float,
-    tokenizer: Any,  # noqa: ANN401 - transformers is not typed
 ) -> StagePlan:
     counted = examples.counted
     return StagePlan(

@@ -53,6 +53,8 @@ class Made:
     stages: tuple[StageRecord, ...]
     extension: Extension | None
     made_at: float
+    tokenizer_from: Path | None = None
+    """A bundle whose own tokenizer is taken over, if it has one."""
     parent: str | None = None
     carried_by: str = ""
 
@@ -71,10 +73,11 @@ def write_candidate(target: Path, made: Made, adapted: Adapted, key: Ed25519Priv
 def fill_beside(folder: Path, made: Made) -> None:
     """Write what is beside the weights: template, tokenizer, charter, recipe."""
     (folder / TEMPLATE_FILE).write_text(made.base.template(), encoding="utf-8")
-    if made.extension is not None:
+    source = made.extension.folder if made.extension is not None else made.tokenizer_from
+    if source is not None and (source / "tokenizer.json").is_file():
         for name in _TOKENIZER_FILES:
-            if (made.extension.folder / name).is_file():
-                shutil.copyfile(made.extension.folder / name, folder / name)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     if made.recipe.model.charter:
         shutil.copyfile(beside(made.where, made.recipe.model.charter), folder / CHARTER_FILE)
     text = json.dumps(made.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -154,7 +157,11 @@ def suites_of(made: Made, folder: Path) -> Suites:
     prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
     if asked.prompts is None and prompts:
         path = folder / "prompts.jsonl"
-        shown = [json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts[:_MOST_PROMPTS]]
+        spoken = {"language": main} if main else {}
+        shown = [
+            json.dumps({"prompt": prompt, **spoken}, ensure_ascii=False)
+            for prompt in prompts[:_MOST_PROMPTS]
+        ]
         path.write_text("\n".join(shown) + "\n", encoding="utf-8")
         changed["prompts"] = path
     return asked.model_copy(update=changed)

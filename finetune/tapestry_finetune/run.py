@@ -53,6 +53,8 @@ class Telling:
     say: Callable[[str], None] = lambda _: None
     on_reading: Callable[[str, int, int], None] | None = None
     on_step: Callable[[str, Progress], None] = lambda _stage, _progress: None
+    on_work: Callable[[str, int, int], None] = lambda _what, _done, _of: None
+    """Anything else that takes long: what, how much is done, of how much."""
     is_stopped: Callable[[], bool] = lambda: False
 
 

@@ -81,11 +81,37 @@ OPTIONS = {
     "ledger verify": ["FOLDER", "--federation", "--json"],
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
-    "finetune": ["language", "sample", "doctor"],
+    "finetune": [
+        *("doctor", "charter", "init", "plan", "run", "verify", "eval", "rebase", "language"),
+        "sample",
+    ],
     "finetune doctor": [
         *("DATA", "--base", "--evaluation", "--declared-language", "--shape", "--role"),
         *("--column", "--skip-bad", "--unverified", "--json"),
     ],
+    "finetune charter": ["new", "lint", "render", "score", "collect"],
+    "finetune charter new": ["FILE", "--language"],
+    "finetune charter lint": ["CHARTER", "--json"],
+    "finetune charter render": ["CHARTER"],
+    "finetune charter score": [
+        *("CHARTER", "BASE", "--bundle", "--with-prompt", "--federation", "--unverified"),
+        *("--device", "--seed", "--json"),
+    ],
+    "finetune charter collect": [
+        *("CHARTER", "--out", "--answers", "--prompts", "--base", "--bundle", "--sheet", "--enter"),
+        *("--port", "--federation", "--unverified", "--device", "--seed", "--json"),
+    ],
+    "finetune init": ["DATA", "--base", "--out", "--name", "--charter", "--all", "--unverified"],
+    "finetune plan": ["RECIPE", "--measure", "--unverified", "--json"],
+    "finetune run": [
+        *("RECIPE", "--out", "--run", "--skip-bad", "--force", "--key", "--unverified"),
+    ],
+    "finetune verify": ["BUNDLE", "--base", "--key", "--federation", "--json"],
+    "finetune rebase": [
+        *("BUNDLE", "--onto", "--old", "--recipe", "--steps", "--retrain", "--distil", "--out"),
+        *("--watch", "--force", "--key", "--json"),
+    ],
+    "finetune eval": ["BUNDLE", "--base", "--suites", "--out", "--lm-eval", "--json"],
     "finetune language": [
         *("CHECKPOINT", "OUT", "--data", "--steps", "--learning-rate", "--sequences"),
         *("--federation", "--device", "--seed"),

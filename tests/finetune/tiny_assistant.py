@@ -8,12 +8,12 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
 import dataclasses
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,7 +37,7 @@ _CONTEXT = 256
 
 
 def english(number: int) -> str:
-    draw = random.Random(number)
+    draw = np.random.default_rng(number)
     return " ".join(
         f"The {draw.choice(THINGS)} near the {draw.choice(THINGS)} is {draw.choice(COLOURS)}."
         for _ in range(6)
@@ -45,7 +45,7 @@ def english(number: int) -> str:
 
 
 def dutch(number: int) -> str:
-    draw = random.Random(10_000 + number)
+    draw = np.random.default_rng(10_000 + number)
     return " ".join(
         f"De {draw.choice(DINGEN)} bij de {draw.choice(DINGEN)} is {draw.choice(KLEUREN)}."
         for _ in range(6)
@@ -97,9 +97,11 @@ def _train(
     model: Any, rows: list[list[int]], spoken: list[list[int]], steps: int, pad: int
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draw = random.Random(0)
+    draw = np.random.default_rng(0)
     for _step in range(steps):
-        batch = [*draw.sample(rows, 4), *draw.sample(spoken, 8)]
+        batch = [rows[n] for n in draw.choice(len(rows), 4)] + [
+            spoken[n] for n in draw.choice(len(spoken), 8)
+        ]
         longest = max(map(len, batch))
         ids = torch.tensor([row + [pad] * (longest - len(row)) for row in batch])
         seen = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tapestry.errors import ConfigError
-from tapestry_finetune.assistants import Voice
 from tapestry_finetune.charter.cases import HeldOutPair
 from tapestry_finetune.scoring import Likelihood, answer_likelihoods
+from tapestry_finetune.voices import Voice
 
 _RESAMPLES = 2000
 _AT_ONCE = 16

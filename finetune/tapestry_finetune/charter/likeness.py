@@ -24,7 +24,8 @@ def likeness(texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.floa
     left, right = has_NP[: len(texts)], has_NP[len(texts) :]
     common = left @ right.T
     union = sizes[: len(texts), None] + sizes[None, len(texts) :] - common
-    return (common / np.maximum(union, 1)).astype(np.float32)
+    alike: npt.NDArray[np.float32] = common / np.maximum(union, 1)
+    return alike
 
 
 def _pieces(text: str) -> set[str]:

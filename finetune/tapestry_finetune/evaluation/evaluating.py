@@ -36,6 +36,9 @@ VALUES = (
 )
 """Measures that a system prompt may change: shown for all four arms."""
 
+_MOST_NAMED = 5
+"""Of the figures below the floor, in the summary."""
+
 
 @dataclass(frozen=True)
 class ArmRow:
@@ -71,6 +74,8 @@ class Evaluation:
     positions: dict[str, Any]
     """By survey and behaviour, of every arm."""
     floor: Floor
+    beats_prompt: bool | None = None
+    """Whether training beats the charter as a mere prompt; None: there is no charter."""
     about: dict[str, Any] = field(default_factory=dict)
     """Of what: name, base, digests; whatever the caller knows."""
     notes: list[str] = field(default_factory=list)
@@ -194,6 +199,7 @@ def conclude(
         ],
         positions=positions,
         floor=floor,
+        beats_prompt=None if against is None else against[0],
         about=dict(about or {}),
         notes=_notes(arms),
         contamination=contamination or [],
@@ -229,7 +235,7 @@ def _against_prompt(arms: Mapping[str, Measured], suites: Suites) -> tuple[bool,
     shares = (trained.figure or 0.0, prompted.figure or 0.0)
     figures = (
         f"{100 * shares[0]:.0f} % against {100 * shares[1]:.0f} % of the charter's held-out cases "
-        f"({points(shares[0] - shares[1])}, {points(low)} to {points(high)})"
+        f"({points(shares[0] - shares[1])}; 95 %: {100 * low:+.0f} to {100 * high:+.0f})"
     )
     if low > 0:
         return True, f"Training beats the charter as a mere prompt: {figures}."
@@ -250,7 +256,9 @@ def _said_of(rows: Sequence[VerdictRow]) -> str:
     worse = [name_of(row.measure, row.slice) for row in rows if row.verdict == "REGRESSED"]
     if not worse:
         return f"{said}, none is below the floor."
-    return f"BELOW THE FLOOR: {'; '.join(worse)}. {said}, {len(worse)} REGRESSED."
+    more = f"; {len(worse) - _MOST_NAMED} more" if len(worse) > _MOST_NAMED else ""
+    named = "; ".join(worse[:_MOST_NAMED]) + more
+    return f"Below the floor: {named}. {said}, {len(worse)} REGRESSED."
 
 
 def _notes(arms: Mapping[str, Measured]) -> list[str]:

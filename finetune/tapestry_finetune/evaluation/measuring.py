@@ -12,6 +12,7 @@ from tapestry.data.language import identify, language_tag
 from tapestry.data.reading import read_documents
 from tapestry_finetune.dialogue import answer
 from tapestry_finetune.evaluation.bits import bits_of, first_token
+from tapestry_finetune.evaluation.grams import Grams
 from tapestry_finetune.evaluation.items import Prompt, Suite, read_prompts, read_suite
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.questions import measure_suite
@@ -58,8 +59,9 @@ class Material:
     """The charter: its held-out cases, its prompt, its guard."""
 
     def scripts(self, language: str) -> frozenset[str]:
-        """Return the scripts of a language, from its held-out text; none without any."""
-        return main_scripts(self.texts.get(language, []))
+        """Return the scripts of a language: of its held-out text, else of the prompts in it."""
+        asked = [one.text for one in self.prompts if language in (one.language, identify(one.text))]
+        return main_scripts(self.texts.get(language) or asked)
 
 
 def read_material(suites: Suites, judge: Judge | None = None) -> Material:
@@ -191,11 +193,15 @@ def _measure_speech(
 def _languages(material: Material, answers: Sequence[str]) -> list[Series]:
     """Return the share of lines in the language of the prompt, by language."""
     languages = [prompt.language or identify(prompt.text) for prompt in material.prompts]
+    grams = Grams(material.texts)
     made: list[Series] = []
     for language in sorted(set(languages) - {""}):
         at = [number for number, one in enumerate(languages) if one == language]
         scripts = material.scripts(language)
-        counts = [lines_in_language(answers[number], language, scripts=scripts) for number in at]
+        counts = [
+            lines_in_language(answers[number], language, scripts=scripts, grams=grams)
+            for number in at
+        ]
         made += sliced(
             "language",
             language,

@@ -1,6 +1,7 @@
 """The report's plots, as SVG that stands in the page: text stays text, in any script."""
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,9 @@ _STYLE: Any = {
 
 def plot_changes(rows: Sequence[VerdictRow]) -> str:
     """Return each figure's gain with its interval, and how far it might have fallen."""
+    rows = [row for row in rows if all(map(math.isfinite, (row.change, row.low, row.high)))]
+    if not rows:
+        return ""
     texts = [row for row in rows if not MEASURES[row.measure].is_share]
     shares = [row for row in rows if MEASURES[row.measure].is_share]
     groups = [
@@ -88,8 +92,16 @@ def plot_positions(positions: Mapping[str, Any]) -> str:
                     markeredgecolor=colour,
                     label=f"{'says' if kind == 'survey' else 'does'}: {arm}",
                 )
-        axes.set_xlim(-1.05, 1.05)
-        axes.set_ylim(-1.05, 1.05)
+        far = [
+            abs(end)
+            for kind in kinds
+            for at in positions[kind]["arms"].values()
+            for axis in axes_of
+            for end in (at[axis["id"]]["low"], at[axis["id"]]["high"])
+        ]
+        limit = min(1.05, max(0.25, 1.15 * max(far)))
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
         axes.set_xlabel(f"{axes_of[0]['low']}  \u2190  \u2192  {axes_of[0]['high']}")
         axes.set_ylabel(f"{axes_of[1]['low']}  \u2190  \u2192  {axes_of[1]['high']}")
         axes.axhline(0, color="#d5dae0", linewidth=0.8)

@@ -1,13 +1,14 @@
 """The report: `evaluation.json` for programs and `evaluation.html`, one file, for a board."""
 
 import json
+import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from tapestry.storage.atomic import write_atomic
 from tapestry.web.look import STYLE
+from tapestry.web.markup import Markup, joined, said, table, tag
 from tapestry_finetune.evaluation.evaluating import ArmRow, Evaluation, Shown
 from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.plots import plot_changes, plot_positions
@@ -20,20 +21,18 @@ _ARMS = ("base", "base + prompt", "localized", "localized + prompt")
 _TONES = {"improved": "good", "kept": "idle", "REGRESSED": "bad"}
 _OWN_STYLE = """
 .hero p + p { margin-top: .4rem; } .plot svg { width: 100%; height: auto; max-width: 52rem; }
-.card .scroll { max-height: none; } .said { display: grid; gap: .9rem 1.25rem; }
-.said > div { border-top: 1px solid var(--line); padding-top: .7rem; }
+.card .scroll { max-height: none; } .card h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
+summary { cursor: pointer; margin: .75rem 0; color: var(--accent); }
+.said > div { border-top: 1px solid var(--line); padding: .7rem 0; }
 .said .asked { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; }
 .said .both { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr));
   gap: .5rem 1.25rem; margin-top: .4rem; }
 .said blockquote { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.said .who { color: var(--muted); font-size: .85rem; } dl.about { display: grid; margin: 0;
-  grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dl.about dd { margin: 0;
-  overflow-wrap: anywhere; } dl.about dt { color: var(--muted); }
-.chip.good { background: var(--good-back); color: var(--good); }
-.chip.idle { background: var(--idle-back); color: var(--idle); }
-.chip.bad { background: var(--bad-back); color: var(--bad); }
-.means li { margin: .3rem 0; max-width: 46rem; } .means { padding-inline-start: 1.2rem; }
-@media (prefers-color-scheme: dark) { .plot svg { background: #fff; border-radius: 8px; } }
+.said .who, small { color: var(--muted); font-size: .85rem; } small { display: block; }
+dl.about { display: grid; margin: 0; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dl.about dd { margin: 0; overflow-wrap: anywhere; } dl.about dt { color: var(--muted); }
+.means li { margin: .3rem 0; max-width: 46rem; }
+@media (max-width: 44rem) { .plot { overflow-x: auto; } .plot svg { min-width: 34rem; } }
 """
 _MEANINGS = """
 <li><b>Bits per byte</b>: how surprised the model is by text of that language that it has never
@@ -58,8 +57,8 @@ on the map of the World Values Survey.</li>
 def write_report(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Write both files into `folder`, which is made if it is not there; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(folder / JSON_FILE, table + "\n")
+    values = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(folder / JSON_FILE, values + "\n")
     write_atomic(folder / HTML_FILE, render_page(evaluation))
     return folder / JSON_FILE, folder / HTML_FILE
 
@@ -72,144 +71,156 @@ def render_page(evaluation: Evaluation) -> str:
         _about(evaluation.about),
         _verdicts(evaluation.rows, evaluation.notes),
         _values(evaluation.arms),
-        _positions(evaluation.positions),
         _answers(evaluation.answers),
+        _positions(evaluation.positions),
         _others("How much of the suites stands in the training files", evaluation.contamination),
         _others("lm-evaluation-harness", _flat(evaluation.harness)),
-        _card("What the figures mean", f"<ul class='means'>{_MEANINGS}</ul>"),
+        _card("What the figures mean", tag("ul", Markup(_MEANINGS), class_="means")),
     ]
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta name='color-scheme' content='light'>"
-        f"<title>Did it get better? {escape(name)}</title>"
-        f"<style>{STYLE}{_OWN_STYLE}</style></head><body><main class='page'>"
-        + "".join(f"<section>{part}</section>" for part in parts if part)
-        + "</main></body></html>\n"
+    head = tag(
+        "head",
+        Markup("<meta charset='utf-8'><meta name='color-scheme' content='light'>"),
+        Markup("<meta name='viewport' content='width=device-width, initial-scale=1'>"),
+        tag("title", f"Did it get better? {name}"),
+        tag("style", Markup(STYLE + _OWN_STYLE)),
     )
+    main = tag("main", *[tag("section", part) for part in parts if part], class_="page")
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', main), lang='en')}\n"
 
 
-def _hero(evaluation: Evaluation) -> str:
-    tone = "good" if evaluation.passed else "bad"
+def _hero(evaluation: Evaluation) -> Markup:
+    tone = "warn" if evaluation.beats_prompt is False else "good"
+    tone = tone if evaluation.passed else "bad"
     head, *rest = evaluation.summary
-    more = "".join(f"<p class='detail'>{escape(line)}</p>" for line in rest)
-    return (
-        f"<div class='hero {tone}'><h1><span class='dot'></span><span>{escape(head)}</span></h1>"
-        f"{more}</div>"
+    first, _, more = head.partition(": ")
+    lines = [*([f"{more[:1].upper()}{more[1:]}"] if more else []), *rest]
+    return tag(
+        "div",
+        tag("h1", tag("span", class_="dot"), tag("span", first)),
+        *[tag("p", line, class_="detail") for line in lines],
+        class_=f"hero {tone}",
     )
 
 
-def _about(about: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd dir='auto'>{escape(str(value))}</dd>"
+def _about(about: dict[str, Any]) -> Markup:
+    rows = [
+        tag("dt", key.replace("_", " ")) + tag("dd", str(value), dir="auto")
         for key, value in about.items()
         if value not in (None, "", [])
-    )
-    return _card("What was measured", f"<dl class='about'>{rows}</dl>") if rows else ""
+    ]
+    return _card("What was measured", tag("dl", *map(Markup, rows), class_="about"))
 
 
-def _verdicts(rows: Sequence[VerdictRow], notes: Sequence[str]) -> str:
+def _verdicts(rows: Sequence[VerdictRow], notes: Sequence[str]) -> Markup:
     if not rows:
-        return ""
+        return Markup()
     heads = ("figure", "of", "items", "base", "localized", "change", "95 %", "may lose", "verdict")
-    body = "".join(
-        "<tr>"
-        f"<th scope='row'>{escape(MEASURES[row.measure].label)}</th>"
-        f"<td dir='auto'>{escape(row.slice)}</td><td class='number'>{row.items:,}</td>"
-        + "".join(f"<td class='number'>{one}</td>" for one in figures_of(row))
-        + f"<td><span class='chip {_TONES[row.verdict]}'>{row.verdict}</span>"
-        + (f"<p class='note'>{escape(row.note)}</p>" if row.note else "")
-        + "</td></tr>"
+    body = [
+        (
+            MEASURES[row.measure].label,
+            said(row.slice),
+            f"{row.items:,}",
+            *[tag("span", one, class_="number") for one in figures_of(row)],
+            tag(
+                "div",
+                tag("span", row.verdict, class_=f"chip {_TONES[row.verdict]}"),
+                tag("small", row.note) if row.note else "",
+            ),
+        )
         for row in rows
+    ]
+    return _card(
+        "Better or worse than the base",
+        table("Verdicts", heads, body),
+        *[tag("p", note, class_="note") for note in notes],
+        tag("div", Markup(plot_changes(rows)), class_="plot"),
     )
-    said = "".join(f"<p class='note'>{escape(note)}</p>" for note in notes)
-    table = _table("Verdicts", heads, body)
-    plot = f"<div class='plot'>{plot_changes(rows)}</div>"
-    return _card("Better or worse than the base", f"{table}{said}{plot}")
 
 
 def figures_of(row: VerdictRow) -> tuple[str, str, str, str, str]:
     """Return base, localized, change, interval and tolerance of a row as people read them."""
-    if MEASURES[row.measure].is_share:
-        return (
-            f"{100 * row.base:.1f} %",
-            f"{100 * row.candidate:.1f} %",
-            f"{100 * row.change:+.1f} points",
-            f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
-            f"{100 * row.tolerance:g} points",
-        )
+    is_share = MEASURES[row.measure].is_share
+    unit = "points" if is_share else "%"
+    figures = [
+        "none" if not math.isfinite(one) else f"{100 * one:.1f} %" if is_share else f"{one:.3f}"
+        for one in (row.base, row.candidate)
+    ]
+    if not all(map(math.isfinite, (row.change, row.low, row.high))):
+        return figures[0], figures[1], "none", "none", f"{100 * row.tolerance:g} {unit}"
     return (
-        f"{row.base:.3f}",
-        f"{row.candidate:.3f}",
-        f"{100 * row.change:+.1f} %",
+        figures[0],
+        figures[1],
+        f"{100 * row.change:+.1f} {unit}",
         f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
-        f"{100 * row.tolerance:g} %",
+        f"{100 * row.tolerance:g} {unit}",
     )
 
 
-def _values(rows: Sequence[ArmRow]) -> str:
+def _values(rows: Sequence[ArmRow]) -> Markup:
     if not rows:
-        return ""
+        return Markup()
     arms = [arm for arm in _ARMS if any(arm in row.arms for row in rows)]
-    body = "".join(
-        f"<tr><th scope='row'>{escape(MEASURES[row.measure].label)}</th>"
-        f"<td dir='auto'>{escape(row.slice)}</td><td class='number'>{row.items:,}</td>"
-        + "".join(f"<td class='number'>{_share(row.arms.get(arm))}</td>" for arm in arms)
-        + "</tr>"
+    body = [
+        (
+            MEASURES[row.measure].label,
+            said(row.slice),
+            f"{row.items:,}",
+            *[_share(row.arms.get(arm)) for arm in arms],
+        )
         for row in rows
-    )
-    note = (
-        "<p class='note'>The charter as a mere prompt costs nothing: training must beat it to be "
-        "worth its trouble. In small print the 95 % interval.</p>"
-        if len(arms) > 2
-        else ""
-    )
-    return _card("Values", note + _table("Values", ("figure", "of", "items", *arms), body))
+    ]
+    note = "Below each figure its 95 % interval."
+    if len(arms) > 2:
+        note = (
+            "The charter as a mere prompt costs nothing: training must beat it to be worth its "
+            f"trouble. {note}"
+        )
+    heads = ("figure", "of", "items", *arms)
+    return _card("Values", tag("p", note, class_="note"), table("Values", heads, body))
 
 
-def _share(figure: tuple[float, float, float] | None) -> str:
-    if figure is None:
-        return "&ndash;"
+def _share(figure: tuple[float, float, float] | None) -> Markup:
+    if figure is None or not all(map(math.isfinite, figure)):
+        return Markup("&ndash;")
     at, low, high = (100 * one for one in figure)
-    return f"{at:.0f} %<br><span class='muted'>{low:.0f}&ndash;{high:.0f}</span>"
+    return tag("div", f"{at:.0f} %", tag("small", f"{low:.0f} to {high:.0f}"))
 
 
-def _positions(positions: dict[str, Any]) -> str:
+def _positions(positions: dict[str, Any]) -> Markup:
     if not positions:
-        return ""
-    parts = [f"<div class='plot'>{plot_positions(positions)}</div>"]
+        return Markup()
+    parts: list[Markup] = [tag("div", Markup(plot_positions(positions)), class_="plot")]
+    if "gap" in positions:
+        parts.append(_gap(positions))
     for kind, title in (("survey", "What it says"), ("behaviour", "What it does")):
         if kind in positions:
-            parts.append(_asked(positions[kind], title))
-    if "gap" in positions:
-        parts.append(_gap(positions["gap"]))
-    return _card("What it says, and what it does", "".join(parts))
+            name = f"{title}: {positions[kind]['name']}"
+            parts.append(tag("details", tag("summary", said(name)), _asked(positions[kind], name)))
+    return _card("What it says, and what it does", *parts)
 
 
-def _asked(of: dict[str, Any], title: str) -> str:
+def _asked(of: dict[str, Any], name: str) -> Markup:
     arms = list(of["arms"])
-    body = "".join(
-        f"<tr><th scope='row' dir='auto'>{escape(item['id'])}</th>"
-        f"<td dir='auto'>{escape(item['axis'])}</td>"
-        + "".join(_position(item["arms"][arm], item["options"]) for arm in arms)
-        + "</tr>"
-        for item in of["items"]
-    )
-    body += "".join(
-        f"<tr><th scope='row' dir='auto'>{escape(axis['low'])} to {escape(axis['high'])}</th>"
-        "<td>mean</td>"
-        + "".join(
-            f"<td class='number'><b>{of['arms'][arm][axis['id']]['at']:+.2f}</b></td>"
-            for arm in arms
+    body = [
+        (
+            said(item["id"]),
+            said(item["axis"]),
+            *[_position(item["arms"][arm], item["options"]) for arm in arms],
         )
-        + "</tr>"
+        for item in of["items"]
+    ]
+    means: list[tuple[str, ...]] = [
+        (
+            said(f"{axis['low']} to {axis['high']}"),
+            "mean",
+            *[tag("b", f"{of['arms'][arm][axis['id']]['at']:+.2f}") for arm in arms],
+        )
         for axis in of["axes"]
-    )
-    name = f"{title}: {of['name']}"
-    return f"<h3 dir='auto'>{escape(name)}</h3>" + _table(name, ("question", "axis", *arms), body)
+    ]
+    return table(name, ("question", "axis", *arms), [*body, *means])
 
 
-def _position(item: dict[str, Any], options: Sequence[str]) -> str:
+def _position(item: dict[str, Any], options: Sequence[str]) -> Markup:
     wordings = item["wordings"]
     spread = f"{min(wordings):+.2f} to {max(wordings):+.2f}" if len(wordings) > 1 else ""
     likeliest = ""
@@ -218,53 +229,55 @@ def _position(item: dict[str, Any], options: Sequence[str]) -> str:
         likeliest = f"{options[best]} ({100 * item['shares'][best]:.0f} %)"
     alike = item["similarity"]
     more = [spread, likeliest, "" if alike is None else f"like your people: {alike:.2f}"]
-    small = "".join(f"<br><span class='muted'>{escape(one)}</span>" for one in more if one)
-    return f"<td dir='auto'>{item['at']:+.2f}{small}</td>"
+    small = [tag("small", said(one)) for one in more if one]
+    return tag("div", f"{item['at']:+.2f}", *small)
 
 
-def _gap(gaps: dict[str, Any]) -> str:
-    def shown(one: dict[str, float]) -> str:
-        return (
-            f"<td class='number'>{one['at']:+.2f}<br><span class='muted'>"
-            f"{one['low']:+.2f} to {one['high']:+.2f}</span></td>"
+def _gap(positions: dict[str, Any]) -> Markup:
+    def shown(one: dict[str, float]) -> Markup:
+        return tag(
+            "div", f"{one['at']:+.2f}", tag("small", f"{one['low']:+.2f} to {one['high']:+.2f}")
         )
 
-    body = "".join(
-        f"<tr><th scope='row'>{escape(axis)}</th><td>{escape(arm)}</td>"
-        + "".join(shown(row[one]) for one in ("survey_shift", "behaviour_shift", "gap"))
-        + "</tr>"
-        for axis, arms in gaps.items()
+    names = {axis["id"]: f"{axis['low']} to {axis['high']}" for axis in positions["survey"]["axes"]}
+    body = [
+        (
+            said(names[axis]),
+            arm,
+            *[shown(row[one]) for one in ("survey_shift", "behaviour_shift", "gap")],
+        )
+        for axis, arms in positions["gap"].items()
         for arm, row in arms.items()
-    )
+    ]
     heads = ("axis", "against the base", "words moved", "deeds moved", "behaviour gap")
-    return "<h3>Words and deeds</h3>" + _table("Words and deeds", heads, body)
+    return table("Words and deeds", heads, body)
 
 
-def _answers(shown: Sequence[Shown]) -> str:
+def _answers(shown: Sequence[Shown]) -> Markup:
     if not shown:
-        return ""
-    body = "".join(
-        f"<div><p class='asked' dir='auto'>{escape(one.prompt)}</p><div class='both'>"
-        + "".join(
-            f"<div><p class='who'>{who}</p><blockquote dir='auto'>{escape(said) or '&ndash;'}"
-            "</blockquote></div>"
-            for who, said in (("base", one.base), ("localized", one.localized))
+        return Markup()
+
+    def by(who: str, words: str) -> Markup:
+        quoted = tag("blockquote", words or "\u2013", dir="auto")
+        return tag("div", tag("p", who, class_="who"), quoted)
+
+    body = [
+        tag(
+            "div",
+            tag("p", one.prompt, class_="asked", dir="auto"),
+            tag("div", by("base", one.base), by("localized", one.localized), class_="both"),
         )
-        + "</div></div>"
         for one in shown
-    )
-    return _card("Answers side by side", f"<div class='said'>{body}</div>")
+    ]
+    return _card("Answers side by side", tag("div", *body, class_="said"))
 
 
-def _others(title: str, rows: Sequence[dict[str, Any]]) -> str:
+def _others(title: str, rows: Sequence[dict[str, Any]]) -> Markup:
     if not rows:
-        return ""
+        return Markup()
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(row.get(key, '')))}</td>" for key in heads) + "</tr>"
-        for row in rows
-    )
-    return _card(title, _table(title, heads, body))
+    body = [[said(str(row.get(key, ""))) for key in heads] for row in rows]
+    return _card(title, table(title, heads, body))
 
 
 def _flat(harness: dict[str, Any]) -> list[dict[str, Any]]:
@@ -276,14 +289,5 @@ def _flat(harness: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(caption: str, heads: Sequence[str], body: str) -> str:
-    cells = "".join(f"<th scope='col'>{escape(head)}</th>" for head in heads)
-    return (
-        f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(caption)}'><table>"
-        f"<caption>{escape(caption)}</caption><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _card(title: str, body: str) -> str:
-    return f"<div class='card'><h2>{escape(title)}</h2>{body}</div>"
+def _card(title: str, *body: str) -> Markup:
+    return tag("div", tag("h2", title), joined(body), class_="card")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from tapestry.data.language import can_identify, identify, kin_of
+from tapestry_finetune.evaluation.grams import Grams
 
 LEAK_LETTERS = 40
 """So many letters in a row, seven or eight words, that stand in a protected text are repeated."""
@@ -17,7 +18,7 @@ _REFUSED_WITHIN = 300
 """Characters: a refusal stands at the beginning of an answer."""
 _FEWEST_LETTERS = 8
 """Of a line, to tell anything about it."""
-_MOST_SCRIPTS_SHARE = 0.5
+_LEAST_OWN_SCRIPT = 0.5
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc`", "'"))
 _SIGN_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "YI")
 
@@ -39,7 +40,9 @@ def _folded(text: str) -> str:
     return " ".join(plain.split())
 
 
-def lines_in_language(said: str, language: str, *, scripts: frozenset[str]) -> tuple[int, int]:
+def lines_in_language(
+    said: str, language: str, *, scripts: frozenset[str], grams: Grams
+) -> tuple[int, int]:
     """Return how many lines of an answer are in `language`, and of how many that could be told.
 
     A line is wrong in another script, or when it is identified as another language. One that is
@@ -49,32 +52,29 @@ def lines_in_language(said: str, language: str, *, scripts: frozenset[str]) -> t
         said: The answer.
         language: Its tag.
         scripts: In which the language is written; none: unknown.
+        grams: What else tells languages apart, by the texts at hand.
     """
     right = told = 0
     lines = [line for line in said.splitlines() if any(one.isalpha() for one in line)]
     if not lines:
         return 0, 1
     for line in lines:
-        verdict = _is_in(line, language, scripts)
+        verdict = _is_in(line, language, scripts, grams)
         right += verdict is True
         told += verdict is not None
     return right, told
 
 
-def _is_in(line: str, language: str, scripts: frozenset[str]) -> bool | None:
+def _is_in(line: str, language: str, scripts: frozenset[str], grams: Grams) -> bool | None:
     counts = scripts_of(line)
     if counts.total() < _FEWEST_LETTERS:
         return None
-    if scripts:
-        own = sum(counts[script] for script in scripts)
-        if own < _MOST_SCRIPTS_SHARE * counts.total():
-            return False
-    found = identify(line)
-    if found:
-        if found in kin_of(language):
-            return True
-        return False if can_identify(language) else None
-    return None
+    own = sum(counts[script] for script in scripts)
+    if scripts and own < _LEAST_OWN_SCRIPT * counts.total():
+        return False
+    found = identify(line) if can_identify(language) else ""
+    found = found or grams.identify(line)
+    return found in kin_of(language) | {language} if found else None
 
 
 def scripts_of(text: str) -> Counter[str]:

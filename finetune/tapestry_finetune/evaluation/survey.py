@@ -194,6 +194,16 @@ def _shares(voice: Voice, survey: Survey, item: SurveyItem, ask: str) -> Floats:
             for one in continuation_likelihoods(voice, pairs[start : start + _PROMPTS_AT_ONCE])
         ]
     ).reshape(len(orders), count)
+    return shares_of(nats, orders)
+
+
+def shares_of(nats: Floats, orders: Sequence[Sequence[int]]) -> Floats:
+    """Return the probability of each option over all orders in which they were listed.
+
+    Args:
+        nats: Log-likelihood of each place, a row an order; only differences in a row count.
+        orders: The option in each place.
+    """
     odds = np.exp(nats - nats.max(axis=1, keepdims=True))
     by_place = odds / odds.sum(axis=1, keepdims=True)
     by_option = np.zeros_like(by_place)

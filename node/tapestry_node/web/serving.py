@@ -12,7 +12,7 @@ from tapestry.storage.atomic import write_atomic
 from tapestry.web.serving import application, attach, listen, run
 from tapestry_node.home import NodeHome
 from tapestry_node.web.board import Board
-from tapestry_node.web.door import Door
+from tapestry_node.web.door import door
 from tapestry_node.web.page import build
 
 _log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ def serve_page(
     remedy = "stop the other process, or choose another --port"
     with closing(listen(_HOST, port, remedy=remedy)) as listening:
         bound = listening.getsockname()[1]
-        door = Door(app, port=bound)
-        address = f"http://{_HOST}:{bound}/?token={door.token}"
+        guarded = door(app, port=bound)
+        address = f"http://{_HOST}:{bound}/?token={guarded.token}"
         try:
             _write(home.page_address, address)
             _log.info("page: http://%s:%d, with the token in %s", _HOST, bound, home.page_address)
             if sys.stdout.isatty():
                 say(address)
-            run(door, listening)
+            run(guarded, listening)
         finally:
             home.page_address.unlink(missing_ok=True)
 

@@ -1,0 +1,400 @@
+"""Carry a bundle over to a newer consensus: candidates, evidence, and a bundle with its parent."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tapestry.checkpoints.folder import folder_name
+from tapestry.errors import ConfigError, TapestryError
+from tapestry_finetune.assistants import Assistant, load_assistant
+from tapestry_finetune.base import Base, describe, open_base
+from tapestry_finetune.bundle import Bundle, open_bundle, require_base
+from tapestry_finetune.carrying import (
+    SCALES,
+    Bench,
+    Candidate,
+    copy,
+    distil,
+    drift_of,
+    require_kin,
+    touch_up,
+    whole_drift,
+)
+from tapestry_finetune.evaluation.evaluating import (
+    BASE,
+    LOCAL,
+    LOCAL_PROMPTED,
+    PROMPTED,
+    Evaluation,
+    conclude,
+)
+from tapestry_finetune.evaluation.floor import VerdictRow
+from tapestry_finetune.evaluation.measuring import Material, measure, read_material, with_prompt
+from tapestry_finetune.evaluation.preferences import Judge
+from tapestry_finetune.evaluation.series import MEASURES, Measured
+from tapestry_finetune.publishing import Made, publish, suites_of, write_candidate
+from tapestry_finetune.run import Prepared, Telling, prepare, train
+
+OLD_BASE, OLD, NEW = "old base", "old base + adapter", "new base"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a rebase is given."""
+
+    bundle: Path
+    onto: Path
+    recipe: Path
+    old: Path | None = None
+    """The checkpoint that the bundle lies on; None: it is looked for beside the new one."""
+    steps: int = 20
+    """Of a touch-up; 0: none is tried."""
+    retrain: bool = False
+    distil: bool = False
+    force: str = ""
+    unverified: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One model of the table."""
+
+    name: str
+    figures: dict[str, float]
+    """By the figure's key."""
+    passed: bool
+    gain: float
+    """Mean over the figures of the improvement on the new base; only for candidates."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rebased:
+    """What came of it."""
+
+    columns: list[Column]
+    chosen: str
+    kept_of_gain: float | None
+    """Of the gain that the bundle had, what its untouched copy has on the new base; of held-out
+    text of the main language."""
+    drift: float | None
+    layers: list[dict[str, Any]]
+    evaluation: Evaluation
+    bundle: Bundle
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON table."""
+        return {
+            "columns": [asdict(column) for column in self.columns],
+            "chosen": self.chosen,
+            "kept_of_gain": self.kept_of_gain,
+            "drift": self.drift,
+            "layers": self.layers,
+            "bundle": str(self.bundle.folder),
+        }
+
+
+def rebase(
+    asked: Asked,
+    target: Path,
+    work: Path,
+    key: Ed25519PrivateKey,
+    telling: Telling,
+    *,
+    now: float,
+) -> Rebased:
+    """Carry a bundle over: verify both, try candidates, measure all, publish the best.
+
+    Args:
+        asked: What is carried where, and what may be tried.
+        target: Folder of the new bundle; must not exist.
+        work: Folder for candidates.
+        key: Of the community.
+        telling: Who is told how it goes.
+        now: Unix seconds.
+
+    Raises:
+        UntrustedError: A bundle or a checkpoint does not verify, or they are not kin.
+        ConfigError: The recipe or its data cannot be used, or `target` is taken.
+        BelowFloorError: Every candidate is below the recipe's floor.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; name a new folder")
+    bundle = open_bundle(asked.bundle)
+    prepared = prepare(asked.recipe, telling, base=asked.onto, unverified=asked.unverified)
+    onto = prepared.base
+    require_kin(bundle, onto)
+    if bundle.lineage.base.tensors == onto.identity.tensors:
+        raise ConfigError(f"{bundle.folder} lies on the {describe(onto.identity)} already")
+    old = _old_base(asked, bundle, unverified=asked.unverified)
+    layers = drift_of(old, onto, bundle) if old is not None else []
+    drift = whole_drift(old, onto) if old is not None else None
+    if drift is not None:
+        telling.say(f"the base has moved by {drift:.1%} of its norm")
+    made = _made(prepared, bundle, now)
+    bench = Bench(prepared=prepared, made=made, work=work, key=key, telling=telling)
+    candidates = _candidates(asked, bundle, old, bench)
+    suites = suites_of(made, work / "held-out")
+    charter = made.gathered.charter
+    material = read_material(suites, None if charter is None else Judge(charter))
+    measured: dict[str, Measured] = {}
+    if old is not None:
+        _measure_old(old, bundle, material, measured, telling)
+    _measure_new(onto, candidates, material, measured, telling)
+    columns, evaluations = _compared(candidates, measured, material, made)
+    best = _best([column for column in columns if column.name in evaluations])
+    (candidate,) = [one for one in candidates if one.name == best.name]
+    evaluation = replace(
+        evaluations[best.name], about={**_about(made), "carried": candidate.made.carried_by}
+    )
+    (work / "rebase.json").write_text(
+        json.dumps({"columns": [asdict(c) for c in columns], "chosen": best.name}, indent=1) + "\n",
+        encoding="utf-8",
+    )
+    published = publish(
+        target, candidate.bundle, candidate.made, evaluation, key, force=asked.force
+    )
+    return Rebased(
+        columns=columns,
+        chosen=best.name,
+        kept_of_gain=_kept(measured, evaluations["copy x 1"].rows),
+        drift=drift,
+        layers=[asdict(layer) for layer in layers],
+        evaluation=evaluation,
+        bundle=published,
+    )
+
+
+def _old_base(asked: Asked, bundle: Bundle, *, unverified: bool) -> Base | None:
+    """Return the base that the bundle lies on, if it can be found."""
+    number = bundle.lineage.base.round
+    folder = asked.old
+    if folder is None and number is not None:
+        folder = asked.onto.resolve().parent / folder_name(number)
+        if not folder.is_dir():
+            return None
+    if folder is None:
+        return None
+    base = open_base(folder, unverified=unverified)
+    require_base(bundle, base)
+    return base
+
+
+def _made(prepared: Prepared, bundle: Bundle, now: float) -> Made:
+    return Made(
+        where=prepared.where,
+        recipe=prepared.recipe,
+        gathered=prepared.gathered,
+        base=prepared.base,
+        stages=bundle.lineage.stages,
+        extension=None,
+        tokenizer_from=bundle.folder,
+        made_at=now,
+        parent=bundle.digest,
+    )
+
+
+def _candidates(asked: Asked, bundle: Bundle, old: Base | None, bench: Bench) -> list[Candidate]:
+    found = [copy(bundle, bench, scale) for scale in SCALES]
+    if asked.steps:
+        found.append(touch_up(bundle, bench, asked.steps))
+    if asked.distil:
+        if old is None:
+            raise ConfigError("distilling needs the old checkpoint: name it with --old")
+        found.append(distil(bundle, old, bench, 2 * max(1, asked.steps)))
+    if asked.retrain:
+        found.append(_retrained(bench))
+    return found
+
+
+def _retrained(bench: Bench) -> Candidate:
+    began = monotonic()
+    finished = train(bench.prepared, bench.work / "retrained", bench.telling)
+    made = replace(
+        bench.made,
+        carried_by="trained anew",
+        stages=finished.stages,
+        extension=finished.extension,
+        tokenizer_from=None,
+    )
+    at = bench.work / "retrained" / "candidate"
+    written = write_candidate(at, made, finished.adapted, bench.key)
+    return Candidate(name="retrained", bundle=written, made=made, seconds=monotonic() - began)
+
+
+def _measure_old(
+    old: Base, bundle: Bundle, material: Material, measured: dict[str, Measured], telling: Telling
+) -> None:
+    """Measure the old base, without and with the bundle."""
+    assistant = load_assistant(old, {OLD: bundle})
+    measured[OLD_BASE] = _asked(assistant, None, material, OLD_BASE, telling)
+    measured[OLD] = _asked(assistant, OLD, material, OLD, telling)
+
+
+def _measure_new(
+    onto: Base,
+    candidates: list[Candidate],
+    material: Material,
+    measured: dict[str, Measured],
+    telling: Telling,
+) -> None:
+    """Measure the new base and every candidate; the prompted arms too, by `NAME + prompt`."""
+    assistant = load_assistant(onto, {one.name: one.bundle for one in candidates})
+    for name in [None, *(one.name for one in candidates)]:
+        called = name or NEW
+        measured[called] = _asked(assistant, name, material, called, telling)
+        if material.judge is not None:
+            with assistant.speaking_as(name) as voice:
+                prompted = with_prompt(voice, material.judge)
+                measured[f"{called} + prompt"] = measure(prompted, material, only_values=True)
+
+
+def _asked(
+    assistant: Assistant, name: str | None, material: Material, called: str, telling: Telling
+) -> Measured:
+    with assistant.speaking_as(name) as voice:
+        return measure(
+            voice,
+            material,
+            on_progress=lambda what, done, of: telling.on_work(f"{called}: {what}", done, of),
+        )
+
+
+def _compared(
+    candidates: list[Candidate],
+    measured: Mapping[str, Measured],
+    material: Material,
+    made: Made,
+) -> tuple[list[Column], dict[str, Evaluation]]:
+    floor = made.recipe.floor
+    evaluations: dict[str, Evaluation] = {}
+    columns = [
+        Column(name=name, figures=_figures(measured[name]), passed=True, gain=0.0, seconds=0.0)
+        for name in (OLD, NEW)
+        if name in measured
+    ]
+    for one in candidates:
+        arms = {BASE: measured[NEW], LOCAL: measured[one.name]}
+        if f"{NEW} + prompt" in measured:
+            arms[PROMPTED] = measured[f"{NEW} + prompt"]
+            arms[LOCAL_PROMPTED] = measured[f"{one.name} + prompt"]
+        evaluation = conclude(arms, material, floor)
+        evaluations[one.name] = evaluation
+        columns.append(
+            Column(
+                name=one.name,
+                figures=_figures(measured[one.name]),
+                passed=evaluation.passed,
+                gain=_gain(evaluation.rows),
+                seconds=one.seconds,
+            )
+        )
+    return columns, evaluations
+
+
+def _figures(measured: Measured) -> dict[str, float]:
+    return {
+        key: series.figure
+        for key, series in measured.series.items()
+        if series.figure is not None and MEASURES[series.measure].is_judged
+    }
+
+
+def _gain(rows: list[VerdictRow]) -> float:
+    """Return the mean improvement on the new base; a lower figure counts as one where it is."""
+    signs = [row.change if MEASURES[row.measure].more_is_better else -row.change for row in rows]
+    return sum(signs) / len(signs) if signs else 0.0
+
+
+def _best(columns: list[Column]) -> Column:
+    """Return the candidate with the most gain, of those above the floor if there are any."""
+    above = [column for column in columns if column.passed]
+    return max(above or columns, key=lambda column: column.gain)
+
+
+def _kept(measured: Mapping[str, Measured], rows: list[VerdictRow]) -> float | None:
+    """Return the part of the gain on the main language's text that an untouched copy keeps."""
+    texts = [row for row in rows if row.measure == "bits_per_byte"]
+    if OLD_BASE not in measured or not texts:
+        return None
+    before, after = _figures(measured[OLD_BASE]), _figures(measured[OLD])
+    key = max(
+        (f"{row.measure}:{row.slice}" for row in texts),
+        key=lambda name: before.get(name, 0.0) - after.get(name, 0.0),
+    )
+    if key not in before or key not in after:
+        return None
+    was = before[key] - after[key]
+    now = _figures(measured[NEW])[key] - _figures(measured["copy x 1"])[key]
+    return now / was if was > 0 else None
+
+
+def _about(made: Made) -> dict[str, Any]:
+    identity = made.base.identity
+    return {
+        "name": made.recipe.model.name,
+        "base": identity.manifest or identity.tensors,
+        "round": identity.round,
+        "parent": made.parent,
+    }
+
+
+def newer_checkpoints(folder: Path, bundle: Bundle) -> list[Path]:
+    """Return published checkpoints below `folder` that are newer than a bundle's base."""
+    at = bundle.lineage.base.round
+    newest = -1 if at is None else at
+    found = []
+    for path in sorted(folder.glob("round-*")):
+        number = path.name.removeprefix("round-")
+        if path.is_dir() and number.isdigit() and int(number) > newest:
+            found.append(path)
+    return found
+
+
+def watch(
+    folder: Path,
+    asked: Asked,
+    out: Path,
+    carry: Callable[[Asked, Path], Rebased],
+    telling: Telling,
+    *,
+    sleep: Callable[[float], None],
+    once: bool = False,
+) -> None:
+    """Carry a bundle over to every newer checkpoint in `folder`, each time from the last bundle.
+
+    A checkpoint that does not verify, or whose candidates are all below the floor, is named and
+    left alone.
+
+    Args:
+        folder: Where checkpoints are published or fetched to.
+        asked: The bundle to begin with.
+        out: Folder for the new bundles, one a round.
+        carry: Does one rebase into a folder.
+        telling: Who is told.
+        sleep: Waits between two looks.
+        once: Look once.
+    """
+    current, left_alone = asked.bundle, set[Path]()
+    while not telling.is_stopped():
+        for path in newer_checkpoints(folder, open_bundle(current)):
+            target = out / path.name
+            if target.exists():
+                current = target
+                continue
+            if path in left_alone:
+                continue
+            try:
+                carry(replace(asked, bundle=current, onto=path), target)
+                current = target
+            except TapestryError as error:
+                left_alone.add(path)
+                telling.say(f"{path.name}: left alone: {error}")
+        if once:
+            return
+        sleep(10.0)

@@ -1,0 +1,288 @@
+"""`tapestry finetune init`, `plan`, `run`, `verify`: parse, call, render."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapestry.cli.bars import Bar, bar, printable
+from tapestry.cli.running import default_home
+from tapestry.errors import ConfigError
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A recipe.toml; `tapestry finetune init` writes one.")
+]
+Unverified = Annotated[
+    bool,
+    typer.Option(
+        "--unverified",
+        help="Take a base that is no published checkpoint: nobody can then say which institutions "
+        "stand behind it, or whether somebody changed it.",
+    ),
+]
+KeyFolder = Annotated[
+    Path | None,
+    typer.Option("--key", help="Folder of your community's signing key; made at first use."),
+]
+
+
+def init(
+    data: Annotated[list[Path], typer.Argument(help="Your files or folders, of any known form.")],
+    base: Annotated[Path, typer.Option("--base", help="A published checkpoint's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
+    name: Annotated[str, typer.Option(help="What the model will be called.")] = "",
+    charter: Annotated[
+        Path | None, typer.Option(help="Your charter.toml; `charter new` begins one.")
+    ] = None,
+    all_keys: Annotated[
+        bool, typer.Option("--all", help="Write every key that there is, with its default.")
+    ] = False,
+    unverified: Unverified = False,
+) -> None:
+    """Look at your files and your machine, and write a recipe with comments.
+
+    Example: tapestry finetune init texts/ chats.jsonl --base round-000042
+    """
+    from tapestry_finetune.base import open_base  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.inspecting import inspect  # noqa: PLC0415
+    from tapestry_finetune.starting import name_for, recipe_for, write_recipe  # noqa: PLC0415
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; name another with --out, or change that one")
+    with bar() as shown:
+        shown.show("verifying the base")
+        opened = open_base(base, unverified=unverified)
+        found = inspect(
+            data,
+            base=opened,
+            on_progress=lambda doing, done, of: shown.show(doing, done, of, unit="bytes"),
+        )
+    for file in found.files:
+        typer.echo(
+            f"{printable(str(file.path))}: {file.rows:,} rows, {file.shape}, mostly {file.language}"
+        )
+    for sentence in found.advice:
+        typer.echo(f"note: {sentence}")
+    named = name or name_for(data, found.language)
+    made = recipe_for(found, base, where=out, name=named, charter=charter)
+    write_recipe(made, out, all_keys=all_keys)
+    typer.echo(f"{out}: stages {', '.join(found.stages)}")
+    typer.echo(f"  look first   tapestry finetune plan {out}")
+    typer.echo(f"  make it      tapestry finetune run {out}")
+
+
+def plan(
+    recipe: RecipeFile,
+    measure: Annotated[
+        bool, typer.Option(help="Take three steps of each stage, to tell the time.")
+    ] = True,
+    unverified: Unverified = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what a run would do: rows, tokens, what is cut or dropped, steps, time, memory.
+
+    Example: tapestry finetune plan recipe.toml
+    """
+    from tapestry_finetune.planning import plan as planned  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.run import Telling, prepare  # noqa: PLC0415
+
+    said: list[str] = []
+    with bar() as shown:
+        prepared = prepare(
+            recipe,
+            Telling(say=said.append, on_reading=reading_on(shown)),
+            unverified=unverified,
+        )
+        shown.show("measuring a few steps")
+        found = planned(prepared, measure=measure)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    for sentence in said:
+        typer.echo(printable(sentence))
+    for stage in found.stages:
+        _show_stage(stage)
+    gigabytes = found.needed_bytes / 1e9, found.memory_bytes / 1e9
+    typer.echo(f"\nmemory: about {gigabytes[0]:.1f} GB of {gigabytes[1]:.1f} GB", nl=False)
+    if found.measured_bytes:
+        typer.echo(f"; {found.measured_bytes / 1e9:.1f} GB when it was tried", nl=False)
+    typer.echo(f"; the largest training.micro_batch that fits is {found.largest_micro_batch}")
+
+
+def _show_stage(stage: Any) -> None:  # noqa: ANN401 - a StagePlan, whose module is not for --help
+    from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    typer.echo(
+        f"\n{stage.stage}: {stage.rows:,} rows, {stage.tokens:,} tokens ({stage.learnt:,} learnt), "
+        f"{stage.bytes_per_token:.2f} bytes a token"
+    )
+    typer.echo(
+        f"  {stage.steps:,} steps at a learning rate of {stage.learning_rate:.2g}"
+        + (f", about {_duration(stage.seconds)}" if stage.seconds else "")
+    )
+    if stage.cut:
+        typer.echo(f"  {stage.cut:,} cuts in texts that are longer than a sequence")
+    if stage.warning:
+        typer.echo(f"  {stage.warning}")
+    shown = Text("  ")
+    for piece, is_learnt in stage.shown:
+        shown.append(
+            printable(piece.replace("\n", "⏎")), style="bold green" if is_learnt else "dim"
+        )
+    Console(soft_wrap=True).print(shown)
+    typer.echo("  (green: what is learnt)")
+
+
+def run(
+    recipe: RecipeFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The bundle's folder. Default: the model's name.")
+    ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", help="Folder of the work, to go on in. Default: NAME-run."),
+    ] = None,
+    skip_bad: Annotated[
+        Path | None,
+        typer.Option("--skip-bad", help="Move bad rows into this folder, with their reasons."),
+    ] = None,
+    force: Annotated[
+        str, typer.Option(help="Publish below the floor all the same; say why, all will read it.")
+    ] = "",
+    key: KeyFolder = None,
+    unverified: Unverified = False,
+) -> None:
+    """Make a localized model: every stage of a recipe, measured, judged, signed.
+
+    Ctrl-C stops it; the same command goes on. Exit code 1 if it is below its quality floor.
+
+    Example: tapestry finetune run recipe.toml
+    """
+    from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.making import make  # noqa: PLC0415
+    from tapestry_finetune.recipe import load_recipe  # noqa: PLC0415
+    from tapestry_finetune.run import Telling  # noqa: PLC0415
+    from tapestry_finetune.training import Progress, StoppedError  # noqa: PLC0415
+
+    name = load_recipe(recipe).model.name
+    beside = recipe.resolve().parent
+    target, work = out or beside / name, run_folder or beside / f"{name}-run"
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; name a new folder with --out")
+    with bar() as shown, stopping() as is_stopped:
+
+        def on_step(stage: str, progress: Progress) -> None:
+            note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+            shown.show(stage, progress.step, progress.steps, unit="steps", note=note)
+
+        telling = Telling(
+            say=lambda sentence: typer.echo(printable(sentence), err=True),
+            on_reading=reading_on(shown),
+            on_step=on_step,
+            is_stopped=is_stopped,
+        )
+        try:
+            bundle, evaluation = make(
+                recipe,
+                target,
+                work,
+                community_key(key or default_home("finetune") / "identity"),
+                telling,
+                now=datetime.now(UTC).timestamp(),
+                force=force,
+                skip_bad=skip_bad,
+                unverified=unverified,
+                on_evaluating=lambda what, done, of: shown.show(what, done, of, unit="done"),
+            )
+        except StoppedError as error:
+            typer.echo(f"{error}; go on with: tapestry finetune run {recipe}", err=True)
+            raise typer.Exit(130) from error
+    from tapestry_finetune.evaluation.commands import show_evaluation  # noqa: PLC0415
+
+    show_evaluation(evaluation, typer.echo)
+    typer.echo(f"\n{target}: signed by {bundle.key[:16]}")
+    typer.echo(f"  look at it   {target / 'evaluation.html'}")
+    typer.echo(f"  talk to it   tapestry chat {target} --base {_base_of(recipe)}")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", help="The checkpoint that it should lie on.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Fingerprint of the community's key that you expect.")
+    ] = None,
+    federation: Annotated[
+        str | None, typer.Option(help="The federation's identity that you expect.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Verify a bundle: its files, its signature, and with --base the checkpoint it came from.
+
+    Example: tapestry finetune verify ours --base round-000042
+    """
+    from tapestry_finetune.base import describe, open_base  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.bundle import open_bundle, require_base  # noqa: PLC0415
+
+    opened = open_bundle(bundle, key=key)
+    steps = [f"{len(opened.lineage.files)} files are those that {opened.key[:16]} signed"]
+    if base is not None:
+        found = open_base(base, federation=federation)
+        require_base(opened, found)
+        steps.append(f"it lies on the {describe(found.identity)}, which verifies")
+    if as_json:
+        table = {"bundle": opened.digest, "lineage": opened.lineage.model_dump(mode="json")}
+        typer.echo(json.dumps(table, indent=1, ensure_ascii=False))
+        return
+    for step in steps:
+        typer.echo(f"ok  {step}")
+    lineage = opened.lineage
+    if lineage.parent:
+        typer.echo(f"    carried over from {lineage.parent[:16]}: {printable(lineage.carried_by)}")
+    if lineage.forced:
+        typer.echo(f"    BELOW ITS FLOOR, published because: {printable(lineage.forced)}")
+    if base is None:
+        typer.echo("    --base CHECKPOINT verifies the consensus behind it too")
+
+
+@contextmanager
+def stopping() -> Iterator[Any]:
+    """Let the first Ctrl-C end the work in order, and a second one at once."""
+    asked = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        typer.echo("stopping after this step; once more to stop at once", err=True)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def reading_on(shown: Bar) -> Any:  # noqa: ANN401
+    """Return what shows on a bar how far files are read."""
+    return lambda doing, done, of: shown.show(doing, done, of, unit="bytes")
+
+
+def _base_of(recipe: Path) -> Path:
+    from tapestry_finetune.recipe import beside, load_recipe  # noqa: PLC0415
+
+    return beside(recipe, load_recipe(recipe).model.base)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
