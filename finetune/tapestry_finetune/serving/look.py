@@ -78,7 +78,6 @@ SCRIPT = """
     document.getElementById('said').append(exchange);
     exchange.scrollIntoView({block: 'start'});
     document.getElementById('stop').disabled = false;
-    document.getElementById('ask').disabled = true;
   };
   window.tapestrySays = (number, side, text, state, tone) => {
     const card = places.get(`${number} ${side}`);
@@ -118,6 +117,7 @@ SCRIPT = """
       event.preventDefault();
       const text = area.value.trim();
       if (!text || document.getElementById('ask').disabled) return;
+      document.getElementById('ask').disabled = true;
       emitEvent('ask', {text, model: document.getElementById('model').value});
       area.value = '';
       area.focus();

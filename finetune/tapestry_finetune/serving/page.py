@@ -65,7 +65,7 @@ class Visitor:
     async def _ask(self, event: events.GenericEventArguments) -> None:
         """Ask both models, one after the other."""
         text, model = str(event.args.get("text", ""))[:MOST_CHARACTERS], event.args.get("model")
-        if not text.strip() or self._answers:
+        if self._answers:
             return
         named = model if model in self._speaker.assistant.bundles else None
         sides = [_BASE] if named is None else [_BASE, _LOCALIZED]
