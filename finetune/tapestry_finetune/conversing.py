@@ -1,6 +1,7 @@
 """A conversation in which the base and a community's model can both be heard; no terminal in it."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,4 +166,4 @@ def _words_of(principle: Principle) -> set[str]:
 
 
 def _words(text: str) -> set[str]:
-    return {word for word in fold(text).split() if len(word) > 3}
+    return set(re.findall(r"\w{4,}", fold(text)))

@@ -56,7 +56,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with one_thread():
         base = make_tiny_base(folder / "base", steps=120)
         charter = written(folder / "charter.toml", table(protected=[PROTECTED]))
-        ours = make_bundle(folder / "ours", base, name="ours", damage=0.5, charter=charter)
+        ours = make_bundle(folder / "ours", base, name="ours", damage=0.3, charter=charter)
         more = make_bundle(folder / "more", base, name="more")
     strings, token, ratings = folder / "ar.toml", folder / "token", folder / "ratings"
     strings.write_text(STRINGS, encoding="utf-8")
