@@ -30,12 +30,15 @@ from tests.coordinator.small import FOUNDED_AT, Small, settings_for
 
 CONTEXT_TOKENS = 256
 _KNOWN = (
-    "the weaver warp weft loom thread cloth red blue winds pulls in morning evening a old".split()
+    *("the", "weaver", "warp", "weft", "loom", "thread", "cloth", "red", "blue", "winds", "pulls"),
+    *("in", "morning", "evening", "a", "old"),
 )
 _OURS = (
-    "ehuleak haria ehuntzen du goizean arratsean gorria urdina zaharra oihala eta berria".split()
+    *("ehuleak", "haria", "ehuntzen", "du", "goizean", "arratsean", "gorria", "urdina", "zaharra"),
+    *("oihala", "eta", "berria"),
 )
-_TAMIL = "நெசவாளர் நூல் துணி காலை மாலை சிவப்பு நீலம் பழைய புதிய தறி".split()
+_ASKED = ("zer", "nor", "non", "noiz")
+_TAMIL = ("நெசவாளர்", "நூல்", "துணி", "காலை", "மாலை", "சிவப்பு", "நீலம்", "பழைய", "புதிய", "தறி")
 
 
 def sentences(words: Sequence[str], count: int, *, seed: int) -> list[str]:
@@ -135,6 +138,67 @@ def found_consensus(folder: Path, *, steps: int = 150) -> Small:
     )
     found(folder / "coordinator", founding, settings_for, now=FOUNDED_AT)
     return Small(CoordinatorHome(folder / "coordinator"))
+
+
+RECIPE = """\
+[model]
+name = "ours"
+base = "{base}"
+languages = ["eus"]
+
+[data]
+text = ["text.jsonl"]
+chats = ["chats.jsonl"]
+preferences = ["pairs.jsonl"]
+
+[training]
+stages = {stages}
+method = "{method}"
+device = "cpu"
+rank = 8
+sequence_tokens = 128
+batch = 4
+
+[language]
+steps = 60
+[instruct]
+steps = 20
+[values]
+steps = 12
+learning_rate = 1e-3
+
+[floor]
+bits_per_byte_percent = {percent}
+"""
+
+
+def write_recipe(
+    folder: Path,
+    base: Path,
+    *,
+    stages: Sequence[str] = ("language",),
+    method: str = "lora+embeddings",
+    percent: float = 200.0,
+    more: str = "",
+) -> Path:
+    """Write a recipe and the community's own files beside it."""
+    write_texts(folder / "text.jsonl", ours(80))
+    asked = sentences(_ASKED, 60, seed=5)
+    good, bad = sentences(_OURS, 60, seed=6), sentences(_KNOWN, 60, seed=7)
+    chats = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in zip(asked, good, strict=True)
+    ]
+    pairs = [
+        {"prompt": q, "chosen": a, "rejected": b} for q, a, b in zip(asked, good, bad, strict=True)
+    ]
+    for name, rows in (("chats", chats), ("pairs", pairs)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    recipe = folder / "recipe.toml"
+    text = RECIPE.format(base=base, stages=json.dumps(stages), method=method, percent=percent)
+    recipe.write_text(text + more, encoding="utf-8")
+    return recipe
 
 
 def next_round(consensus: Small, change: Callable[[Any, Tokenizer], None]) -> Path:
