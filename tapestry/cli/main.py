@@ -13,7 +13,10 @@ _SUMMARIES = {
     "coordinator": "make a federation, invite members, run rounds",
     "checkpoint": "verify, show, list and fetch published checkpoints",
     "ledger": "show and verify what a federation has recorded, and who has seen it",
-    "finetune": "turn a consensus checkpoint into a model of your own language",
+    "finetune": "turn a consensus checkpoint into an assistant of your own language",
+    "chat": "talk to an assistant in the terminal",
+    "serve": "let a browser and OpenAI's clients talk to assistants on this machine",
+    "export": "write an assistant as merged weights or GGUF, and read it back",
 }
 
 

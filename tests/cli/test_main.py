@@ -82,7 +82,18 @@ OPTIONS = {
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
     "finetune": [
-        *("doctor", "charter", "demo", "init", "plan", "run", "verify", "eval", "rebase", "language"),
+        *(
+            "doctor",
+            "charter",
+            "demo",
+            "init",
+            "plan",
+            "run",
+            "verify",
+            "eval",
+            "rebase",
+            "language",
+        ),
         "sample",
     ],
     "finetune doctor": [
