@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tapestry.errors import ConfigError, TapestryError
 def run_app(app: typer.Typer, arguments: list[str]) -> int:
     """Run a typer application as `tapestry NAME ...`; return the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters comes as an error of ours
+    if not sys.warnoptions:  # what libraries tell each other of their next versions
+        warnings.simplefilter("ignore", FutureWarning)
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments[1:], prog_name=f"tapestry {arguments[0]}")

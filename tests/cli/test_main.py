@@ -82,7 +82,7 @@ OPTIONS = {
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
     "finetune": [
-        *("doctor", "charter", "init", "plan", "run", "verify", "eval", "rebase", "language"),
+        *("doctor", "charter", "demo", "init", "plan", "run", "verify", "eval", "rebase", "language"),
         "sample",
     ],
     "finetune doctor": [
@@ -101,6 +101,7 @@ OPTIONS = {
         *("CHARTER", "--out", "--answers", "--prompts", "--base", "--bundle", "--sheet", "--enter"),
         *("--port", "--federation", "--unverified", "--device", "--seed", "--json"),
     ],
+    "finetune demo": ["--keep"],
     "finetune init": ["DATA", "--base", "--out", "--name", "--charter", "--all", "--unverified"],
     "finetune plan": ["RECIPE", "--measure", "--unverified", "--json"],
     "finetune run": [

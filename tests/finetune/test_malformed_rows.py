@@ -253,7 +253,7 @@ MALFORMED = {
     "deep nesting": (
         "a.jsonl",
         lines({"text": "one"}, b'{"text": ' + b"[" * 100_000),
-        [(2, "not JSON: nested too deep")],
+        [(2, "nested too deep")],
     ),
     "an endless line": (
         "a.jsonl",
@@ -271,6 +271,24 @@ MALFORMED = {
         "a.jsonl",
         lines(GOOD, chat(USER, {"role": "assistant", "content": "x", "tool_calls": [{}]})),
         [(2, "messages[1] calls a tool, which is not trained")],
+    ),
+    "line ends of old Macs": (
+        "a.csv",
+        b"prompt,completion\ra,b\rc,d\r",
+        [(1, "a line end of old Macs (CR): save the file with the usual line ends")],
+    ),
+    "rows inside an object": (
+        "a.json",
+        json.dumps({"version": 1, "data": [GOOD, GOOD]}).encode(),
+        [(0, 'the rows are inside the field "data": save that list alone')],
+    ),
+    "a field that no row has": (
+        "a.csv",
+        b"instruction,input,answer_text\nq,,a\nr,,b\n",
+        [
+            (1, 'looks like Alpaca, but there is no field "output" (there are: "instruction", '),
+            (1, '"input", "answer_text"). Rename, or map names: columns = { theirs = "ours" }'),
+        ],
     ),
     "no known shape": (
         "a.jsonl",
@@ -380,10 +398,34 @@ def test_what_loses_more_than_a_row_is_never_skipped(tmp_path: Path) -> None:
 
 def test_bad_rows_do_not_go_where_data_is_read_from(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(GOOD))
-    for target in (tmp_path / "a.jsonl", tmp_path / "bad.jsonl"):
+    (tmp_path / "inside").mkdir()
+    for target in (file := tmp_path / "a.jsonl", tmp_path / "inside" / "bad.jsonl"):
         with pytest.raises(ConfigError, match="name a file elsewhere"):
             read_rows([tmp_path], skip_bad=target)
-    assert (tmp_path / "a.jsonl").read_bytes() == lines(GOOD)
+    with pytest.raises(ConfigError, match="name a file elsewhere"):
+        read_rows([file], skip_bad=file)
+    with pytest.raises(ConfigError, match="its folder does not exist"):
+        read_rows([file], skip_bad=tmp_path / "none" / "bad.jsonl")
+    assert file.read_bytes() == lines(GOOD)
+    assert len(read_rows([file], skip_bad=tmp_path / "bad.jsonl").rows) == 1
+
+
+def test_no_good_row_is_lost_behind_many_bad_ones(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(lines(*[b"{"] * 100, *[GOOD] * 50))
+    rows = read_rows([file], skip_bad=tmp_path / "bad.jsonl")
+    assert (len(rows.rows), rows.skipped) == (50, 100)
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 100
+
+
+@pytest.mark.parametrize("field", ["label", "prompt", "note"])
+def test_nesting_at_the_limit_of_what_can_be_read(tmp_path: Path, field: str) -> None:
+    file = tmp_path / "a.jsonl"
+    for depth in range(930, 1_000):
+        deep = f'{{"prompt": "p", "completion": "a", "{field}": {"[" * depth}{"]" * depth}}}'
+        file.write_bytes(lines({"prompt": "p", "completion": "a"}, deep.encode()))
+        rows = read_rows([file], skip_bad=tmp_path / "bad.jsonl").rows
+        assert len(rows) in {1, 2}
 
 
 def test_only_bad_rows_are_no_data(tmp_path: Path) -> None:

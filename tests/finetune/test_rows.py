@@ -42,14 +42,20 @@ def read(path: Path, **options: Any) -> Rows:
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SYSTEM = {"role": "system", "content": "s"}
+TOOLS = [{"role": "tool", "content": "t"}, {"role": "tool", "content": "u"}]
 
 CHATS = {
     "messages": ({"messages": MESSAGES}, turns("q", "a")),
     "system among messages": ({"messages": [SYSTEM, *MESSAGES]}, turns("q", "a", system="s")),
+    "tools that answer": (
+        {"messages": [*MESSAGES, *TOOLS, MESSAGES[1]]},
+        (*MESSAGES, *TOOLS, MESSAGES[1]),
+    ),
     "text in parts": (
         {"messages": [MESSAGES[0] | {"content": [{"type": "text", "text": "q"}]}, MESSAGES[1]]},
         turns("q", "a"),
     ),
+    "a bare list of turns": (MESSAGES, turns("q", "a")),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         turns("q", "a"),
@@ -209,6 +215,11 @@ def test_compressed_files(
     file = tmp_path / f"{name}{suffix}"
     file.write_bytes(compress(write(TWO)))
     assert [row.origin.line for row in read(file).rows] == lines
+
+
+def test_empty_lines_of_tables_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion,note\n\nq,a,\n,,\n , ,\nr,b,c\n")
+    assert [row.origin.line for row in read(tmp_path).rows] == [3, 6]
 
 
 def test_messages_in_the_cells_of_tables(tmp_path: Path) -> None:

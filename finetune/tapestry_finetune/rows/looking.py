@@ -76,7 +76,7 @@ _NAMES = {language_tag(code): name.title() for name, code in pycld2.LANGUAGES if
 
 def language_name(tag: str) -> str:
     """Return what people call a language; its tag if that is not known."""
-    return "text in a language that cannot be told" if tag == UNKNOWN else _NAMES.get(tag, tag)
+    return "language unclear" if tag == UNKNOWN else _NAMES.get(tag, tag)
 
 
 def main_language(shares: Sequence[LanguageShare]) -> str:

@@ -13,15 +13,15 @@ two have no common divisor: a fifth of all windows of the training data finds ev
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tapestry.data.files import list_files
-from tapestry_finetune.rows.faults import RowFaults
+from tapestry_finetune.rows.faults import Fault, RowFaults
 from tapestry_finetune.rows.kinds import Row, row_text
-from tapestry_finetune.rows.records import SUFFIXES, BadRecord, records
+from tapestry_finetune.rows.records import SUFFIXES, TOO_DEEP, BadRecord, records
 
 SHARED_LETTERS = 60
 
@@ -31,6 +31,8 @@ _STRIDE, _STRIDE_TRAINING = 8, 5
 _MOST_SHARING = 0.1
 _MOST_PLACES = 1_000
 """Of one window: a text that repeats itself without end takes no time without end."""
+_FEW = 30
+"""Windows that are sooner searched for one by one than looked up at every place."""
 _NOT_A_LETTER = re.compile(r"[\W_]+")
 
 OnRows = Callable[[str, int, int], None]
@@ -85,7 +87,10 @@ def evaluation_items(paths: Sequence[Path]) -> tuple[int, list[Item]]:
             if isinstance(one, BadRecord):
                 raise RowFaults([one.fault], rows=count)
             count += 1
-            texts = map(plain, _strings(one.fields))
+            try:
+                texts = [plain(text) for text in _strings(one.fields)]
+            except RecursionError:
+                raise RowFaults([Fault(str(file), one.line, TOO_DEEP)], rows=count) from None
             items += [Item(f"{file}:{one.line}", text) for text in texts if len(text) >= _ANCHOR]
     return count, items
 
@@ -146,10 +151,8 @@ class _Index:
         """Yield the texts that stand in `text`, with how many letters of them in a row."""
         ends: dict[int, int] = {}
         for index, stride in ((self._long, _STRIDE_TRAINING), (self._short, 1)):
-            if not index:
-                continue
-            for begin in range(0, len(text) - _ANCHOR + 1, stride):
-                for number, at in index.get(text[begin : begin + _ANCHOR], ()):
+            for begin in _windows_in(text, index, stride):
+                for number, at in index[text[begin : begin + _ANCHOR]]:
                     if begin < ends.get(number, 0):
                         continue  # inside a piece that is known
                     letters = self._items[number].letters
@@ -157,6 +160,20 @@ class _Index:
                     ends[number] = last
                     if last - first >= min(SHARED_LETTERS, len(letters)):
                         yield self._items[number], last - first
+
+
+def _windows_in(text: str, index: Collection[str], stride: int) -> list[int]:
+    """Return where windows of `index` begin in `text`, at multiples of `stride`."""
+    if len(index) > _FEW:
+        begins = range(0, len(text) - _ANCHOR + 1, stride)
+        return [begin for begin in begins if text[begin : begin + _ANCHOR] in index]
+    found: list[int] = []
+    for window in index:
+        begin = text.find(window)
+        while begin >= 0:
+            found += [begin] * (begin % stride == 0)
+            begin = text.find(window, begin + 1)
+    return sorted(found)
 
 
 def _run(letters: str, at: int, text: str, begin: int) -> tuple[int, int]:

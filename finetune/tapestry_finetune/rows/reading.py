@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +16,8 @@ from tapestry.storage.atomic import replacing
 from tapestry_finetune.rows.converting import to_row
 from tapestry_finetune.rows.faults import Fault, RowFaults
 from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, Row, ThumbRow
-from tapestry_finetune.rows.records import SUFFIXES, TABLES, BadRecord, Record, records
+from tapestry_finetune.rows.lines import cannot_be_read
+from tapestry_finetune.rows.records import SUFFIXES, TABLES, TOO_DEEP, BadRecord, Record, records
 from tapestry_finetune.rows.shapes import (
     LICENCE_FIELDS,
     SHAPES,
@@ -144,7 +145,7 @@ def read_files(
     reading = reading or Reading()
     listed = _listed(paths)
     if skip_bad is not None:
-        _require_apart(skip_bad, [file for file, _top in listed])
+        _require_apart(skip_bad, paths)
     reader = _Reader(reading, sum(file.stat().st_size for file, _top in listed), on_progress)
     with ExitStack() as stack:
         if skip_bad is not None:
@@ -176,16 +177,14 @@ def is_about_data(file: Path) -> bool:
     return file.suffix.lower() in (".md", ".txt") and stem.startswith(_ABOUT)
 
 
-def _require_apart(skip_bad: Path, files: Sequence[Path]) -> None:
+def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
     """Refuse a file for bad rows that would be read as data, now or the next time."""
     target = skip_bad.resolve()
-    folders = {file.resolve().parent for file in files}
     if not target.parent.is_dir():
         raise ConfigError(f"{skip_bad}: its folder does not exist; make it, or name another file")
-    if target in {file.resolve() for file in files} or target.parent in folders:
+    if any(target.is_relative_to(path.resolve()) for path in paths):
         raise ConfigError(
-            f"{skip_bad}: the folder holds data, and bad rows must not be read as such: "
-            "name a file elsewhere"
+            f"{skip_bad}: data is read from there, and bad rows must not be: name a file elsewhere"
         )
 
 
@@ -193,6 +192,18 @@ def _announcement(file: FileRows) -> str:
     count = len(file.rows)
     label = SHAPES[file.source.shape].label
     return f"read {count:,} row{'' if count == 1 else 's'} of {file.source.name} as {label}"
+
+
+def _head(found: Iterator[Record | BadRecord]) -> list[Record | BadRecord]:
+    """Return what comes first, with as many good records as a shape is recognized from."""
+    head: list[Record | BadRecord] = []
+    good = 0
+    for one in found:
+        head.append(one)
+        good += isinstance(one, Record)
+        if good == _LOOKED_AT:
+            break
+    return head
 
 
 class _Reader:
@@ -209,9 +220,16 @@ class _Reader:
 
     def read(self, path: Path, top: Path) -> FileRows | None:
         """Read one file below `top`; None: nothing in it is of use."""
+        try:
+            return self._read(path, top)
+        except OSError as error:  # gone, or closed to us, since it was listed
+            self.faults.append(cannot_be_read(str(path), 0, error))
+            return None
+
+    def _read(self, path: Path, top: Path) -> FileRows | None:
         name = str(path)
         found = records(path, name, on_done=self._tell)
-        head = list(islice(found, _LOOKED_AT))
+        head = _head(found)
         fields = [renamed(one.fields, self._columns) for one in head if isinstance(one, Record)]
         shape = self._shape or shape_of_most(fields)
         if shape is None and fields:
@@ -248,8 +266,7 @@ class _Reader:
                 continue
             if shape is None:
                 continue
-            made = to_row(renamed(one.fields, self._columns), shape, self._roles,
-                          Origin(name, one.line))  # fmt: skip
+            made = self._made(one, name, shape)
             if isinstance(made, list):
                 self._complain([Fault(name, one.line, what) for what in made], one.fields)
                 continue
@@ -258,6 +275,13 @@ class _Reader:
             )
             yield made
 
+    def _made(self, one: Record, name: str, shape: Shape) -> Row | list[str]:
+        fields = renamed(one.fields, self._columns)
+        try:
+            return to_row(fields, shape, self._roles, Origin(name, one.line))
+        except RecursionError:
+            return [TOO_DEEP]
+
     def _complain(self, faults: Sequence[Fault], row: object) -> None:
         """Keep a row's faults, or move the row aside."""
         if self.aside is None or not all(fault.is_of_row for fault in faults):
@@ -265,8 +289,12 @@ class _Reader:
             return
         first = faults[0]
         reason = "; ".join(fault.what for fault in faults)
-        entry = {"file": first.file, "line": first.line, "reason": reason, "row": row}
-        self.aside.write(json.dumps(entry, default=str).encode() + b"\n")
+        entry = {"file": first.file, "line": first.line, "reason": reason}
+        try:
+            line = json.dumps(entry | {"row": row}, default=str)
+        except (ValueError, RecursionError):
+            line = json.dumps(entry | {"row": None})
+        self.aside.write(line.encode() + b"\n")
         self.skipped += 1
 
     def judge(self, files: Sequence[FileRows]) -> None:

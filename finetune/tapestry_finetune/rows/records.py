@@ -34,7 +34,8 @@ from tapestry_finetune.rows.lines import (
 )
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv")
+TOO_DEEP = "lists and objects nested too deep: no row needs that"
 
 _LONGEST_JSON_BYTES = 2**30
 _BLOCK_CHARACTERS = 2**20
@@ -128,12 +129,22 @@ def _json_line(line: Line, name: str) -> Record | BadRecord:
     except (ValueError, RecursionError) as error:
         what = f"{_not_json(error, of_line=True)}{_json_hint(line.text)}"
         return BadRecord(Fault(name, line.number, what), line.text)
-    if isinstance(value, dict):
-        return Record(line.number, value)
+    if (fields := _fields(value)) is not None:
+        return Record(line.number, fields)
     what = f"{named_type(value)} where an object is expected; each line must look like "
     hint = "; is the file one JSON list? Then give its name the ending .json"
     what += f'{{"messages": [...]}}{hint if isinstance(value, list) else ""}'
     return BadRecord(Fault(name, line.number, what), value)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:  # noqa: ANN401 - as JSON holds it
+    """Return the fields of a row; a bare list of turns is taken for its messages."""
+    if isinstance(value, dict):
+        return value
+    is_turns = isinstance(value, list) and all(
+        isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
+    )
+    return {"messages": value} if is_turns and value else None
 
 
 def _not_json(error: Exception, *, of_line: bool) -> str:
@@ -142,8 +153,7 @@ def _not_json(error: Exception, *, of_line: bool) -> str:
         return f"not JSON {where}: {error.msg}"
     if isinstance(error, _TwiceError):
         return str(error)
-    deep = "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
-    return f"not JSON: {deep}"
+    return TOO_DEEP if isinstance(error, RecursionError) else f"not JSON: {str(error)[:100]}"
 
 
 def _json_hint(text: str) -> str:
@@ -182,8 +192,8 @@ def _json_values(file: DecodedFile, name: str) -> Found:
             what = f"{_not_json(error, of_line=False)}; what follows cannot be read"
             yield BadRecord(Fault(name, line_number, what, is_of_row=False))
             return
-        if isinstance(value, dict):
-            yield Record(line_number, value)
+        if (fields := _fields(value)) is not None:
+            yield Record(line_number, fields)
         else:
             what = f"{named_type(value)} where an object with the fields of a row is expected"
             yield BadRecord(Fault(name, line_number, what), value)
@@ -236,13 +246,13 @@ def _table(file: DecodedFile, name: str, delimiter: str) -> Found:
         elif wrong:
             for number, what in wrong:
                 yield BadRecord(Fault(name, number, what), fields)
-        elif fields and len(fields) != len(columns):
+        elif any(map(str.strip, fields)) and len(fields) != len(columns):
             what = (
                 f"{len(fields)} fields where the header names {len(columns)}: "
                 "put a field that has the delimiter or a line end in it between double quotes"
             )
             yield BadRecord(Fault(name, begin, what), fields)
-        elif fields:
+        elif any(map(str.strip, fields)):
             yield Record(begin, dict(zip(columns, fields, strict=True)))
         begin = reader.line_num + 1
 
@@ -268,6 +278,8 @@ def _parting(header: str) -> str:
 def _not_csv(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
         return "a double quote opens a field here and none closes it before the file ends"
+    if "new-line character" in str(error):
+        return "a line end of old Macs (CR): save the file with the usual line ends"
     return f"not CSV: {error}; write a double quote inside a field twice"
 
 

@@ -142,26 +142,45 @@ def _has_thumb(fields: Mapping[str, Any], shape: Shape) -> bool:
 
 
 def shape_of_most(rows: Sequence[dict[str, Any]]) -> Shape | None:
-    """Return the shape that most of `rows` have; else the one that they are nearest to."""
+    """Return the shape that most of `rows` have; None if none has any."""
     found = Counter(shape.name for row in rows if (shape := shape_of(row)) is not None)
-    if not found:
-        for row in rows:
-            for shape in SHAPES.values():
-                full = completed(row, shape)
-                found[shape.name] += sum(field in full for field in shape.needs)
-    best = found.most_common(1)
-    return SHAPES[best[0][0]] if best and best[0][1] else None
+    return SHAPES[found.most_common(1)[0][0]] if found else None
 
 
 def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
     """Return what to say of a file whose shape nobody can tell."""
+    wraps = next((key for row in rows for key, value in row.items() if _are_rows(value)), None)
+    if len(rows) == 1 and wraps is not None:
+        return f"the rows are inside the field {quoted(str(wraps))}: save that list alone"
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     has = ", ".join(map(quoted, names[:8])) or "nothing"
     known = "; ".join(" + ".join(shape.needs) for shape in SHAPES.values())
-    first = (
-        f"the first line must name the columns, and no name is known (it has: {has}). "
-        "Add such a line above it"
-        if is_table
-        else f"rows of no known shape (fields: {has}). Rename fields"
-    )
+    nearly = _nearest_shape(rows)
+    if nearly is not None:
+        shape, missing = nearly
+        lacks = " and no field ".join(map(quoted, missing))
+        first = (
+            f"looks like {shape.label}, but there is no field {lacks} (there are: {has}). Rename"
+        )
+    elif is_table:
+        first = (
+            f"the first line must name the columns, and no name is known (it has: {has}). "
+            "Add such a line above it"
+        )
+    else:
+        first = f"rows of no known shape (fields: {has}). Rename fields"
     return f'{first}, or map names: columns = {{ theirs = "ours" }}. Known are {known}'
+
+
+def _nearest_shape(rows: Sequence[dict[str, Any]]) -> tuple[Shape, list[str]] | None:
+    """Return the shape that the first row lacks the fewest fields of, and those fields."""
+    lacking = [
+        (shape, [field for field in shape.needs if field not in completed(rows[0], shape)])
+        for shape in SHAPES.values()
+    ]
+    partly = [(shape, missing) for shape, missing in lacking if len(missing) < len(shape.needs)]
+    return min(partly, key=lambda one: len(one[1]), default=None)
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
