@@ -263,6 +263,18 @@ def test_figures_are_the_same_each_time(place: Place, untouched: Evaluation) -> 
     assert {**again.to_json(), "about": 0} == {**untouched.to_json(), "about": 0}
 
 
+def test_it_says_what_was_measured_on_without_saying_where(
+    place: Place, untouched: Evaluation
+) -> None:
+    found = untouched.to_json()
+    assert found["measured_on"]["text eng"]["items"] == 12
+    assert found["measured_on"]["suite colours"]["items"] == len(THINGS)
+    assert found["measured_on"]["settings"]["resamples"] == 300
+    said = json.dumps(found)
+    assert str(place.folder) not in said
+    assert english(20_000)[:60] not in said  # held-out text is nobody's to read
+
+
 def test_a_model_without_numbers_makes_a_report(place: Place, tmp_path: Path) -> None:
     evaluation = evaluate(place, "broken", damage=math.nan)
     assert not evaluation.passed

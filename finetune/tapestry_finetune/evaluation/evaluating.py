@@ -78,6 +78,8 @@ class Evaluation:
     """Whether training beats the charter as a mere prompt; None: there is no charter."""
     about: dict[str, Any] = field(default_factory=dict)
     """Of what: name, base, digests; whatever the caller knows."""
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    """What the suites held, by digest, and the settings."""
     notes: list[str] = field(default_factory=list)
     contamination: list[dict[str, Any]] = field(default_factory=list)
     """How much of each suite stands in the training files."""
@@ -201,6 +203,7 @@ def conclude(
         floor=floor,
         beats_prompt=None if against is None else against[0],
         about=dict(about or {}),
+        measured_on=material.described(),
         notes=_notes(arms),
         contamination=contamination or [],
     )

@@ -1,10 +1,12 @@
 """Measure one voice: read what the suites hold once, then ask any number of models."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -62,6 +64,36 @@ class Material:
         """Return the scripts of a language: of its held-out text, else of the prompts in it."""
         asked = [one.text for one in self.prompts if language in (one.language, identify(one.text))]
         return main_scripts(self.texts.get(language) or asked)
+
+    def described(self) -> dict[str, Any]:
+        """Return what was measured on and how, so that it can be done again: digests, no text."""
+        read: dict[str, Any] = {
+            **{f"text {tag}": texts for tag, texts in self.texts.items()},
+            **{f"suite {one.name}": one.items for one in self.questions},
+            "prompts": self.prompts,
+            "must_answer": self.must_answer,
+            "must_refuse": self.must_refuse,
+            "protected": self.protected,
+        }
+        asked = {
+            name: one.model_dump_json()
+            for name, one in (("survey", self.survey), ("behaviour", self.behaviour))
+            if one is not None
+        }
+        settings = ("most_tokens", "window_tokens", "context_tokens", "resamples", "seed")
+        return {
+            **{
+                name: {"items": len(found), "digest": _digest(repr(found))}
+                for name, found in read.items()
+                if found
+            },
+            **{name: {"digest": _digest(text)} for name, text in asked.items()},
+            "settings": {name: getattr(self.suites, name) for name in settings},
+        }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_material(suites: Suites, judge: Judge | None = None) -> Material:
