@@ -14,9 +14,9 @@ _SUMMARIES = {
     "checkpoint": "verify, show, list and fetch published checkpoints",
     "ledger": "show and verify what a federation has recorded, and who has seen it",
     "finetune": "turn a consensus checkpoint into an assistant of your own language",
-    "chat": "talk to an assistant in the terminal",
-    "serve": "let a browser and OpenAI's clients talk to assistants on this machine",
-    "export": "write an assistant as merged weights or GGUF, and read it back",
+    "chat": "talk with a checkpoint, or with a community's model",
+    "serve": "a page and an OpenAI-compatible endpoint for them",
+    "export": "write them for other programs: transformers, llama.cpp, peft",
 }
 
 
