@@ -31,6 +31,7 @@ stages = ["language", "instruct", "values"]
 method = "lora+embeddings"
 device = "cpu"
 sequence_tokens = 128
+replay = 0.25
 
 [language]
 steps = 60

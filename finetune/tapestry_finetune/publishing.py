@@ -25,7 +25,7 @@ from tapestry_finetune.bundle import (
 )
 from tapestry_finetune.card import card
 from tapestry_finetune.charter.cases import held_out_pairs
-from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
+from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant, name_of
 from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.gathering import Gathered, replay_of
@@ -203,6 +203,12 @@ def evaluate_bundles(
     }
 
 
+def _worst(evaluation: Evaluation) -> str:
+    """Return the line that names what is below the floor."""
+    names = [name_of(r.measure, r.slice) for r in evaluation.rows if r.verdict == "REGRESSED"]
+    return f"below the floor: {'; '.join(names)}."
+
+
 def publish(
     target: Path,
     candidate: Bundle,
@@ -228,7 +234,7 @@ def publish(
     """
     if not evaluation.passed and not force:
         raise BelowFloorError(
-            f"{evaluation.summary[0]} Nothing is published. See {candidate.folder.parent}; to "
+            f"{_worst(evaluation)} Nothing is published. See {candidate.folder.parent}; to "
             'publish all the same add --force "WHY", which everybody will read'
         )
     weights = [entry.name for entry in candidate.lineage.files]

@@ -21,10 +21,11 @@ from tapestry_finetune.making import make
 from tapestry_finetune.planning import plan
 from tapestry_finetune.publishing import BelowFloorError
 from tapestry_finetune.recipe import load_recipe
+from tapestry_finetune.rows.cost import english as english_text
 from tapestry_finetune.run import Telling, prepare
 from tapestry_finetune.training import Progress, StoppedError, read_metrics
 from tests.finetune.conftest import KEY, MADE_AT, Localized
-from tests.finetune.consensus import known, write_recipe
+from tests.finetune.consensus import known, write_recipe, write_texts
 
 SHORT = "\n[evaluation]\nmost_tokens = 8\n"
 
@@ -324,3 +325,15 @@ def test_a_plan_counts_what_a_run_does(localized: Localized) -> None:
     assert learnt[0].endswith("<|im_end|>")
     assert made.memory_bytes > made.needed_bytes > 0
     assert made.largest_micro_batch >= 4
+
+
+def test_text_in_another_language_than_declared_is_warned_of(base: Base, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, base.folder)
+    english = english_text().split(". ")
+    write_texts(tmp_path / "text.jsonl", [f"{sentence}." for sentence in english])
+    text = recipe.read_text(encoding="utf-8")
+    for declared, is_warned in (("tam", True), ("eng", False)):
+        changed = text.replace('languages = ["eus"]', f'languages = ["{declared}"]')
+        recipe.write_text(changed, encoding="utf-8")
+        said = "\n".join(gather(load_recipe(recipe), recipe).said)
+        assert ("of data.text is not in tam but in English" in said) == is_warned
