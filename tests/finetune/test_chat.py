@@ -9,16 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
+from tapestry.cli.running import run_app
 from tapestry_finetune.assistants import Assistant, load_assistant
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import Bundle
+from tapestry_finetune.chat_commands import app
 from tapestry_finetune.conversing import MOST_CHARACTERS, Conversation, Manner, nearest_principles
 from tapestry_finetune.dialogue import answer
 from tapestry_finetune.ratings import Ratings
@@ -40,14 +40,6 @@ from tapestry.cli.running import run_app
 from tapestry_finetune.chat_commands import app
 sys.exit(run_app(app, ["chat", *sys.argv[1:]]))
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -217,20 +209,42 @@ def test_what_would_steer_a_terminal_is_not_shown() -> None:
     assert shown("a\x1b[2Jb\tc\nd") == "a\ufffd[2Jb\tc\nd"
 
 
-def test_through_a_pipe_one_line_is_one_turn(made: Made, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(made.bundle.folder), "--base", str(made.base.folder),
-         "--unverified", "--tokens", "24", "--ratings", str(tmp_path), "--strings", "es"],
-        input=f"{QUESTION}\n/good\n/nada\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    *answered, kept, unknown = done.stdout.strip().splitlines()
+def test_through_a_pipe_one_line_is_one_turn(
+    made: Made,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n/good\n/nada\n"))
+    model = [str(made.bundle.folder), "--base", str(made.base.folder), "--unverified"]
+    more = ["--tokens", "24", "--ratings", str(tmp_path), "--strings", "es"]
+    assert run_app(app, ["chat", *model, *more]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    *answered, kept, unknown = said.out.strip().splitlines()
     assert "".join(answered).strip()
     assert kept == f"Guardada como buena en {tmp_path / 'ratings.jsonl'}."
     assert unknown == "No existe /nada. /help muestra lo que se puede hacer."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["BASE"], "not a published checkpoint"),
+        (["OURS"], "a bundle holds what it changed, in an unverified model: add --base FOLDER"),
+        (["BASE", "--base", "BASE"], "not a bundle"),
+        (["OURS", "--base", "BASE", "--unverified", "--key", "0" * 64], "not this community's"),
+        (["BASE", "--unverified", "--charter", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_talked_with_is_one_line(
+    made: Made, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"BASE": str(made.base.folder), "OURS": str(made.bundle.folder)}
+    assert run_app(app, ["chat", *[places.get(one, one) for one in arguments]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Exports predict what the model predicts: in transformers' own readers, and in llama.cpp."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,6 @@ DIALOGUE = [
     {"role": "assistant", "content": "Dag!"},
     {"role": "user", "content": "Waar is het weefgetouw?"},
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -107,8 +107,8 @@ def test_two_answers_stand_beside_each_other_and_can_be_judged(
         assert page.url == f"{shown.url}/", "the token does not stay in the address"
         page.locator("#ask").wait_for()
         page.wait_for_function("window.emitEvent !== undefined")
-        assert page.locator("main").get_attribute("dir") == "rtl"
-        assert page.locator("main").get_attribute("lang") == "ar"
+        assert page.locator("#main").get_attribute("dir") == "rtl"
+        assert page.locator("#main").get_attribute("lang") == "ar"
         assert page.locator("#ask").inner_text() == "اسأل"
         assert page.locator("#stop").inner_text() == "Stop", "what is not translated is English"
         ask(page, "What colour is the cat?")
