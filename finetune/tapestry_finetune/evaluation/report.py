@@ -50,7 +50,9 @@ lie there. <b>kept</b>: everything else; where too few questions were asked to b
 says so.</li>
 <li><b>Says and does</b>: the survey asks for opinions, the situations compare two answers to a
 request. Both axes are plain means of our own questions: they show a direction, and cannot be laid
-on the map of the World Values Survey.</li>
+on the map of the World Values Survey. If every question of the survey stands near 0, the model
+chose by an option's place and not by what it says, as small models do: it has no opinion to be
+moved.</li>
 """
 
 
