@@ -168,6 +168,7 @@ _GOOD = {"model": "consensus", "messages": CAT}
         (b"{", None, "the body is not JSON"),
         (b"\xff\xfe", None, "the body is not JSON"),
         (b"[" * 100_000, None, "the body is not JSON"),
+        (b'{"model": "\\ud800"}', None, "surrogates not allowed"),
         (b"[1]", None, "the body is a JSON list, expected an object"),
         ({}, "model", "model: Field required"),
         ({"model": "consensus"}, "messages", "messages: Field required"),

@@ -121,6 +121,8 @@ class Visitor:
                     self._run("tapestrySays", number, side, text, says("page.writing"), "busy")
         except TapestryError as error:
             note = str(error)
+        if answer.told.turns_left_out:
+            note = says("chat.forgotten", turns=answer.told.turns_left_out)
         if answer.told.guard_reason:
             note = says("page.refused", reason=answer.told.guard_reason)
         exchange.texts[side] = text.strip()
