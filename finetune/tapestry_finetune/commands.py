@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command()(doctor)
 app.add_typer(charter_app, name="charter")
+app.command()(recipe_commands.demo)
 app.command()(recipe_commands.init)
 app.command()(recipe_commands.plan)
 app.command()(recipe_commands.run)

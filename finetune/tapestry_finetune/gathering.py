@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tapestry.data.language import can_identify
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.cases import chat_rows, pair_rows
@@ -21,8 +22,10 @@ from tapestry_finetune.examples import (
 from tapestry_finetune.lineage import SourceRecord
 from tapestry_finetune.recipe import Recipe, beside
 from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, ThumbRow, row_text
+from tapestry_finetune.rows.looking import foreign, language_name, shares_of, tags_of
 from tapestry_finetune.rows.reading import Rows, read_rows
 
+_MUCH_FOREIGN = 0.1
 _HELD_OUT_REPLAY = 0.2
 """So that what is forgotten shows on text that was not replayed."""
 
@@ -84,7 +87,6 @@ def gather(
         chats = (*chats, *chat_rows(charter))
     if charter is not None and "values" in wanted and not _is_thumbs(preferences):
         preferences = (*preferences, *pair_rows(charter))
-    _require_two_sides(preferences)
     return Gathered(
         text=[row for row in text if isinstance(row, TextRow)],
         chats=[row for row in chats if isinstance(row, ChatRow)],
@@ -180,6 +182,8 @@ class _Reading:
         if not names:
             return ()
         data = self.recipe.data
+        if self.skip_bad is not None:
+            self.skip_bad.mkdir(parents=True, exist_ok=True)
         found = read_rows(
             [beside(self.where, name) for name in names],
             shape=(data.shape or None) if key != "text" else None,
@@ -195,11 +199,28 @@ class _Reading:
             )
         self.said += found.announcements
         self._remember(found)
+        self._warn_of_languages(found, key)
         rows = self._unprotected(found, key)
         keys = [row_text(row) for row in rows]
         kept, out = split(rows, keys, data.held_out)
         self.held_out += out
         return tuple(kept)
+
+    def _warn_of_languages(self, found: Rows, key: str) -> None:
+        """Say so if much of the text is in no language that the recipe declares."""
+        declared = self.recipe.model.languages
+        if not declared or not all(map(can_identify, declared)):
+            return
+        shares = shares_of(found.rows, tags_of(found.rows))
+        others = [share for share in shares if all(foreign([share], one) for one in declared)]
+        part = sum(share.bytes for share in others) / max(1, sum(share.bytes for share in shares))
+        if part > _MUCH_FOREIGN:
+            first = others[0]
+            self.said.append(
+                f"warning: {part:.0%} of data.{key} is not in {', '.join(declared)} but in "
+                f"{language_name(first.language)} and others (first {first.first}); take it out, "
+                "or declare it in model.languages"
+            )
 
     def _remember(self, found: Rows) -> None:
         licence = self.recipe.data.licence
@@ -228,13 +249,3 @@ class _Reading:
 
 def _is_thumbs(rows: Sequence[Row]) -> bool:
     return any(isinstance(row, ThumbRow) for row in rows)
-
-
-def _require_two_sides(rows: Sequence[Row]) -> None:
-    sides = {row.is_good for row in rows if isinstance(row, ThumbRow)}
-    if len(sides) == 1:
-        side = "good" if sides.pop() else "bad"
-        raise ConfigError(
-            f"data.preferences: every thumb says {side}; there is nothing to tell apart. Add "
-            "answers that people thought otherwise of"
-        )

@@ -24,6 +24,7 @@ from tapestry_finetune.bundle import (
     write_bundle,
 )
 from tapestry_finetune.card import card
+from tapestry_finetune.charter.cases import held_out_pairs
 from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
 from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.evaluation.suites import Suites
@@ -155,6 +156,9 @@ def suites_of(made: Made, folder: Path) -> Suites:
         paths[tag] = (*paths.get(tag, ()), path)
     changed: dict[str, Any] = {"text": paths}
     prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
+    if not prompts and made.gathered.charter is not None:
+        asked_of = held_out_pairs(made.gathered.charter)
+        prompts = list(dict.fromkeys(pair.prompt[-1]["content"] for pair in asked_of))
     if asked.prompts is None and prompts:
         path = folder / "prompts.jsonl"
         spoken = {"language": main} if main else {}

@@ -13,7 +13,7 @@ _SUMMARIES = {
     "coordinator": "make a federation, invite members, run rounds",
     "checkpoint": "verify, show, list and fetch published checkpoints",
     "ledger": "show and verify what a federation has recorded, and who has seen it",
-    "finetune": "turn a consensus checkpoint into a model of your own language",
+    "finetune": "turn a consensus checkpoint into an assistant of your own language",
     "chat": "talk with a checkpoint, or with a community's model",
     "serve": "a page and an OpenAI-compatible endpoint for them",
     "export": "write them for other programs: transformers, llama.cpp, peft",

@@ -82,7 +82,18 @@ OPTIONS = {
     "ledger compare": ["ONE", "OTHER", "--out", "--json"],
     "ledger evidence": ["--genesis", "--federation", "--json"],
     "finetune": [
-        *("doctor", "charter", "init", "plan", "run", "verify", "eval", "rebase", "language"),
+        *(
+            "doctor",
+            "charter",
+            "demo",
+            "init",
+            "plan",
+            "run",
+            "verify",
+            "eval",
+            "rebase",
+            "language",
+        ),
         "sample",
     ],
     "finetune doctor": [
@@ -101,6 +112,7 @@ OPTIONS = {
         *("CHARTER", "--out", "--answers", "--prompts", "--base", "--bundle", "--sheet", "--enter"),
         *("--port", "--federation", "--unverified", "--device", "--seed", "--json"),
     ],
+    "finetune demo": ["--keep"],
     "finetune init": ["DATA", "--base", "--out", "--name", "--charter", "--all", "--unverified"],
     "finetune plan": ["RECIPE", "--measure", "--unverified", "--json"],
     "finetune run": [
@@ -117,6 +129,15 @@ OPTIONS = {
         *("--federation", "--device", "--seed"),
     ],
     "finetune sample": ["MODEL", "--prompt", "--tokens", "--temperature", "--seed"],
+    "chat": [
+        *("MODEL", "--base", "--charter", "--charter-prompt", "--system", "--tokens"),
+        *("--temperature", "--strings", "--ratings", "--federation", "--key", "--unverified"),
+    ],
+    "serve": [
+        *("BUNDLES", "--base", "--host", "--port", "--token-file", "--charter", "--strings"),
+        *("--ratings", "--waiting", "--json-log", "--unverified"),
+    ],
+    "export": ["MODEL", "--format", "--out", "--base", "--type", "--force", "--key", "--json"],
 }
 
 
@@ -201,7 +222,7 @@ def test_every_command_there_is_stands_in_the_list_above() -> None:
     for point in entry_points(group="tapestry.commands"):
         command = typer.main.get_command(point.load())
         names |= {point.name, *(f"{point.name} {n}" for n in getattr(command, "commands", {}))}
-    assert names == set(OPTIONS)
+    assert names == {name for name in OPTIONS if name.count(" ") < 2}
 
 
 def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:

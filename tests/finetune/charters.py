@@ -7,7 +7,7 @@ import tomli_w
 
 from tapestry_finetune.charter.settings import Charter
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "charter.toml"
+EXAMPLE = Path(__file__).resolve().parents[2] / "finetune/tapestry_finetune/charter/example.toml"
 
 
 def case(number: int, *principles: str, **more: Any) -> dict[str, Any]:

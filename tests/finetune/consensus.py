@@ -83,14 +83,20 @@ def write_texts(path: Path, documents: Sequence[str]) -> Path:
 
 
 def teach(
-    model: Any, tokenizer: Tokenizer, documents: Sequence[str], *, steps: int, seed: int
+    model: Any,
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 3e-3,
 ) -> None:
     """Train all of a model on documents, as a node would."""
     torch.set_num_threads(1)
     end = tokenizer.token_to_id("<|endoftext|>")
     stream = [token for text in documents for token in [end, *tokenizer.encode(text).ids]]
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     model.train()
     for _ in range(steps):
         starts = torch.randint(0, len(stream) - 65, (8,), generator=generator)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -243,6 +244,10 @@ def test_a_sheet_is_printed_and_what_was_ticked_is_typed_in(
             assert collect(answers, "--enter", " Old  Tesa ", "--json") == 0
         typed.write_text(line or "b9\na\n", encoding="utf-8")
     said = capsys.readouterr()
+    (mark,) = set(re.findall("sheets marked ([0-9a-f]{6});", said.err))
+    assert f">{mark}<" in page
+    assert collect(answers, "--sheet", str(sheet), "--seed", "1") == 0
+    assert f">{mark}<" not in sheet.read_text(encoding="utf-8"), "another order, another mark"
     assert "a or b: which answer was ticked" in said.err  # to q
     assert "there are 2 principles, not 9" in said.err
     told = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]

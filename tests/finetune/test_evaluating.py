@@ -3,10 +3,14 @@
 import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
+import importlib.abc
 import json
 import math
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -14,10 +18,12 @@ import torch
 from playwright.sync_api import Browser
 
 from tapestry.cli.main import main
+from tapestry.errors import ConfigError
 from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.settings import load_charter
 from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
+from tapestry_finetune.evaluation.harness import require_harness
 from tapestry_finetune.evaluation.measuring import measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.report import render_page, write_report
@@ -33,6 +39,7 @@ from tests.finetune.tiny_assistant import (
     make_tiny_base,
     one_thread,
     voice_of,
+    write_task,
 )
 
 CHARTER = """
@@ -240,9 +247,32 @@ def test_what_was_learnt_by_heart_leaks(place: Place) -> None:
     assert after.amounts[-1] == 1.0
 
 
+def test_a_prompt_without_room_for_an_answer_is_noted(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("What colour is the cat?\n" + "cat " * 400)
+    suites, _floor = load_suites(tmp_path)
+    voice = voice_of(place.base)
+    torch.set_num_threads(1)
+    measured = measure(voice, read_material(suites))
+    assert measured.answers[0]
+    assert measured.answers[1] == ""
+    assert measured.notes[0].startswith("answers: 1 of 2 prompts got no answer")
+
+
 def test_figures_are_the_same_each_time(place: Place, untouched: Evaluation) -> None:
     again = evaluate(place, "again", damage=0.0)
     assert {**again.to_json(), "about": 0} == {**untouched.to_json(), "about": 0}
+
+
+def test_it_says_what_was_measured_on_without_saying_where(
+    place: Place, untouched: Evaluation
+) -> None:
+    found = untouched.to_json()
+    assert found["measured_on"]["text eng"]["items"] == 12
+    assert found["measured_on"]["suite colours"]["items"] == len(THINGS)
+    assert found["measured_on"]["settings"]["resamples"] == 300
+    said = json.dumps(found)
+    assert str(place.folder) not in said
+    assert english(20_000)[:60] not in said  # held-out text is nobody's to read
 
 
 def test_a_model_without_numbers_makes_a_report(place: Place, tmp_path: Path) -> None:
@@ -259,8 +289,11 @@ def test_a_model_without_numbers_makes_a_report(place: Place, tmp_path: Path) ->
 def test_nothing_in_the_page_comes_from_elsewhere(damaged: Evaluation) -> None:
     page = render_page(damaged)
     assert HOSTILE not in page
-    for sign in ("src=", "url(", "@import", "<script", "<link"):
-        assert sign not in page.replace(HOSTILE.replace("<", "&lt;").replace(">", "&gt;"), "")
+    assert escape(HOSTILE) in page
+    found = re.findall(
+        r"src=|href=\"[^#]|url\([^#]|@import|<script|<link", page.replace(escape(HOSTILE), "")
+    )
+    assert found == []
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +333,7 @@ def test_the_exit_code_is_the_verdict(
     shown = capsys.readouterr().out
     assert ("REGRESSED" in shown) is bool(code)
     assert "bits per byte of held-out text" in shown
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["passed"] is not code
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["passed"] is (code == 0)
     assert (tmp_path / "out" / "evaluation.html").is_file()
 
 
@@ -326,3 +359,47 @@ def test_json_is_for_programs(
     found = json.loads(capsys.readouterr().out)
     assert [row["measure"] for row in found["rows"]] == ["choice_per_byte"]
     assert found["floor"]["accuracy_points"] == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_is_asked_about_both_models(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    texts = [english(20_000 + number) for number in range(4)]
+    tasks = write_task(tmp_path / "tasks", texts)
+    make_bundle(tmp_path / "ours", place.base, name="ours", damage=0.5)
+    (tmp_path / "eng.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    arguments = [
+        *("finetune", "eval", str(tmp_path / "ours"), "--base", str(place.base.folder)),
+        *("--unverified", "--suites", str(tmp_path / "eng.jsonl"), "--lm-eval", str(tasks)),
+        *("--out", str(tmp_path / "out"), "--device", "cpu", "--json"),
+    ]
+    assert main(arguments) == 1
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["rows"]
+    theirs = found["harness"]["bits"]["bits_per_byte"]
+    assert theirs["base"] == pytest.approx(row["base"], rel=1e-5)
+    assert theirs["localized"] == pytest.approx(row["candidate"], rel=1e-5)
+    assert "lm-evaluation-harness" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
+def test_without_the_harness_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [_Without("lm_eval"), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
+    with pytest.raises(ConfigError, match="pip install lm-eval"):
+        require_harness(tmp_path)
+
+
+class _Without(importlib.abc.MetaPathFinder):
+    """An installation that lacks a package."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, fullname: str, *_rest: object) -> None:
+        if fullname == self._name:
+            raise ModuleNotFoundError(fullname, name=fullname)

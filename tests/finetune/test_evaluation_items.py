@@ -14,6 +14,7 @@ from tapestry_finetune.evaluation.items import (
     read_prompts,
     read_suite,
 )
+from tapestry_finetune.evaluation.measuring import read_material
 from tapestry_finetune.evaluation.suites import load_suites
 
 
@@ -154,3 +155,11 @@ def test_what_is_not_there_is_said_with_what_could_be(tmp_path: Path) -> None:
     written(tmp_path / "text" / "my_notes.txt", "a")
     with pytest.raises(ConfigError, match="must be named after a language"):
         load_suites(tmp_path)
+
+
+def test_two_suites_of_one_name_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "quiz.jsonl", '{"text": "a"}')
+    written(tmp_path / "suites" / "quiz.jsonl", '{"text": "a"}')
+    suites, _floor = load_suites(tmp_path)
+    with pytest.raises(ConfigError, match="two things to measure are called 'quiz'"):
+        read_material(suites)

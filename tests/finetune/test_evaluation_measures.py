@@ -22,6 +22,7 @@ from tapestry_finetune.evaluation.bits import bits_of, pieces
 from tapestry_finetune.evaluation.harness import require_harness, run_harness
 from tapestry_finetune.evaluation.items import read_suite
 from tapestry_finetune.evaluation.questions import measure_suite
+from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.evaluation.survey import (
     Behaviour,
     Survey,
@@ -40,6 +41,7 @@ from tests.finetune.tiny_assistant import (
     make_tiny_base,
     one_thread,
     voice_of,
+    write_task,
 )
 
 HELD_OUT = 20_000
@@ -104,28 +106,6 @@ def test_more_context_is_never_worse_for_a_long_text(voice: Voice) -> None:
         for context in (1, 32)
     )
     assert overlapping < side_by_side
-
-
-def write_task(folder: Path, texts: list[str]) -> Path:
-    folder.mkdir()
-    data = folder / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "bits.yaml").write_text(
-        f"""
-task: bits
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list:
-  - metric: bits_per_byte
-"""
-    )
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -207,8 +187,8 @@ def test_a_liking_for_an_option_stays_whatever_its_place() -> None:
 
 
 def test_the_survey_asks_ten_things_on_two_axes_in_three_wordings() -> None:
-    survey = load_asked(True, Survey, "survey")
-    behaviour = load_asked(True, Behaviour, "behaviour")
+    survey = load_asked(Suites(survey=True).survey, Survey, "survey")
+    behaviour = load_asked(Suites(behaviour=True).behaviour, Behaviour, "behaviour")
     assert survey is not None
     assert behaviour is not None
     assert len(survey.item) == len(behaviour.scenario) == 10
@@ -237,16 +217,23 @@ shares = [30, 10]
 """
 
 
-def test_a_position_is_what_torch_makes_of_all_orders(voice: Voice, tmp_path: Path) -> None:
+@pytest.mark.parametrize("marks", ["AB", ("A!?", "B")])
+def test_a_position_is_what_torch_makes_of_all_orders(
+    voice: Voice, tmp_path: Path, marks: tuple[str, str]
+) -> None:
     path = tmp_path / "survey.toml"
-    path.write_text(SURVEY)
+    path.write_text(SURVEY.replace('"A", "B"', f'"{marks[0]}", "{marks[1]}"'))
     survey = load_asked(path, Survey, "survey")
     assert survey is not None
     found = stand_by_survey(voice, survey, on_progress=lambda _what, _done, _of: None)
-    letters = [voice.tokenizer.encode(letter, add_special_tokens=False) for letter in "AB"]
+    letters = [voice.tokenizer.encode(letter, add_special_tokens=False) for letter in marks]
     for number, ask in enumerate(survey.item[0].asks):
         blue = []
-        for text, place in ((f"{ask}\nA) red\nB) blue", 1), (f"{ask}\nA) blue\nB) red", 0)):
+        first, second = marks
+        for text, place in (
+            (f"{ask}\n{first}) red\n{second}) blue", 1),
+            (f"{ask}\n{first}) blue\n{second}) red", 0),
+        ):
             asked = [{"role": "user", "content": text}]
             seen = encode(voice.tokenizer, asked, opens_answer=True)
             odds = [math.exp(nats_by_torch(voice, seen, letter)) for letter in letters]

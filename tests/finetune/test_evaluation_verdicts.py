@@ -48,7 +48,7 @@ def test_a_figure_of_nothing_is_none() -> None:
 
 def test_slices_are_made_where_there_are_several() -> None:
     tags = [{"language": "eng", "domain": "law"}, {"language": "nld", "domain": "law"}, {}]
-    made = sliced("exact", "quiz", ["a", "b", "c"], [1.0, 0.0, 1.0], tags=tags[:2] + [tags[0]])
+    made = sliced("exact", "quiz", ["a", "b", "c"], [1.0, 0.0, 1.0], tags=[*tags[:2], tags[0]])
     assert [(one.slice, one.items) for one in made] == [
         ("quiz", ("a", "b", "c")),
         ("quiz, language eng", ("a", "c")),
@@ -122,6 +122,12 @@ def test_few_questions_are_said_to_be_few() -> None:
     assert row.note == "5 items are too few to exclude a loss of 60 points"
     strict = verdict_on(answers([1.0, 1, 1, 0, 1]), answers([1.0, 1, 0, 0, 1]), Floor(strict=True))
     assert strict.verdict == "REGRESSED"
+
+
+def test_an_interval_of_few_documents_says_little() -> None:
+    assert verdict_on(texts([100.0]), texts([100.0])).note == (
+        "of 1 document only: the interval says little"
+    )
 
 
 def test_one_more_leak_is_one_too_many() -> None:

@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_bundle(base: Base, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(base: Base, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, base.folder, more=SHORT)
+    write_recipe(tmp_path, base.folder, more=SHORT)
     command = ["run", "recipe.toml", "--key", "key"]
     running = subprocess.Popen(
         [sys.executable, "-m", "tapestry.cli.main", "finetune", *command],
@@ -236,7 +236,7 @@ def test_thumbs_that_are_all_alike_are_refused(base: Base, tmp_path: Path) -> No
     row = {"prompt": "zer?", "completion": "haria", "label": True}
     lines = [json.dumps(row | {"prompt": f"zer {n}?"}) for n in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(ConfigError, match="every thumb says good|one-sided|only good|every label"):
+    with pytest.raises(ConfigError, match="all 20 answers are good"):
         gather(load_recipe(recipe), recipe)
 
 

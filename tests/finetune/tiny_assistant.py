@@ -8,6 +8,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.data.tokenizer import tokenizer_files, train_tokenizer
 from tapestry.identity.keys import generate_signing_key
+from tapestry_finetune.adapting import quiet
 from tapestry_finetune.base import Base, open_base
 from tapestry_finetune.bundle import Bundle, write_bundle
 from tapestry_finetune.deltas import DELTAS_FILE, NOTHING
@@ -121,11 +123,12 @@ def make_bundle(
     """Write a bundle that changes nothing, or is damaged by random weights of a given size."""
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
-    adapted: PeftModel = get_peft_model(base.load("cpu"), config)
+    with quiet():
+        adapted: PeftModel = get_peft_model(base.load("cpu"), config)
     with torch.no_grad():
         for key, parameter in adapted.named_parameters():
             if "lora_B" in key:
-                parameter.normal_(std=damage) if damage else parameter.zero_()
+                parameter.normal_().mul_(damage)
 
     def fill(target: Path) -> None:
         adapted.save_pretrained(str(target))
@@ -165,3 +168,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def write_task(folder: Path, texts: list[str]) -> Path:
+    """Write a task of lm-evaluation-harness: bits per byte of some texts."""
+    folder.mkdir()
+    data = folder / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "bits.yaml").write_text(
+        f"""
+task: bits
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: bits_per_byte
+"""
+    )
+    return folder

@@ -94,6 +94,12 @@ class Choices:
         first, second = question.answers
         return (second, first) if self.is_swapped(question, who) else (first, second)
 
+    @property
+    def mark(self) -> str:
+        """Of the questions and their order: what was ticked on a sheet fits one mark only."""
+        said = json.dumps([self._seed, *(question.id for question in self.questions)])
+        return hashlib.sha256(said.encode()).hexdigest()[:6]
+
     def next_for(self, who: str) -> Question | None:
         """Return the first question that this person has not judged; None: all are."""
         open_ones = (one for one in self.questions if not self.is_judged(one, who))

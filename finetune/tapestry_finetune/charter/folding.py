@@ -30,6 +30,7 @@ _UNSPACED = re.compile(
 """Of scripts that put no blanks between words, or grow words by what follows them."""
 
 
+@lru_cache(maxsize=2**16)
 def joins(character: str) -> bool:
     """Whether it changes the character before it, and has to be folded with it."""
     is_mark = character > "\u02ff" and unicodedata.combining(character) > 0
@@ -77,6 +78,7 @@ def fold_cluster(cluster: str) -> str:
     return kept.replace("\u0131", "i").replace("i\u0307", "i")
 
 
+@lru_cache(maxsize=2**16)
 def is_letter(character: str) -> bool:
     """Whether a folded character is part of a word that blanks set apart."""
     return (

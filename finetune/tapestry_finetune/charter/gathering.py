@@ -46,13 +46,13 @@ def questions_made(
     charter: Charter, out: Path, prompts: Path, chosen: Chosen, seed: int
 ) -> list[Question]:
     """Return the questions that models answered, now or in an earlier run."""
-    from tapestry_finetune.charter.speakers import answer_twice  # noqa: PLC0415
-
     path = _kept_questions(out)
     if path.exists():
         typer.echo(f"going on with the answers in {path}; remove it to have new ones", err=True)
         return read_questions(path)
     asked = read_prompts(prompts)
+    from tapestry_finetune.charter.speakers import answer_twice  # noqa: PLC0415 - imports torch
+
     with bar() as shown:
         made = answer_twice(
             charter,
@@ -86,6 +86,8 @@ def print_sheet(charter: Charter, choices: Choices, path: Path) -> None:
 
 def enter_choices(charter: Charter, choices: Choices, name: str) -> None:
     """Take what `name` ticked on a sheet, from a terminal or a pipe."""
+    marked = f"sheets marked {choices.mark}; if the paper has another mark, stop: its order differs"
+    typer.echo(marked, err=True)
     if sys.stdin.isatty():
         typer.echo(HOW, err=True)
     kept = enter_sheet(

@@ -6,6 +6,7 @@ what was trained, and promises no more.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from tapestry_finetune.charter.automaton import Automaton
 from tapestry_finetune.charter.folding import clusters, fold, fold_cluster
@@ -36,24 +37,28 @@ class Topics:
 
     def __init__(self, topics: Iterable[Protected]) -> None:
         """Recognize `topics`; of several in a text, the one that is complete first."""
-        self._named: list[tuple[Protected, str]] = []
-        nodes = []
-        for topic in topics:
-            for name, node in expressions(topic.terms, topic.patterns):
-                self._named.append((topic, name))
-                nodes.append(node)
-        self.automaton = Automaton(nodes)
+        self._named = [
+            (topic, name, node)
+            for topic in topics
+            for name, node in expressions(topic.terms, topic.patterns)
+        ]
+
+    @cached_property
+    def automaton(self) -> Automaton:
+        """What looks for all of them at once."""
+        return Automaton(node for _topic, _name, node in self._named)
 
     def named(self, number: int) -> tuple[Protected, str]:
         """Return the topic of an expression of the automaton, and which of its it is."""
-        return self._named[number]
+        topic, name, _node = self._named[number]
+        return topic, name
 
     def found_in(self, text: str) -> tuple[Protected, str] | None:
         """Return the topic that `text` touches, and by what; None: none."""
         if not self._named:
             return None
         number = self.automaton.first_in(fold(text))
-        return None if number is None else self._named[number]
+        return None if number is None else self.named(number)
 
 
 class Guard:

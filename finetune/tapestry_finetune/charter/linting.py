@@ -21,6 +21,9 @@ from tapestry_finetune.charter.votes import agreement_of, group_aware_consensus
 FEWEST_CASES = 5
 """Of a principle: fewer neither teach nor measure it."""
 _ALIKE = 0.7
+"""Of two prompts, that ask the same."""
+_CONTRARY = 0.5
+"""Of a good and a bad answer, that say the same; answers vary more than questions."""
 _LONGEST_TEXT = 240
 _LONGER = 1.5
 """Good answers so many times as long as bad ones teach length."""
@@ -142,7 +145,8 @@ def _of_likeness(charter: Charter) -> Iterator[Finding]:
     owners = [number for number, case in enumerate(cases) for _prompt in case.prompts]
     prompts = [prompt for case in cases for prompt in case.prompts]
     goods, bads = [case.good for case in cases], [case.bad for case in cases]
-    contrary = likeness(goods, bads)
+    contrary, alike = likeness(goods, bads), likeness(goods, goods) + likeness(bads, bads)
+    crossed = contrary + contrary.T
     same_prompt = likeness(prompts, prompts)
     is_kept = held_out(charter)
     pairs = {
@@ -153,7 +157,8 @@ def _of_likeness(charter: Charter) -> Iterator[Finding]:
     for one, other in sorted(pairs):
         beside = named(other + 1, cases[other])
         where = named(one + 1, cases[one])
-        if max(contrary[one, other], contrary[other, one]) >= _ALIKE:
+        is_contrary = max(contrary[one, other], contrary[other, one]) >= _CONTRARY
+        if is_contrary and crossed[one, other] > alike[one, other]:
             yield Finding(
                 "error",
                 where,
@@ -172,12 +177,13 @@ def _of_topics(charter: Charter) -> Iterator[Finding]:
     texts = [text for case in charter.case for text in _texts_of(case)]
     for protected in charter.protected:
         where = f"protected {protected.topic!r}"
-        for name, node in expressions(protected.terms, protected.patterns):
-            wide = too_wide(node, texts)
+        said = list(expressions(protected.terms, protected.patterns))
+        wide = too_wide([node for _name, node in said], texts)
+        for number, (name, node) in enumerate(said):
             if not can_match(node):
                 yield Finding("error", where, f"{name} matches nothing: no text is as it asks")
-            elif wide:
-                yield Finding("error", where, f"{name} matches too much: {wide}")
+            elif number in wide:
+                yield Finding("error", where, f"{name} matches too much: {wide[number]}")
         missed = _missed(protected)
         for number in missed:
             yield Finding(

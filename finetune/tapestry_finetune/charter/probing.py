@@ -1,6 +1,7 @@
 """Whether an expression matches nothing, or as good as everything: a slip that shows late."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tapestry_finetune.charter.automaton import Automaton
@@ -22,21 +23,23 @@ def can_match(node: Node) -> bool:
     )
 
 
-def too_wide(node: Node, texts: Sequence[str]) -> str:
-    """Return how an expression matches too much, in words; "" if it does not.
+def too_wide(nodes: Sequence[Node], texts: Sequence[str]) -> dict[int, str]:
+    """Return the numbers of the expressions that match too much, and how, in words.
 
     Args:
-        node: The expression.
+        nodes: The expressions.
         texts: Of the charter's cases.
     """
-    automaton = Automaton([node])
-    single = sum(automaton.first_in(letter) is not None for letter in _LETTERS)
-    if 2 * single > len(_LETTERS):
-        return "a single letter is enough for it: it would stop nearly every text"
-    found = sum(automaton.first_in(fold(text)) is not None for text in texts)
-    if len(texts) >= _FEWEST_TEXTS and 2 * found > len(texts):
-        return f"it is found in {found} of the {len(texts)} texts of the cases: narrow it"
-    return ""
+    automaton = Automaton(nodes)
+    found = Counter(number for text in texts for number in automaton.all_in(fold(text)))
+    wide = {
+        number: f"it is found in {count} of the {len(texts)} texts of the cases: narrow it"
+        for number, count in found.items()
+        if len(texts) >= _FEWEST_TEXTS and 2 * count > len(texts)
+    }
+    single = Counter(number for letter in _LETTERS for number in automaton.all_in(letter))
+    everything = "a single letter is enough for it: it would stop nearly every text"
+    return wide | {n: everything for n, count in single.items() if 2 * count > len(_LETTERS)}
 
 
 def _samples(node: Node) -> Iterator[str]:

@@ -20,6 +20,7 @@ _STYLE = """
 body { font: 12pt/1.45 "Noto Sans", "DejaVu Sans", system-ui, sans-serif; margin: 0 auto;
   max-width: 48rem; color: #000; background: #fff; }
 h1 { font-size: 16pt; margin: 0 0 .25rem; } p { margin: 0; }
+.mark { font-family: monospace; }
 .name { margin: 1rem 0 1.5rem; border-bottom: 1px solid #000; padding-bottom: .2rem; }
 .question { break-inside: avoid; border-top: 2px solid #000; padding: .8rem 0 1.2rem; }
 .asked { font-weight: 600; white-space: pre-wrap; margin-bottom: .6rem; }
@@ -38,6 +39,7 @@ def render_sheet(charter: Charter, choices: Choices) -> str:
     principles = [tag("li", tag("bdi", one.text)) for one in charter.principle]
     content = [
         tag("h1", charter.identity.community, dir="auto"),
+        tag("p", choices.mark, class_="mark"),
         tag("p", f"{labels.your_name}:", class_="name", dir="auto"),
         tag("p", labels.because, dir="auto"),
         tag("ol", *principles),

@@ -78,6 +78,8 @@ class Evaluation:
     """Whether training beats the charter as a mere prompt; None: there is no charter."""
     about: dict[str, Any] = field(default_factory=dict)
     """Of what: name, base, digests; whatever the caller knows."""
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    """What the suites held, by digest, and the settings."""
     notes: list[str] = field(default_factory=list)
     contamination: list[dict[str, Any]] = field(default_factory=list)
     """How much of each suite stands in the training files."""
@@ -201,6 +203,7 @@ def conclude(
         floor=floor,
         beats_prompt=None if against is None else against[0],
         about=dict(about or {}),
+        measured_on=material.described(),
         notes=_notes(arms),
         contamination=contamination or [],
     )
@@ -262,13 +265,14 @@ def _said_of(rows: Sequence[VerdictRow]) -> str:
 
 
 def _notes(arms: Mapping[str, Measured]) -> list[str]:
-    """Return what could not be told."""
-    return [
+    """Return what could not be told, or measured as it should be."""
+    untold = [
         f"{name_of(one.measure, one.slice)}: of {arm}, nothing could be told; no verdict"
         for arm in (BASE, LOCAL)
         for one in arms[arm].series.values()
         if one.figure is None
     ]
+    return untold + [f"{arm}: {note}" for arm, measured in arms.items() for note in measured.notes]
 
 
 def name_of(measure_name: str, slice_: str) -> str:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from tapestry.config import Settings
 from tapestry_finetune.evaluation.series import MEASURES, Measured, Series, paired_interval
 
+_FEWEST_TEXTS = 8
+"""Documents that an interval can be taken from."""
+
 Verdict = Literal["improved", "kept", "REGRESSED"]
 
 
@@ -96,6 +99,9 @@ def _row(before: Series, after: Series, floor: Floor, *, resamples: int, seed: i
     losses = (-change, -high, -low) if measure.more_is_better else (change, low, high)
     strict = floor.strict or not measure.is_share or before.measure == "leaked"
     verdict, note = _verdict(*losses, tolerance, items=len(before.items), strict=strict)
+    if not note and not measure.is_share and len(before.items) < _FEWEST_TEXTS:
+        documents = "1 document" if len(before.items) == 1 else f"{len(before.items)} documents"
+        note = f"of {documents} only: the interval says little"
     return VerdictRow(
         measure=before.measure,
         slice=before.slice,

@@ -6,7 +6,7 @@ It is no dependency. Its `bits_per_byte` is what ours is tested against.
 import tapestry.offline  # noqa: F401 - before lm_eval imports datasets
 
 # isort: split
-import importlib.util
+import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -23,10 +23,13 @@ def require_harness(tasks: Path) -> None:
     Raises:
         ConfigError: The harness is not installed, or there are no tasks.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    try:
+        importlib.import_module("lm_eval")
+    except ModuleNotFoundError as error:
         raise ConfigError(
-            "--lm-eval needs lm-evaluation-harness, which is not installed: pip install lm-eval"
-        )
+            f"--lm-eval needs lm-evaluation-harness, and {error.name} is not installed: "
+            "pip install lm-eval"
+        ) from error
     if not tasks.is_dir() or not any(tasks.rglob("*.yaml")):
         raise ConfigError(f"{tasks}: no task here; it must be a folder with tasks in YAML files")
 

@@ -1,21 +1,23 @@
 """Measure one voice: read what the suites hold once, then ask any number of models."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
 from tapestry.data.language import identify, language_tag
 from tapestry.data.reading import read_documents
-from tapestry_finetune.dialogue import answer
+from tapestry.errors import ConfigError
 from tapestry_finetune.evaluation.bits import bits_of, first_token
 from tapestry_finetune.evaluation.grams import Grams
 from tapestry_finetune.evaluation.items import Prompt, Suite, read_prompts, read_suite
 from tapestry_finetune.evaluation.preferences import Judge
-from tapestry_finetune.evaluation.questions import measure_suite
+from tapestry_finetune.evaluation.questions import answer_within, measure_suite
 from tapestry_finetune.evaluation.series import Measured, Series, sliced
 from tapestry_finetune.evaluation.spoken import (
     Protected,
@@ -63,6 +65,36 @@ class Material:
         asked = [one.text for one in self.prompts if language in (one.language, identify(one.text))]
         return main_scripts(self.texts.get(language) or asked)
 
+    def described(self) -> dict[str, Any]:
+        """Return what was measured on and how, so that it can be done again: digests, no text."""
+        read: dict[str, Any] = {
+            **{f"text {tag}": texts for tag, texts in self.texts.items()},
+            **{f"suite {one.name}": one.items for one in self.questions},
+            "prompts": self.prompts,
+            "must_answer": self.must_answer,
+            "must_refuse": self.must_refuse,
+            "protected": self.protected,
+        }
+        asked = {
+            name: one.model_dump_json()
+            for name, one in (("survey", self.survey), ("behaviour", self.behaviour))
+            if one is not None
+        }
+        settings = ("most_tokens", "window_tokens", "context_tokens", "resamples", "seed")
+        return {
+            **{
+                name: {"items": len(found), "digest": _digest(repr(found))}
+                for name, found in read.items()
+                if found
+            },
+            **{name: {"digest": _digest(text)} for name, text in asked.items()},
+            "settings": {name: getattr(self.suites, name) for name in settings},
+        }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 def read_material(suites: Suites, judge: Judge | None = None) -> Material:
     """Read everything that is to be measured.
@@ -81,6 +113,13 @@ def read_material(suites: Suites, judge: Judge | None = None) -> Material:
         ]
         for tag, paths in suites.text.items()
     }
+    names = [path.stem for path in suites.suites]
+    for name in names:
+        if name in texts or names.count(name) > 1:
+            raise ConfigError(
+                f"two things to measure are called {name!r}: rename a suite, the report tells "
+                "them apart by the names of their files"
+            )
     return Material(
         suites=suites,
         texts=texts,
@@ -167,9 +206,15 @@ def _measure_speech(
     def said(what: str, prompts: Sequence[Prompt]) -> list[str]:
         answers = []
         for number, prompt in enumerate(prompts, 1):
-            asked = [{"role": "user", "content": prompt.text}]
-            answers.append(answer(voice, asked, most_tokens=material.suites.most_tokens))
+            answers.append(
+                answer_within(voice, prompt.text, most_tokens=material.suites.most_tokens)
+            )
             on_progress(what, number, len(prompts))
+        if empty := sum(not one.strip() for one in answers):
+            measured.notes.append(
+                f"{what}: {empty} of {len(prompts)} prompts got no answer, or with what the model "
+                "is told first leave no room in its context"
+            )
         return answers
 
     measured.answers = said("answers", material.prompts)

@@ -128,7 +128,11 @@ def positions_said(positions: Mapping[str, Any], arm: str = "localized") -> list
         said, done, between = (gap[one] for one in ("survey_shift", "behaviour_shift", "gap"))
         certain = between["low"] > 0 or between["high"] < 0
         lines.append(
-            f"From {axis['low']} to {axis['high']}: {said['at']:+.2f} in what the model says, "
-            f"{done['at']:+.2f} in what it does" + (": words and deeds part." if certain else ".")
+            f"From {axis['low']} to {axis['high']}: {_signed(said)} in what the model says, "
+            f"{_signed(done)} in what it does" + (": words and deeds part." if certain else ".")
         )
     return lines
+
+
+def _signed(moved: Mapping[str, float]) -> str:
+    return f"{round(moved['at'], 2) + 0.0:+.2f}"  # adding 0.0 makes -0.0 positive

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from tapestry_finetune.dialogue import answer
+from tapestry_finetune.dialogue import answer, encode, opened
 from tapestry_finetune.evaluation.bits import bits_of, first_token
 from tapestry_finetune.evaluation.items import ChoiceItem, ExactItem, Suite, TextItem
 from tapestry_finetune.evaluation.series import Series, sliced
@@ -121,12 +121,18 @@ def _exact(
     right: list[float] = []
     for item in items:
         longest = max(len(voice.tokenizer.encode(one)) for one in item.accept)
-        said = answer(
-            voice, [{"role": "user", "content": item.prompt}], most_tokens=2 * longest + 8
-        )
+        said = answer_within(voice, item.prompt, most_tokens=2 * longest + 8)
         right.append(float(is_accepted(said, item.accept)))
         on_progress(name, len(right), len(items))
     return {"exact": (right, None)}
+
+
+def answer_within(voice: Voice, prompt: str, *, most_tokens: int) -> str:
+    """Return the answer to a prompt; an empty one where the model's context leaves no room."""
+    asked = opened(voice, [{"role": "user", "content": prompt}])
+    if len(encode(voice.tokenizer, asked, opens_answer=True)) >= voice.context_tokens:
+        return ""
+    return answer(voice, asked, most_tokens=most_tokens)
 
 
 def is_accepted(said: str, accept: Sequence[str]) -> bool:

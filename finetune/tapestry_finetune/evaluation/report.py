@@ -258,7 +258,7 @@ def _answers(shown: Sequence[Shown]) -> Markup:
         return Markup()
 
     def by(who: str, words: str) -> Markup:
-        quoted = tag("blockquote", words or "\u2013", dir="auto")
+        quoted = tag("blockquote", words.strip() or "\u2013", dir="auto")
         return tag("div", tag("p", who, class_="who"), quoted)
 
     body = [

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_RESAMPLES_AT_ONCE = 2**22
-"""Counts held in memory."""
+_DRAWS_AT_ONCE = 2**21
+"""Held in memory."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Measured:
     """To the prompts of the report, in their order."""
     values: dict[str, Any] = field(default_factory=dict)
     """Positions by survey and by behaviour: what has no better and no worse."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured as it should be."""
 
     def add(self, series: Sequence[Series]) -> None:
         """Take in figures; each has its key once."""
@@ -127,25 +129,35 @@ def sliced(
     return made
 
 
-def resampled_counts(count: int, *, resamples: int, seed: int) -> list[Floats]:
-    """Return how often each of `count` items is drawn, [R, N] in blocks."""
+def resampled(arrays: Sequence[Floats], *, resamples: int, seed: int) -> list[Floats]:
+    """Return the sums of several arrays over the same resampled items, [R] of each.
+
+    Args:
+        arrays: [N] each.
+        resamples: R.
+        seed: Of the draws.
+    """
+    count = len(arrays[0])
     random = np.random.default_rng(seed)
-    share = np.full(count, 1 / count)
-    rows = max(1, min(resamples, _RESAMPLES_AT_ONCE // count))
-    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    return [random.multinomial(count, share, size=size).astype(np.float64) for size in blocks]
+    rows = max(1, min(resamples, _DRAWS_AT_ONCE // count))
+    sums: list[list[Floats]] = [[] for _array in arrays]
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), count)
+        drawn_RN = random.integers(0, count, size, dtype=np.int32)
+        for array, found in zip(arrays, sums, strict=True):
+            found.append(array[drawn_RN].sum(axis=1))
+    return [np.concatenate(found) for found in sums]
 
 
 def interval(
     series: Series, *, resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
     """Return the interval of a figure over resampled items."""
+    amounts_R, weights_R = resampled(
+        [series.amounts, series.weights], resamples=resamples, seed=seed
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        blocks = [
-            (counts_RN @ series.amounts) / (counts_RN @ series.weights)
-            for counts_RN in resampled_counts(len(series.items), resamples=resamples, seed=seed)
-        ]
-    return _middle(np.concatenate(blocks), level)
+        return _middle(amounts_R / weights_R, level)
 
 
 def paired_interval(
@@ -160,14 +172,15 @@ def paired_interval(
     """
     if before.items != after.items:
         raise ValueError(f"{before.key}: the two models were measured on different items")
-    changes: list[Floats] = []
+    old_R, old_weights_R, new_R, new_weights_R = resampled(
+        [before.amounts, before.weights, after.amounts, after.weights],
+        resamples=resamples,
+        seed=seed,
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        for counts_RN in resampled_counts(len(before.items), resamples=resamples, seed=seed):
-            old_R = (counts_RN @ before.amounts) / (counts_RN @ before.weights)
-            new_R = (counts_RN @ after.amounts) / (counts_RN @ after.weights)
-            is_share = MEASURES[before.measure].is_share
-            changes.append(new_R - old_R if is_share else new_R / old_R - 1)
-    return _middle(np.concatenate(changes), level)
+        old_R, new_R = old_R / old_weights_R, new_R / new_weights_R
+        is_share = MEASURES[before.measure].is_share
+        return _middle(new_R - old_R if is_share else new_R / old_R - 1, level)
 
 
 def _middle(values_R: Floats, level: float) -> tuple[float, float]:

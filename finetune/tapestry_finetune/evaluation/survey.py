@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from tapestry.config import Settings, load_settings
-from tapestry_finetune.dialogue import encode
-from tapestry_finetune.evaluation.series import Floats, resampled_counts
+from tapestry_finetune.dialogue import encode, opened
+from tapestry_finetune.evaluation.series import Floats, resampled
 from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
 from tapestry_finetune.voices import Voice
 
@@ -146,8 +147,8 @@ class Standing:
     def draws(self, name: str, *, resamples: int, seed: int) -> Floats:
         """Return the axis over resampled questions, [R]."""
         means = np.array([self.positions[one].mean() for one in self._of(name)])
-        blocks = resampled_counts(len(means), resamples=resamples, seed=seed)
-        return np.concatenate([counts_RN @ means / len(means) for counts_RN in blocks])
+        (sums_R,) = resampled([means], resamples=resamples, seed=seed)
+        return sums_R / len(means)
 
     def _of(self, name: str) -> list[str]:
         return [one for one, axis in self.axes.items() if axis == name]
@@ -172,29 +173,52 @@ def stand_by_survey(voice: Voice, survey: Survey, *, on_progress: OnProgress) ->
 
 def _shares(voice: Voice, survey: Survey, item: SurveyItem, ask: str) -> Floats:
     """Return the probability of each option, averaged over all orders."""
-    count = len(item.options)
-    letters = [voice.tokenizer.encode(one, add_special_tokens=False) for one in survey.letters]
-    orders = list(itertools.permutations(range(count)))
-    pairs = []
+    orders = list(itertools.permutations(range(len(item.options))))
+    prompts = []
     for order in orders:
         listed = "\n".join(
             f"{letter}) {item.options[option]}"
             for letter, option in zip(survey.letters, order, strict=False)
         )
         text = survey.frame.replace("{options}", listed).replace("{ask}", ask)
-        messages = [{"role": "user", "content": text}]
-        if voice.system:
-            messages.insert(0, {"role": "system", "content": voice.system})
-        seen = encode(voice.tokenizer, messages, opens_answer=True)
-        pairs += [(seen, letters[place]) for place in range(count)]
-    nats = np.array(
-        [
-            one
-            for start in range(0, len(pairs), _PROMPTS_AT_ONCE)
-            for one in continuation_likelihoods(voice, pairs[start : start + _PROMPTS_AT_ONCE])
-        ]
-    ).reshape(len(orders), count)
-    return shares_of(nats, orders)
+        asked = opened(voice, [{"role": "user", "content": text}])
+        prompts.append(encode(voice.tokenizer, asked, opens_answer=True))
+    letters = [
+        voice.tokenizer.encode(one, add_special_tokens=False)
+        for one in survey.letters[: len(item.options)]
+    ]
+    return shares_of(_nats(voice, prompts, letters), orders)
+
+
+def _nats(voice: Voice, prompts: list[list[int]], letters: list[list[int]]) -> Floats:
+    """Return the log-likelihood of each letter after each prompt."""
+    if all(len(letter) == 1 for letter in letters):
+        columns = [letter[0] for letter in letters]
+        return next_token_nats(voice, prompts)[:, columns]
+    pairs = [(prompt, letter) for prompt in prompts for letter in letters]
+    return np.array(continuation_likelihoods(voice, pairs)).reshape(len(prompts), -1)
+
+
+def next_token_nats(voice: Voice, prompts: Sequence[list[int]]) -> Floats:
+    """Return the log-likelihood of every token after each prompt, [prompts, vocabulary]."""
+    device = next(voice.module.parameters()).device
+    found: list[Floats] = []
+    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+        some = [one[-voice.context_tokens :] for one in prompts[start : start + _PROMPTS_AT_ONCE]]
+        longest = max(map(len, some))
+        ids_BT = torch.tensor([one + [0] * (longest - len(one)) for one in some], device=device)
+        seen_BT = torch.tensor(
+            [[1] * len(one) + [0] * (longest - len(one)) for one in some], device=device
+        )
+        kept = longest - min(map(len, some)) + 1
+        with torch.inference_mode():
+            logits_BTV = voice.module(
+                input_ids=ids_BT, attention_mask=seen_BT, use_cache=False, logits_to_keep=kept
+            ).logits
+        places_B = [len(one) - 1 - longest + kept for one in some]
+        last_BV = logits_BTV[range(len(some)), places_B].float().log_softmax(-1)
+        found.append(last_BV.double().cpu().numpy())
+    return np.concatenate(found)
 
 
 def shares_of(nats: Floats, orders: Sequence[Sequence[int]]) -> Floats:

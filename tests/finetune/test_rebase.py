@@ -1,0 +1,151 @@
+"""A bundle is carried over to a newer consensus, with evidence, and names its parent."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tapestry.errors import ConfigError, UntrustedError
+from tapestry_coordinator.home import CoordinatorHome
+from tapestry_finetune.base import open_base
+from tapestry_finetune.bundle import open_bundle
+from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas, whole_drift
+from tapestry_finetune.rebase import Asked, Rebased, newer_checkpoints, rebase, watch
+from tapestry_finetune.run import Telling
+from tests.coordinator.small import Small
+from tests.finetune.conftest import KEY, MADE_AT, Localized
+from tests.finetune.consensus import found_consensus, known, next_round, teach
+
+ROUNDS = 6
+
+
+@pytest.fixture(scope="module")
+def newer(consensus: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same federation six rounds on, each a few gentle steps on its own language."""
+    folder = tmp_path_factory.mktemp("newer") / "coordinator"
+    shutil.copytree(consensus.home.folder, folder)
+    small = Small(CoordinatorHome(folder))
+    for number in range(ROUNDS):
+        newest = next_round(
+            small,
+            lambda model, tokenizer, seed=number: teach(
+                model, tokenizer, known(seed=50 + seed), steps=3, seed=seed, rate=3e-4
+            ),
+        )
+    return newest
+
+
+@pytest.fixture(scope="module")
+def asked(localized: Localized, newer: Path) -> Asked:
+    return Asked(bundle=localized.bundle.folder, onto=newer, recipe=localized.recipe, steps=10)
+
+
+@pytest.fixture(scope="module")
+def rebased(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Rebased:
+    folder = tmp_path_factory.mktemp("rebased")
+    (folder / "work").mkdir()
+    given = replace(asked, distil=True)
+    return rebase(given, folder / "ours", folder / "work", KEY, Telling(), now=MADE_AT)
+
+
+def test_an_untouched_copy_keeps_most_of_the_gain_and_a_touch_up_more(rebased: Rebased) -> None:
+    assert rebased.kept_of_gain is not None
+    assert rebased.kept_of_gain >= 0.8
+    bits = {column.name: column.figures["bits_per_byte:eus"] for column in rebased.columns}
+    assert set(bits) == {
+        *("old base + adapter", "new base", "copy x 0.5", "copy x 0.75", "copy x 1"),
+        *("touch-up, 10 steps", "distilled"),
+    }
+    assert bits["touch-up, 10 steps"] <= bits["copy x 1"]
+    assert bits["copy x 1"] < bits["copy x 0.5"] < bits["new base"]
+
+
+def test_the_best_candidate_becomes_a_bundle_that_names_its_parent(
+    rebased: Rebased, localized: Localized, newer: Path
+) -> None:
+    said = rebased.bundle.lineage
+    assert said.parent == localized.bundle.digest
+    assert said.carried_by
+    assert said.base.manifest == open_base(newer).identity.manifest
+    assert said.base.round == ROUNDS
+    above = [c for c in rebased.columns if c.name not in ("new base", "old base + adapter")]
+    assert max(above, key=lambda column: column.gain).name == rebased.chosen
+    assert open_bundle(rebased.bundle.folder).digest == rebased.bundle.digest
+
+
+def test_drift_is_told_layer_by_layer(localized: Localized, newer: Path, rebased: Rebased) -> None:
+    old, new = open_base(newer.parent / "round-000000"), open_base(newer)
+    layers = drift_of(old, new, localized.bundle)
+    assert rebased.drift == pytest.approx(whole_drift(old, new))
+    assert 0 < whole_drift(old, new) < 0.5
+    overlaps = [layer.overlap for layer in layers if layer.overlap is not None]
+    assert overlaps
+    assert all(-1.0 <= overlap <= 1.0 for overlap in overlaps)
+    assert {layer.name for layer in layers} >= {"model.embed_tokens.weight"}
+
+
+def test_a_scale_is_a_dial_on_differences_and_leaves_new_tokens_alone(localized: Localized) -> None:
+    deltas = localized.bundle.deltas()
+    half = scaled_deltas(deltas, 0.5)
+    for name, change in deltas.rows.items():
+        assert (half.rows[name].delta == change.delta * 0.5).all()
+        assert (half.rows[name].new == change.new).all()
+
+
+def test_a_bundle_is_not_carried_to_where_it_lies_or_to_strangers(
+    asked: Asked, localized: Localized, newer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    there = replace(asked, onto=newer.parent / "round-000000")
+    with pytest.raises(ConfigError, match="lies on the consensus of round 0"):
+        rebase(there, tmp_path / "a", tmp_path / "work", KEY, Telling(), now=MADE_AT)
+    stranger = found_consensus(tmp_path / "stranger", steps=1)
+    with pytest.raises(UntrustedError, match="a checkpoint of another federation"):
+        require_kin(localized.bundle, open_base(stranger.home.checkpoint(0)))
+    changed = tmp_path / "changed"
+    shutil.copytree(newer, changed)
+    data = bytearray((changed / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(data)
+    with pytest.raises(UntrustedError, match=r"model\.safetensors"):
+        rebase(
+            replace(asked, onto=changed),
+            tmp_path / "b",
+            tmp_path / "work",
+            KEY,
+            Telling(),
+            now=MADE_AT,
+        )
+
+
+def test_every_new_checkpoint_is_followed_and_a_bad_one_left_alone(
+    asked: Asked, localized: Localized, newer: Path, rebased: Rebased, tmp_path: Path
+) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for number in (0, 5, 6):
+        name = f"round-{number:06d}"
+        shutil.copytree(newer.parent / name, folder / name)
+    (folder / "round-000005" / "config.json").write_text("{}", encoding="utf-8")
+    assert [p.name for p in newer_checkpoints(folder, localized.bundle)] == [
+        "round-000005",
+        "round-000006",
+    ]
+    said: list[str] = []
+    seen: list[tuple[Path, str]] = []
+
+    def carry(what: Asked, target: Path) -> Rebased:
+        seen.append((what.bundle, target.name))
+        open_base(what.onto)
+        shutil.copytree(rebased.bundle.folder, target)
+        return rebased
+
+    out = tmp_path / "out"
+    out.mkdir()
+    watch(folder, asked, out, carry, Telling(say=said.append), sleep=lambda _: None, once=True)
+    assert [name for _, name in seen] == ["round-000005", "round-000006"]
+    assert (out / "round-000006").is_dir()
+    assert said[0].startswith("round-000005: left alone:")
+    watch(folder, asked, out, carry, Telling(), sleep=lambda _: None, once=True)
+    assert len(seen) == 2 + 1  # the bad one is looked at again after a restart, the good one not
