@@ -48,7 +48,7 @@ class Ratings:
             kept.append(self._put(PAIRS_FILE, pair))
         return kept
 
-    def _put(self, name: str, row: dict[str, object]) -> Path:
+    def _put(self, name: str, row: Mapping[str, object]) -> Path:
         """Write a row in place of what was thought of the same answers before.
 
         Chat and page may keep something at the same moment: one waits for the other.
@@ -67,7 +67,7 @@ class Ratings:
         return path
 
 
-def _subject(row: dict[str, object]) -> tuple[object, list[str]]:
+def _subject(row: Mapping[str, object]) -> tuple[object, list[str]]:
     """Return what a row is about, whatever it says of it."""
     answers = [str(row[key]) for key in ("completion", "chosen", "rejected") if key in row]
     return row["prompt"], sorted(answers)

@@ -22,7 +22,10 @@ from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
 from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 CAT = [{"role": "user", "content": "What colour is the cat?"}]
 LONG = [{"role": "user", "content": "The cat near the house is"}]
 ANSWERED = [{"role": "assistant", "content": "Red."}]
