@@ -43,13 +43,9 @@ def open_model(
     """
     if not (model / LINEAGE_FILE).is_file():
         if base is not None:
-            raise ConfigError(
-                f"{model}: not a bundle (no {LINEAGE_FILE}), and --base is for bundles: name the "
-                "bundle, or leave --base away"
-            )
-        return Opened(
-            base=open_base(model, federation=federation, unverified=unverified), bundle=None
-        )
+            raise ConfigError(f"{model}: not a bundle (no {LINEAGE_FILE}): leave --base away")
+        alone = open_base(model, federation=federation, unverified=unverified)
+        return Opened(base=alone, bundle=None)
     bundle = open_bundle(model, key=key)
     if base is None:
         made = bundle.lineage.base

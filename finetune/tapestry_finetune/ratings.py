@@ -4,23 +4,24 @@
 the base's answer to the same question was in sight.
 """
 
+import fcntl
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tapestry.storage.atomic import write_atomic
 
 RATINGS_FILE = "ratings.jsonl"
 PAIRS_FILE = "pairs.jsonl"
 
 
 class Ratings:
-    """A folder in which ratings are kept; it is the user's own (0700, files 0600)."""
+    """A folder in which ratings are kept, the user's own (0700, files 0600)."""
 
     def __init__(self, folder: Path) -> None:
         """Keep them in `folder`, which is made when there is something to keep."""
         self.folder = folder
-        self._turn = threading.Lock()
 
     def keep(
         self,
@@ -30,7 +31,7 @@ class Ratings:
         is_good: bool,
         beside: str | None = None,
     ) -> list[Path]:
-        """Keep what somebody thought of an answer; return the files that say it.
+        """Keep what somebody thinks of an answer now; return the files that say it.
 
         Args:
             prompt: The dialogue, up to the question.
@@ -40,22 +41,33 @@ class Ratings:
         """
         asked = [dict(message) for message in prompt]
         thumb = {"prompt": asked, "completion": answer, "label": is_good}
-        kept = [self._append(RATINGS_FILE, thumb)]
+        kept = [self._put(RATINGS_FILE, thumb)]
         if beside is not None and beside.strip() and beside.strip() != answer.strip():
             chosen, rejected = (answer, beside) if is_good else (beside, answer)
             pair = {"prompt": asked, "chosen": chosen, "rejected": rejected}
-            kept.append(self._append(PAIRS_FILE, pair))
+            kept.append(self._put(PAIRS_FILE, pair))
         return kept
 
-    def _append(self, name: str, row: Mapping[str, object]) -> Path:
-        """Add one line, in one write: two that judge at once do not mix."""
+    def _put(self, name: str, row: Mapping[str, object]) -> Path:
+        """Write a row in place of what was thought of the same answers before.
+
+        Chat and page may keep something at the same moment: one waits for the other.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.folder / name
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with self._turn:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            kept = [line for line in before if _subject(json.loads(line)) != _subject(row)]
+            lines = [*kept, json.dumps(row, ensure_ascii=False)]
+            write_atomic(path, "".join(f"{line}\n" for line in lines), mode=0o600)
+        finally:
+            os.close(descriptor)
         return path
+
+
+def _subject(row: Mapping[str, object]) -> tuple[object, list[str]]:
+    """Return what a row is about, whatever it says of it."""
+    answers = [str(row[key]) for key in ("completion", "chosen", "rejected") if key in row]
+    return row["prompt"], sorted(answers)

@@ -1,5 +1,6 @@
 """The conversation at a terminal, or through a pipe: one line is one turn."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -140,6 +141,8 @@ def written_lines(prompt: str, *, is_terminal: bool) -> Iterator[str]:
 
     Ctrl-C at the prompt gives up the line, Ctrl-D ends.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no reason to end
     if not is_terminal:
         while line := sys.stdin.readline(_MOST_READ):
             yield line

@@ -105,11 +105,11 @@ def test_what_was_said_before_is_part_of_the_question(talk: Talk) -> None:
 
 
 def test_thumbs_and_pairs_are_files_that_training_reads(talk: Talk) -> None:
-    talk.say(QUESTION, "/good", "/base", "/bad")
+    talk.say(QUESTION, "/good", "The cat near the house is", "/base", "/good", "/bad")
     thumbs = read_rows([talk.ratings.folder / "ratings.jsonl"])
     assert thumbs.kind == "thumbs"
     good, bad = thumbs.rows
-    assert (good.is_good, bad.is_good) == (True, False)  # type: ignore[union-attr]
+    assert (good.is_good, bad.is_good) == (True, False), "who thinks again has thought last"  # type: ignore[union-attr]
     assert good.prompt == ({"role": "user", "content": QUESTION},)  # type: ignore[union-attr]
     last = talk.conversation.last
     assert last is not None
@@ -215,7 +215,8 @@ def test_through_a_pipe_one_line_is_one_turn(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n/good\n/nada\n"))
+    typed = f"{QUESTION}\n/good\n/nada".encode() + b"\xff\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
     model = [str(made.bundle.folder), "--base", str(made.base.folder), "--unverified"]
     more = ["--tokens", "24", "--ratings", str(tmp_path), "--strings", "es"]
     assert run_app(app, ["chat", *model, *more]) == 0
@@ -224,7 +225,7 @@ def test_through_a_pipe_one_line_is_one_turn(
     *answered, kept, unknown = said.out.strip().splitlines()
     assert "".join(answered).strip()
     assert kept == f"Guardada como buena en {tmp_path / 'ratings.jsonl'}."
-    assert unknown == "No existe /nada. /help muestra lo que se puede hacer."
+    assert unknown == "No existe /nada\ufffd. /help muestra lo que se puede hacer."
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Exports predict what the model predicts: in transformers' own readers, and in llama.cpp."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
+from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.cli.running import run_app
 from tapestry.data.tokenizer import train_tokenizer
 from tapestry.errors import ConfigError, UntrustedError
@@ -31,6 +33,7 @@ from tapestry_finetune.export.reading_back import (
     require_agreement,
 )
 from tapestry_finetune.export.vocabulary import vocabulary_of
+from tests.conftest import Federation
 from tests.finetune.llama_cpp import llama_cpp
 from tests.finetune.tiny_models import make_localized, make_model
 from tests.pretrained import smollm2
@@ -438,6 +441,27 @@ def test_an_export_that_predicts_something_else_does_not_get_its_name(
     for type_name in ("f32", "f16", "q8_0"):
         with pytest.raises(ConfigError, match="not written: loaded back it predicts something"):
             require_agreement(wrong, type_name=type_name, where=path)
+
+
+def test_a_published_checkpoint_says_which_it_is_and_an_altered_one_is_refused(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verified = verify_checkpoint(federation.newest)
+    where = ["--federation", verified.genesis_digest[:16], "--format", "gguf", "--type", "f32"]
+    assert run(federation.newest, *where, "--out", tmp_path / "a.gguf") == 0
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["tapestry.consensus.manifest"].contents() == verified.manifest_digest
+    assert fields["tapestry.consensus.federation"].contents() == verified.genesis_digest
+    assert fields["general.base_model.0.version"].contents() == "round 1"
+    altered = tmp_path / "altered"
+    shutil.copytree(federation.newest, altered)
+    model = altered / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    assert run(altered, *where, "--out", tmp_path / "b.gguf") == 1
+    assert "model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "b.gguf").exists()
 
 
 class _FullError(Exception):

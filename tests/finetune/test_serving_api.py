@@ -22,7 +22,10 @@ from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
 from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 CAT = [{"role": "user", "content": "What colour is the cat?"}]
 LONG = [{"role": "user", "content": "The cat near the house is"}]
 ANSWERED = [{"role": "assistant", "content": "Red."}]
@@ -168,6 +171,7 @@ _GOOD = {"model": "consensus", "messages": CAT}
         (b"{", None, "the body is not JSON"),
         (b"\xff\xfe", None, "the body is not JSON"),
         (b"[" * 100_000, None, "the body is not JSON"),
+        (b'{"model": "\\ud800"}', None, "surrogates not allowed"),
         (b"[1]", None, "the body is a JSON list, expected an object"),
         ({}, "model", "model: Field required"),
         ({"model": "consensus"}, "messages", "messages: Field required"),

@@ -125,6 +125,8 @@ def test_two_answers_stand_beside_each_other_and_can_be_judged(
         see(page, ".judge", "Kept. Thank you.")
         ask(page, HOSTILE)
         assert page.locator(".question").last.inner_text() == HOSTILE
+        page.locator(".exchange:last-child .judge .good").click()
+        see(page, ".exchange:last-child .judge", "Kept. Thank you.")
         ask(page, "What colour is the loom?")
         see(page, ".exchange:last-child .localized", "Please ask the weavers.")
         see(page, ".exchange:last-child .localized .note", "the loom")
@@ -133,9 +135,10 @@ def test_two_answers_stand_beside_each_other_and_can_be_judged(
         assert page.title() == "Tapestry", "the hostile words ran nothing"
         assert problems == []
     kept = read_rows([shown.ratings / "ratings.jsonl"])
-    (row,) = kept.rows
+    row, other = kept.rows
+    assert other.is_good  # type: ignore[union-attr]
     assert (kept.kind, row.answer, row.is_good) == ("thumbs", second.strip(), False)  # type: ignore[union-attr]
-    (pair,) = read_rows([shown.ratings / "pairs.jsonl"]).rows
+    pair = read_rows([shown.ratings / "pairs.jsonl"]).rows[0]
     assert (pair.chosen, pair.rejected) == (first.strip(), second.strip())  # type: ignore[union-attr]
     assert shown.ratings.stat().st_mode & 0o777 == 0o700
 

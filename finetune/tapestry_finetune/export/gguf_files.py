@@ -88,10 +88,9 @@ def write_gguf(
         write_tensors(writer, tensors, kinds, on_writing=on_writing)
     finally:
         writer.close()
-    unfit = sum(kind is not wanted for n, kind in kinds.items() if tensors[n].ndim > 1)
-    unfit -= sum(name in _EMBEDDINGS for name in tensors) if type_name == "q4_0" else 0
-    coarse = f"{unfit} tensors have rows that are no multiple of 32, and stay 16 bits wide"
-    return [*vocabulary.remarks, *([coarse] if unfit > 0 else [])]
+    unfit = sum(kind is _Kind.F16 and wanted is not _Kind.F16 for kind in kinds.values())
+    wide = f"{unfit} tensors have rows that are no multiple of 32, and stay 16 bits wide"
+    return [*vocabulary.remarks, *([wide] if unfit else [])]
 
 
 def _kind_for(name: str, tensor: torch.Tensor, wanted: gguf.GGMLQuantizationType) -> Any:  # noqa: ANN401

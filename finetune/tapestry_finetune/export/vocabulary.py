@@ -6,7 +6,7 @@ way is refused, since its model would read other tokens in llama.cpp than it was
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,21 +83,13 @@ def vocabulary_of(tokenizer: Any, *, rows: int) -> Vocabulary:  # noqa: ANN401
         ConfigError: llama.cpp would cut text otherwise; with what it does not know.
     """
     table = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, added = table["model"], table["added_tokens"]
     pre = _recognised(table)
     words = tokenizer.get_vocab()
     if max(words.values()) >= rows:
         raise ConfigError(
             f"the tokenizer has {max(words.values()) + 1:,} tokens, the model embeds {rows:,}"
         )
-    tokens = [f"[PAD{index}]" for index in range(rows)]
-    kinds = [int(gguf.TokenType.UNUSED)] * rows
-    for word, index in words.items():
-        tokens[index], kinds[index] = word, int(gguf.TokenType.NORMAL)
-    for entry in added:
-        _require_plain(entry)
-        kind = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
-        kinds[entry["id"]] = int(kind)
+    tokens, kinds = _tokens(words, table["added_tokens"], rows)
     end = _end_of_text(tokenizer)
     begin = tokenizer.bos_token_id
     composes = table["normalizer"] is not None
@@ -105,7 +97,7 @@ def vocabulary_of(tokenizer: Any, *, rows: int) -> Vocabulary:  # noqa: ANN401
         pre=pre,
         tokens=tokens,
         kinds=kinds,
-        merges=_merges(model["merges"], tokens[end]),
+        merges=_merges(table["model"]["merges"], tokens[end]),
         begin=end if begin is None else begin,
         end=end,
         end_of_turn=words.get(TURN_END),
@@ -114,6 +106,21 @@ def vocabulary_of(tokenizer: Any, *, rows: int) -> Vocabulary:  # noqa: ANN401
         template=without_markers(tokenizer.chat_template or ""),
         remarks=["llama.cpp does not compose letters (NFC) as the tokenizer does"] * composes,
     )
+
+
+def _tokens(
+    words: Mapping[str, int], added: Sequence[dict[str, Any]], rows: int
+) -> tuple[list[str], list[int]]:
+    """Return the token of every row of the embedding, and of what kind it is."""
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    kinds = [int(gguf.TokenType.UNUSED)] * rows
+    for word, index in words.items():
+        tokens[index], kinds[index] = word, int(gguf.TokenType.NORMAL)
+    for entry in added:
+        _require_plain(entry)
+        kind = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
+        kinds[entry["id"]] = int(kind)
+    return tokens, kinds
 
 
 def _recognised(table: dict[str, Any]) -> str:

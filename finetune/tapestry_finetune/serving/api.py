@@ -56,30 +56,34 @@ def add_api(app: FastAPI, speaker: Speaker, *, clock: Callable[[], float]) -> No
     async def chat(request: Request) -> Response:
         wanted = read_chat_request(await request.body())
         _require_model(speaker, wanted.model)
-        answer = speaker.ask(wanted.asked())
-        head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(clock()),
-            "model": wanted.model,
-        }
-        try:
-            first = await _first_piece(answer, request)
-            if wanted.stream:
-                events = _events(answer, first, head, wanted)
-                return StreamingResponse(events, media_type="text/event-stream")
-            text = first or ""
-            while first is not None and (piece := await _next_piece(answer, request)) is not None:
-                text += piece
-        except BaseException:
-            answer.leave()
-            raise
-        return _whole(text, answer.told, head)
+        name = f"chatcmpl-{secrets.token_hex(12)}"
+        head = {"id": name, "created": int(clock()), "model": wanted.model}
+        return await _answered(speaker.ask(wanted.asked()), request, head, wanted)
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def elsewhere(request: Request, rest: str) -> Response:
         raise Refused(404, f"there is no {request.method} /v1/{rest[:80]} here")
 
     _refuse_in_openai_words(app)
+
+
+async def _answered(
+    answer: Answer, request: Request, head: dict[str, Any], wanted: ChatRequest
+) -> Response:
+    """Return the answer, whole or as a stream; what cannot be answered has a status of its own."""
+    try:
+        piece = await _next_piece(answer, request)
+        if wanted.stream:
+            events = _events(answer, piece, head, wanted)
+            return StreamingResponse(events, media_type="text/event-stream")
+        text = ""
+        while piece is not None:
+            text += piece
+            piece = await _next_piece(answer, request)
+    except BaseException:
+        answer.leave()
+        raise
+    return _whole(text, answer.told, head)
 
 
 def _model(name: str, created: int) -> dict[str, Any]:
@@ -95,11 +99,6 @@ def _require_model(speaker: Speaker, name: str) -> None:
             param="model",
             code="model_not_found",
         )
-
-
-async def _first_piece(answer: Answer, request: Request) -> str | None:
-    """Return the first piece, so that what cannot be answered is refused with a status."""
-    return await _next_piece(answer, request)
 
 
 async def _next_piece(answer: Answer, request: Request) -> str | None:

@@ -45,7 +45,7 @@ class Visitor:
         self._ratings = ratings
         self._wording = wording
         self._client: Client = ui.context.client
-        self._exchanges: list[_Exchange] = []
+        self._exchanges: dict[int, _Exchange] = {}
         self._begun = 0
         self._answers: list[Answer] = []
 
@@ -81,7 +81,7 @@ class Visitor:
             self._answers = [self._speaker.ask(asked[side]) for side in reversed(sides)]
             pairs = zip(reversed(sides), self._answers, strict=True)
             await asyncio.gather(*[self._show(number, side, a, exchange) for side, a in pairs])
-            self._exchanges.append(exchange)
+            self._exchanges[number] = exchange
         except UnavailableError:
             for side in sides:
                 self._run("tapestrySays", number, side, "", says["busy"], "warn")
@@ -100,7 +100,7 @@ class Visitor:
     def _dialogue(self, side: str, text: str) -> list[dict[str, str]]:
         """Return the conversation as one of the two sides knows it, with a new question."""
         turns: list[dict[str, str]] = []
-        for exchange in self._exchanges:
+        for exchange in self._exchanges.values():
             if exchange.texts.get(side):
                 turns += [
                     exchange.prompt[-1],
@@ -121,6 +121,8 @@ class Visitor:
                     self._run("tapestrySays", number, side, text, says("page.writing"), "busy")
         except TapestryError as error:
             note = str(error)
+        if answer.told.turns_left_out:
+            note = says("chat.forgotten", turns=answer.told.turns_left_out)
         if answer.told.guard_reason:
             note = says("page.refused", reason=answer.told.guard_reason)
         exchange.texts[side] = text.strip()
@@ -142,13 +144,10 @@ class Visitor:
             self._run("tapestryCleared")
 
     async def _judge(self, event: events.GenericEventArguments) -> None:
-        number, is_good = event.args.get("number"), bool(event.args.get("isGood"))
-        first = self._begun - len(self._exchanges)
-        if not isinstance(number, int) or not 0 <= number - first < len(self._exchanges):
-            return
-        exchange = self._exchanges[number - first]
-        answer = exchange.texts.get(_LOCALIZED)
-        if not answer:
+        number, is_good = int(event.args.get("number", -1)), bool(event.args.get("isGood"))
+        exchange = self._exchanges.get(number)
+        answer = "" if exchange is None else exchange.texts.get(_LOCALIZED, "")
+        if exchange is None or not answer:
             return
         await asyncio.to_thread(
             self._ratings.keep,

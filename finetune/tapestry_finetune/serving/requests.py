@@ -137,6 +137,7 @@ def read_chat_request(body: bytes) -> ChatRequest:
     """
     try:
         table = json.loads(body)
+        json.dumps(table, ensure_ascii=False).encode()  # halves of a character are no text
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(table, dict):
