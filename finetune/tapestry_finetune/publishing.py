@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import file_entry
 from tapestry.data.chat import TEMPLATE_FILE
-from tapestry.data.language import identify
+from tapestry.data.language import identify, kin_of
 from tapestry.errors import TapestryError
 from tapestry_finetune.adapting import Adapted, write_changes
 from tapestry_finetune.assistants import load_assistant
@@ -144,9 +144,9 @@ def suites_of(made: Made, folder: Path) -> Suites:
     texts: dict[str, list[str]] = {}
     main = made.recipe.model.languages[0] if made.recipe.model.languages else ""
     for text in made.gathered.held_out_text():
-        texts.setdefault(main or _language(text), []).append(text)
+        texts.setdefault(main or _language(text, main), []).append(text)
     for text in replay_of(made.base)[1]:
-        texts.setdefault(_language(text), []).append(text)
+        texts.setdefault(_language(text, main), []).append(text)
     asked = made.recipe.evaluation.seen_from(made.where.resolve().parent)
     paths: dict[str, tuple[Path, ...]] = {tag: tuple(asked.text[tag]) for tag in asked.text}
     for tag, documents in texts.items():
@@ -171,8 +171,11 @@ def suites_of(made: Made, folder: Path) -> Suites:
     return asked.model_copy(update=changed)
 
 
-def _language(text: str) -> str:
+def _language(text: str, main: str) -> str:
+    """Return the language of a text; one that is easily taken for `main` counts as that."""
     found = identify(text)
+    if main and found and found in kin_of(main):
+        return main
     return found or _UNKNOWN
 
 
