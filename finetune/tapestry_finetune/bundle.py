@@ -183,7 +183,8 @@ def require_base(bundle: Bundle, base: Base) -> None:
     if made.tokenizer != given.tokenizer:
         raise UntrustedError(f"{said}, with another tokenizer: train anew on it")
     raise UntrustedError(
-        f"{said}. Carry it over: tapestry finetune rebase {bundle.folder} --onto {base.folder}"
+        f"{said}. Carry it over: tapestry finetune rebase {bundle.folder} --onto {base.folder} "
+        "--recipe recipe.toml"
     )
 
 

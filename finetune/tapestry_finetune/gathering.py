@@ -60,6 +60,7 @@ def gather(
     *,
     skip_bad: Path | None = None,
     on_progress: OnReading | None = None,
+    are_gone: bool = False,
 ) -> Gathered:
     """Read all that a recipe names.
 
@@ -68,6 +69,7 @@ def gather(
         where: The recipe's file; paths in it are relative to its folder.
         skip_bad: A folder that bad rows are moved to; None refuses them.
         on_progress: Told how far the reading is.
+        are_gone: The files are no longer there, and nothing is read of them.
 
     Raises:
         RowFaults: Rows that cannot be used; all of them are named.
@@ -75,7 +77,7 @@ def gather(
     """
     charter = load_charter(beside(where, recipe.model.charter)) if recipe.model.charter else None
     reading = _Reading(recipe, where, skip_bad, on_progress, Guard(charter) if charter else None)
-    wanted = recipe.training.stages
+    wanted = () if are_gone else recipe.training.stages
     text = chats = preferences = ()  # type: tuple[Row, ...]
     if "language" in wanted or "vocab" in wanted:
         text = reading.rows(recipe.data.text, "text", ("text",))

@@ -38,8 +38,10 @@ from tapestry_finetune.evaluation.measuring import Material, measure, read_mater
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.series import MEASURES, Measured
 from tapestry_finetune.publishing import Made, publish, suites_of, write_candidate
+from tapestry_finetune.recipe import beside, load_recipe
 from tapestry_finetune.run import Prepared, Telling, prepare, train
 
+_DISTIL_STEPS = 20
 OLD_BASE, OLD, NEW = "old base", "old base + adapter", "new base"
 
 
@@ -126,7 +128,13 @@ def rebase(
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder")
     bundle = open_bundle(asked.bundle)
-    prepared = prepare(asked.recipe, telling, base=asked.onto, unverified=asked.unverified)
+    are_gone = _are_gone(asked)
+    if are_gone:
+        telling.say("the recipe's files are gone: no touch-up; measured is what [evaluation] names")
+        asked = replace(asked, steps=0, retrain=False)
+    prepared = prepare(
+        asked.recipe, telling, base=asked.onto, unverified=asked.unverified, are_gone=are_gone
+    )
     onto = prepared.base
     require_kin(bundle, onto)
     if bundle.lineage.base.tensors == onto.identity.tensors:
@@ -170,6 +178,23 @@ def rebase(
     )
 
 
+def _are_gone(asked: Asked) -> bool:
+    """Return whether files that the recipe learns from are missing; only distilling does then.
+
+    Raises:
+        ConfigError: They are, and distilling was not asked for.
+    """
+    data = load_recipe(asked.recipe).data
+    named = [*data.text, *data.chats, *data.preferences]
+    missing = [name for name in named if not beside(asked.recipe, name).exists()]
+    if missing and not asked.distil:
+        raise ConfigError(
+            f"{missing[0]}: not there; if your data are gone, add --distil: the new bundle learns "
+            "from what the old pair writes"
+        )
+    return bool(missing)
+
+
 def _old_base(asked: Asked, bundle: Bundle, *, unverified: bool) -> Base | None:
     """Return the base that the bundle lies on, if it can be found."""
     number = bundle.lineage.base.round
@@ -189,7 +214,9 @@ def _made(prepared: Prepared, bundle: Bundle, now: float) -> Made:
     return Made(
         where=prepared.where,
         recipe=prepared.recipe,
-        gathered=prepared.gathered,
+        gathered=replace(
+            prepared.gathered, sources=prepared.gathered.sources or bundle.lineage.sources
+        ),
         base=prepared.base,
         stages=bundle.lineage.stages,
         extension=None,
@@ -206,7 +233,7 @@ def _candidates(asked: Asked, bundle: Bundle, old: Base | None, bench: Bench) ->
     if asked.distil:
         if old is None:
             raise ConfigError("distilling needs the old checkpoint: name it with --old")
-        found.append(distil(bundle, old, bench, 2 * max(1, asked.steps)))
+        found.append(distil(bundle, old, bench, 2 * (asked.steps or _DISTIL_STEPS)))
     if asked.retrain:
         found.append(_retrained(bench))
     return found

@@ -17,8 +17,12 @@ from tapestry_finetune.recipe_commands import KeyFolder, Unverified, reading_on,
 def rebase(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     recipe: Annotated[
-        Path, typer.Option("--recipe", help="The recipe: your text to measure and touch up with.")
-    ],
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="Your files to measure and touch up with. Default: recipe.toml beside the bundle.",
+        ),
+    ] = None,
     onto: Annotated[
         Path | None, typer.Option("--onto", help="The newer checkpoint's folder.")
     ] = None,
@@ -62,6 +66,9 @@ def rebase(
 
     if (onto is None) == (watch is None):
         raise ConfigError("give either --onto CHECKPOINT or --watch FOLDER")
+    recipe = recipe or bundle.resolve().parent / "recipe.toml"
+    if not recipe.is_file():
+        raise ConfigError(f"{recipe}: no such recipe; name the one of the bundle with --recipe")
     beside = recipe.resolve().parent
     asked = carrying.Asked(
         bundle=bundle,

@@ -95,6 +95,7 @@ def prepare(
     unverified: bool = False,
     skip_bad: Path | None = None,
     base: Path | None = None,
+    are_gone: bool = False,
 ) -> Prepared:
     """Read a recipe, verify its base, read its data, decide what it leaves open.
 
@@ -104,6 +105,7 @@ def prepare(
         unverified: Take the base whoever made it.
         skip_bad: A folder for bad rows; None refuses them.
         base: Instead of the recipe's.
+        are_gone: The recipe's files are no longer there; nothing is learnt from them.
 
     Raises:
         UntrustedError: The base does not verify.
@@ -118,7 +120,9 @@ def prepare(
         unverified=unverified,
     )
     telling.say(f"base: {describe(opened.identity)}")
-    gathered = gather(recipe, where, skip_bad=skip_bad, on_progress=telling.on_reading)
+    gathered = gather(
+        recipe, where, skip_bad=skip_bad, on_progress=telling.on_reading, are_gone=are_gone
+    )
     for sentence in gathered.said:
         telling.say(sentence)
     config = AutoConfig.from_pretrained(opened.folder, local_files_only=True)

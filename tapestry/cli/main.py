@@ -18,6 +18,8 @@ _SUMMARIES = {
     "serve": "a page and an OpenAI-compatible endpoint for them",
     "export": "write them for other programs: transformers, llama.cpp, peft",
 }
+_TO_LOCALIZE = ("accelerate", "charset_normalizer", "gguf", "peft", "trl")
+"""What only the extra `finetune` brings."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,9 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("tapestry"):
             raise  # a bug of ours
+        without, extra = "for verifying", "full"
+        if missing in _TO_LOCALIZE:
+            without, extra = "without localization", "finetune"
         print(
-            f"tapestry: this needs {missing}, which an installation for verifying leaves out: "
-            "pip install 'tapestry-fl[full]'",
+            f"tapestry: this needs {missing}, which an installation {without} leaves out: "
+            f"pip install 'tapestry-fl[{extra}]'",
             file=sys.stderr,
         )
         return 1

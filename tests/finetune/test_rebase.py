@@ -74,6 +74,27 @@ def test_the_best_candidate_becomes_a_bundle_that_names_its_parent(
     assert open_bundle(rebased.bundle.folder).digest == rebased.bundle.digest
 
 
+def test_where_the_data_are_gone_the_old_pair_teaches(
+    asked: Asked, localized: Localized, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    text = localized.recipe.read_text(encoding="utf-8")
+    held_out = localized.work / "held-out" / "text" / "eus.jsonl"
+    recipe.write_text(
+        f'{text}\n[evaluation]\ntext = {{ eus = ["{held_out}"] }}\n', encoding="utf-8"
+    )
+    (tmp_path / "work").mkdir()
+    given = replace(asked, recipe=recipe)
+    with pytest.raises(ConfigError, match=r"text\.jsonl: not there; .* add --distil"):
+        rebase(given, tmp_path / "ours", tmp_path / "work", KEY, Telling(), now=MADE_AT)
+    given = replace(given, distil=True)
+    made = rebase(given, tmp_path / "ours", tmp_path / "work", KEY, Telling(), now=MADE_AT)
+    names = [column.name for column in made.columns]
+    assert names[-1] == "distilled"
+    assert not any("touch-up" in name for name in names)
+    assert "bits_per_byte:eus" in made.columns[0].figures
+
+
 def test_drift_is_told_layer_by_layer(localized: Localized, newer: Path, rebased: Rebased) -> None:
     old, new = open_base(newer.parent / "round-000000"), open_base(newer)
     layers = drift_of(old, new, localized.bundle)
