@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tapestry.errors import ConfigError
-from tapestry.objectives.training import choose_device
+from tapestry.objectives.training import choose_device, usable_cores
 from tapestry_finetune.adapting import TrainedMethod
 from tapestry_finetune.examples import Examples
 from tapestry_finetune.recipe import Recipe, StageTable
@@ -69,7 +69,7 @@ def this_machine(device: str) -> Machine:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    return Machine(device=found.type, name=f"{os.cpu_count()} cores", memory_bytes=memory)
+    return Machine(device=found.type, name=f"{usable_cores()} cores", memory_bytes=memory)
 
 
 def choose(

@@ -223,10 +223,17 @@ def choose_threads(elements: int, *, wanted: int = 0, processes: int = 1) -> int
         wanted: 0 chooses: one for small models, which run slower with more; else all cores.
         processes: That share the cores.
     """
-    cores = max(1, (os.cpu_count() or 1) // processes)
+    cores = max(1, usable_cores() // processes)
     threads = wanted or (1 if elements < SMALL_MODEL_ELEMENTS else cores)
     torch.set_num_threads(threads)
     return threads
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: a scheduler may have left it one of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def train(

@@ -4,6 +4,7 @@ Most of it runs on one vector w with the loss c*w: its gradient is c, so every s
 computed on paper. With a gradient that does not change, AdamW moves by the learning rate.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -457,3 +458,14 @@ def test_a_small_model_gets_one_thread_unless_the_operator_wants_more() -> None:
     assert choose_threads(SMALL_MODEL_ELEMENTS - 1) == torch.get_num_threads() == 1
     assert choose_threads(SMALL_MODEL_ELEMENTS - 1, wanted=2) == torch.get_num_threads() == 2
     assert choose_threads(SMALL_MODEL_ELEMENTS) == torch.get_num_threads() >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_a_large_model_takes_no_more_threads_than_it_was_given_cores() -> None:
+    given = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(given)})
+        assert choose_threads(SMALL_MODEL_ELEMENTS) == 1
+    finally:
+        os.sched_setaffinity(0, given)
+    assert choose_threads(SMALL_MODEL_ELEMENTS) == len(given)

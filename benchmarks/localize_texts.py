@@ -1,0 +1,44 @@
+"""Texts that the benchmarks of localization share: the extra `demo`'s languages, and English."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tapestry_demo.texts import SOURCES, data_files, documents
+
+_ENGLISH_AUTHOR = "Swami Sivananda"
+_SHORTEST, _LONGEST = 1_000, 4_000
+
+
+def texts_of(language: str) -> list[str]:
+    """Return documents of one language: ind, nya, hin, ukr of the demonstration, or eng.
+
+    English is a commentary in the package that the demonstration's Hindi comes from.
+    """
+    sources = {source.language: source for source in SOURCES}
+    if language != "eng":
+        return documents(sources[language])
+    root, names = data_files(sources["hin"])
+    verses = json.loads((root / names[0]).read_text(encoding="utf-8"))
+    comments = [comment for verse in verses for comment in verse["commentaries"]]
+    found = [one["description"] for one in comments if one["author"] == _ENGLISH_AUTHOR]
+    return [" ".join(text.split()) for text in found if _SHORTEST < len(text) < _LONGEST]
+
+
+def first(texts: Sequence[str], most_bytes: int) -> list[str]:
+    """Return as many of the first texts as fit."""
+    kept: list[str] = []
+    size = 0
+    for text in texts:
+        size += len(text.encode())
+        if size > most_bytes:
+            break
+        kept.append(text)
+    return kept
+
+
+def write_documents(path: Path, texts: Sequence[str]) -> Path:
+    """Write texts with a blank line between them; return the path."""
+    whole = [" ".join(text.split()) for text in texts]
+    path.write_text("\n\n".join(whole) + "\n", encoding="utf-8")
+    return path
