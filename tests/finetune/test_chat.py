@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tapestry.cli.running import run_app
 from tapestry_finetune.assistants import Assistant, load_assistant
-from tapestry_finetune.base import Base
+from tapestry_finetune.base import Base, turn_end_ids
 from tapestry_finetune.bundle import Bundle
 from tapestry_finetune.chat_commands import app
 from tapestry_finetune.conversing import MOST_CHARACTERS, Conversation, Manner, nearest_principles
@@ -252,6 +253,9 @@ def test_what_cannot_be_talked_with_is_one_line(
 def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:
     """At a real terminal, with a model that goes on for long unless it is stopped."""
     endless = make_model(tmp_path / "model", "llama", max_position_embeddings=8192)
+    weights = load_file(endless.folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][turn_end_ids(endless.tokenizer())] = 0  # never likeliest
+    save_file(weights, endless.folder / "model.safetensors", metadata={"format": "pt"})
     arguments = [str(endless.folder), "--unverified", "--tokens", "8000"]
     controller, terminal = pty.openpty()
     with subprocess.Popen(
@@ -262,19 +266,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:
         start_new_session=True,
     ) as process:
         os.close(terminal)
-        screen = Screen(controller)
-        screen.wait_for("you> ")
-        os.write(controller, b"What colour is the cat?\n")
-        screen.wait_for("cat?")
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        screen.wait_for("(stopped)")
-        screen.wait_for("you> ")
-        os.write(controller, b"/help\n")
-        screen.wait_for("/quit     leave")
-        screen.wait_for("you> ")
-        os.write(controller, b"\x04")
-        assert process.wait(timeout=60) == 0
+        try:
+            screen = Screen(controller)
+            screen.wait_for("you> ")
+            os.write(controller, b"What colour is the cat?\n")
+            screen.wait_for("cat?")
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            screen.wait_for("(stopped)")
+            screen.wait_for("you> ")
+            os.write(controller, b"/help\n")
+            screen.wait_for("/quit     leave")
+            screen.wait_for("you> ")
+            os.write(controller, b"\x04")
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
     os.close(controller)
     assert "Traceback" not in screen.seen
 
