@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=700)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--inner-steps", type=int, default=15, help="of each member in a round")
+    parser.add_argument("--member-rate", type=float, default=2e-4, help="learning rate of members")
     parser.add_argument("--steps", type=int, default=150, help="of the community's run")
     parser.add_argument("--touch-up", type=int, default=20, help="steps of the short touch-up")
     parser.add_argument(
@@ -112,7 +113,7 @@ def measure(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, floa
     for number in range(args.rounds):
         newest = next_consensus(
             folder / "fed", texts, steps=args.inner_steps, sequences=4, sequence_tokens=64,
-            learning_rate=1e-3, seed=100 * seed + number,
+            learning_rate=args.member_rate, seed=100 * seed + number,
         )  # fmt: skip
     found: dict[str, float] = {"seed": seed}
     for steps, where in ((args.touch_up, short), (args.steps, long)):

@@ -1,7 +1,7 @@
 """Carry a bundle over to a newer consensus: candidates, evidence, and a bundle with its parent."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -71,7 +71,7 @@ class Column:
     """By the figure's key."""
     passed: bool
     gain: float
-    """Mean over the figures of the improvement on the new base; only for candidates."""
+    """Mean improvement on the new base, of text only in the model's languages; of candidates."""
     seconds: float
 
 
@@ -317,7 +317,7 @@ def _compared(
                 name=one.name,
                 figures=_figures(measured[one.name]),
                 passed=evaluation.passed,
-                gain=_gain(evaluation.rows),
+                gain=_gain(evaluation.rows, made.recipe.model.languages),
                 seconds=one.seconds,
             )
         )
@@ -332,9 +332,15 @@ def _figures(measured: Measured) -> dict[str, float]:
     }
 
 
-def _gain(rows: list[VerdictRow]) -> float:
-    """Return the mean improvement on the new base; a lower figure counts as one where it is."""
-    signs = [row.change if MEASURES[row.measure].more_is_better else -row.change for row in rows]
+def _gain(rows: list[VerdictRow], languages: Sequence[str]) -> float:
+    """Return the mean improvement on the new base; a lower figure counts as one where it is.
+
+    Text of other languages is left to the floor: in a mean with it, the candidate that undoes most
+    of the community's work would always win.
+    """
+    ours = [row for row in rows if row.measure != "bits_per_byte" or row.slice in languages]
+    judged = ours or rows
+    signs = [row.change if MEASURES[row.measure].more_is_better else -row.change for row in judged]
     return sum(signs) / len(signs) if signs else 0.0
 
 

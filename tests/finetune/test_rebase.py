@@ -61,6 +61,15 @@ def test_an_untouched_copy_keeps_most_of_the_gain_and_a_touch_up_more(rebased: R
     assert bits["copy x 1"] < bits["copy x 0.5"] < bits["new base"]
 
 
+def test_the_gain_is_that_of_the_models_own_language(rebased: Rebased) -> None:
+    columns = {column.name: column for column in rebased.columns}
+    before = columns["new base"].figures["bits_per_byte:eus"]
+    assert len(columns["new base"].figures) > 1, "other languages are measured, too"
+    for name in ("copy x 0.5", "copy x 1", "touch-up, 10 steps"):
+        after = columns[name].figures["bits_per_byte:eus"]
+        assert columns[name].gain == pytest.approx((before - after) / before, rel=1e-6)
+
+
 def test_the_best_candidate_becomes_a_bundle_that_names_its_parent(
     rebased: Rebased, localized: Localized, newer: Path
 ) -> None:
