@@ -39,9 +39,9 @@ class Counted:
         share = len(self.dropped) / (self.rows + len(self.dropped))
         named = ", ".join(self.dropped[:_NAMED]) + (", ..." if len(self.dropped) > _NAMED else "")
         if share <= _MOST_DROPPED:
-            return f"{len(self.dropped):,} rows are longer than a sequence and dropped: {named}"
+            return f"longer than a sequence and dropped, {len(self.dropped):,} rows: {named}"
         return (
-            f"{len(self.dropped):,} rows ({share:.0%}) are longer than a sequence and dropped: "
+            f"longer than a sequence and dropped, {len(self.dropped):,} rows ({share:.0%}): "
             f"{named}; raise training.sequence_tokens, or shorten them"
         )
 

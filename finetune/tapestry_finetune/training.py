@@ -293,6 +293,7 @@ class _Careful:
                 lr=rate,
                 betas=(0.9, 0.95),
                 weight_decay=0.0,
+                fused=True,
             )
         return self.optimizer
 
@@ -350,8 +351,8 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **named: Any) -> None:  # noqa: ANN401, ARG002
         """Refuse a step that would make parameters that are no numbers."""
         grads = [p.grad for p in named["model"].parameters() if p.grad is not None]
-        norms = torch.stack([grad.norm() for grad in grads]) if grads else torch.zeros(1)
-        if not self.is_sound or not bool(norms.isfinite().all()):
+        norms = torch._foreach_norm(grads)  # noqa: SLF001 - what clip_grad_norm_ stands on
+        if not self.is_sound or not bool(torch.stack(norms).isfinite().all()):
             raise ConfigError(
                 f"step {state.global_step + 1}: the loss is no number any more; the last good step "
                 f"is kept in {self.folder}. Lower the stage's learning_rate, and look at the rows "
