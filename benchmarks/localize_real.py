@@ -147,7 +147,7 @@ def export(args: argparse.Namespace) -> None:
     """Write it as GGUF."""
     tapestry(
         args, "export", "rebased", "--base", "fed/published/round-000001", "--format", "gguf",
-        "--out", "gguf",
+        "--out", "ours.gguf",
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ from trl import SFTConfig, SFTTrainer
 from tapestry_finetune.adapting import adapt, quiet
 from tapestry_finetune.base import Base, open_base
 from tapestry_finetune.examples import Examples, text_examples
-from tapestry_finetune.training import StageSettings, Watch, train_stage
+from tapestry_finetune.keeping import Watch
+from tapestry_finetune.training import StageSettings, train_stage
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _ASKED_RATIO, _ASKED_SPEED = 0.95, 85.0

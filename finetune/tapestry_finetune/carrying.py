@@ -28,9 +28,10 @@ from tapestry_finetune.choosing import stage_settings
 from tapestry_finetune.deltas import DELTAS_FILE, Deltas, RowDelta, lay_on
 from tapestry_finetune.examples import text_examples, with_replay
 from tapestry_finetune.gathering import replay_of, stage_examples
+from tapestry_finetune.keeping import Watch
 from tapestry_finetune.publishing import Made, fill_beside, statement, write_candidate
 from tapestry_finetune.run import Prepared, Telling
-from tapestry_finetune.training import StageSettings, Watch, train_stage
+from tapestry_finetune.training import StageSettings, train_stage
 from tapestry_finetune.voices import Voice
 
 SCALES = (0.5, 0.75, 1.0)

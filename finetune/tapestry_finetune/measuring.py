@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapestry_finetune.choosing import Chosen
+from tapestry_finetune.evaluation.bits import bits_per_byte
 from tapestry_finetune.gathering import Gathered
 from tapestry_finetune.rows.kinds import PairRow
-from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
+from tapestry_finetune.scoring import answer_likelihoods
 from tapestry_finetune.voices import Voice
 
 _MOST_TEXT_BYTES = 16_384
@@ -27,9 +28,13 @@ def held_out_measure(
     likelier, by token. None: nothing of the kind is held out.
     """
     if stage == "language":
-        documents = _first(gathered.held_out_text(), _MOST_TEXT_BYTES)
+        documents = first_bytes(gathered.held_out_text(), _MOST_TEXT_BYTES)
         if documents:
-            return lambda module: _text_bits(module, tokenizer, documents, chosen.sequence_tokens)
+            return lambda module: bits_per_byte(
+                Voice(module=module, tokenizer=tokenizer),
+                documents,
+                window_tokens=chosen.sequence_tokens,
+            )
     if stage == "instruct":
         chats = gathered.held_out_chats()[:_MOST_CHATS]
         if chats:
@@ -42,7 +47,8 @@ def held_out_measure(
     return None
 
 
-def _first(documents: Sequence[str], most_bytes: int) -> list[str]:
+def first_bytes(documents: Sequence[str], most_bytes: int) -> list[str]:
+    """Return the first documents, about `most_bytes` of them."""
     taken: list[str] = []
     size = 0
     for document in documents:
@@ -51,15 +57,6 @@ def _first(documents: Sequence[str], most_bytes: int) -> list[str]:
         taken.append(document[:most_bytes])
         size += len(document.encode())
     return taken
-
-
-def _text_bits(module: Any, tokenizer: Any, documents: Sequence[str], most: int) -> float:  # noqa: ANN401
-    pairs: list[tuple[list[int], list[int]]] = []
-    for document in documents:
-        ids = [tokenizer.eos_token_id, *tokenizer(document, add_special_tokens=False)["input_ids"]]
-        pairs += [(ids[i : i + 1], ids[i + 1 : i + 1 + most]) for i in range(0, len(ids) - 1, most)]
-    nats = math.fsum(continuation_likelihoods(Voice(module=module, tokenizer=tokenizer), pairs))
-    return -nats / math.log(2) / sum(len(document.encode()) for document in documents)
 
 
 def _answer_bits(voice: Voice, asked: Sequence[tuple[Any, str]]) -> float:

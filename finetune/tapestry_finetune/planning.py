@@ -17,8 +17,9 @@ from tapestry_finetune.choosing import (
 )
 from tapestry_finetune.examples import Examples
 from tapestry_finetune.gathering import stage_examples
+from tapestry_finetune.keeping import Watch
 from tapestry_finetune.run import Prepared
-from tapestry_finetune.training import StageSettings, Watch, train_stage
+from tapestry_finetune.training import StageSettings, train_stage
 
 _MEASURED_STEPS = 3
 _SHOWN_TOKENS = 160

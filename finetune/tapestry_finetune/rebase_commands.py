@@ -62,6 +62,7 @@ def rebase(
     """
     from tapestry_finetune import rebase as carrying  # noqa: PLC0415
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.following import watch as follow  # noqa: PLC0415
     from tapestry_finetune.run import Telling  # noqa: PLC0415
 
     if (onto is None) == (watch is None):
@@ -105,7 +106,7 @@ def rebase(
         if watch is not None:
             parent = out or beside / "rebased"
             parent.mkdir(parents=True, exist_ok=True)
-            carrying.watch(watch, asked, parent, one, telling, sleep=_sleep(is_stopped))
+            follow(watch, asked, parent, one, telling, sleep=_sleep(is_stopped))
             return
         named = f"{bundle.resolve().name}-{asked.onto.resolve().name}"
         one(asked, out or beside / named)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -165,10 +166,11 @@ def run(
     Example: tapestry finetune run recipe.toml
     """
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.keeping import Progress  # noqa: PLC0415
     from tapestry_finetune.making import make  # noqa: PLC0415
     from tapestry_finetune.recipe import load_recipe  # noqa: PLC0415
     from tapestry_finetune.run import Telling  # noqa: PLC0415
-    from tapestry_finetune.training import Progress, StoppedError  # noqa: PLC0415
+    from tapestry_finetune.training import StoppedError  # noqa: PLC0415
 
     name = load_recipe(recipe).model.name
     beside = recipe.resolve().parent
@@ -180,6 +182,8 @@ def run(
         def on_step(stage: str, progress: Progress) -> None:
             note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
             shown.show(stage, progress.step, progress.steps, unit="steps", note=note)
+            if not sys.stderr.isatty() and progress.step % max(1, progress.steps // 10) == 0:
+                typer.echo(f"{stage}: step {progress.step} of {progress.steps}, {note}", err=True)
 
         telling = Telling(
             say=lambda sentence: typer.echo(printable(sentence), err=True),

@@ -29,17 +29,11 @@ from tapestry_finetune.base import Base, describe, open_base
 from tapestry_finetune.choosing import Chosen, choose, stage_settings, steps_of
 from tapestry_finetune.examples import Examples
 from tapestry_finetune.gathering import Gathered, gather, stage_examples
+from tapestry_finetune.keeping import Progress, Watch, read_metrics
 from tapestry_finetune.lineage import StageRecord
 from tapestry_finetune.measuring import held_out_measure
 from tapestry_finetune.recipe import Recipe, beside, load_recipe
-from tapestry_finetune.training import (
-    STATE_FILE,
-    Progress,
-    StageSettings,
-    Trained,
-    Watch,
-    train_stage,
-)
+from tapestry_finetune.training import STATE_FILE, StageSettings, Trained, train_stage
 from tapestry_finetune.vocabulary import Extension, extend_model, extended_tokenizer, make_extension
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "tapestry-fl")
@@ -322,8 +316,6 @@ def plot_losses(folder: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    from tapestry_finetune.training import read_metrics  # noqa: PLC0415
 
     stages = sorted(path for path in folder.glob("[0-9]-*") if (path / "metrics.jsonl").exists())
     if not stages:

@@ -10,7 +10,6 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 # isort: split
 import heapq
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +30,10 @@ from tapestry.errors import ConfigError
 from tapestry.objectives.loading import load_text_tokenizer
 from tapestry_finetune.adapting import embeddings_of
 from tapestry_finetune.base import Base
+from tapestry_finetune.evaluation.bits import bits_per_byte
 from tapestry_finetune.gathering import Gathered
+from tapestry_finetune.measuring import first_bytes
 from tapestry_finetune.recipe import Recipe
-from tapestry_finetune.scoring import continuation_likelihoods
 from tapestry_finetune.voices import Voice
 
 _FEWEST_SEEN = 5
@@ -307,10 +307,10 @@ def _set_rows(module: Any, first: int, rows: dict[str, torch.Tensor]) -> None:  
 def _choose_rows(folder: Path, base: Base, gathered: Gathered, merges: Sequence[Merge]) -> None:
     """Measure the cheap ways to begin the new rows on held-out text, and keep the best."""
     first = _first_new(base)
-    texts = gathered.held_out_text() or [gathered.text[0].text]
+    texts = first_bytes(gathered.held_out_text() or [gathered.text[0].text], _MEASURED_BYTES)
     module = base.load("cpu")
     plain, extended = base.tokenizer(), load_text_tokenizer(folder)
-    measured = {"base": _bits(Voice(module=module, tokenizer=plain), texts)}
+    measured = {"base": bits_per_byte(Voice(module=module, tokenizer=plain), texts)}
     tried = {
         name: {
             layer: _rows(name, weight, plain, merges)
@@ -325,7 +325,7 @@ def _choose_rows(folder: Path, base: Base, gathered: Gathered, merges: Sequence[
     module.resize_token_embeddings(first + len(merges), mean_resizing=False)
     for name, rows in tried.items():
         _set_rows(module, first, rows)
-        measured[name] = _bits(Voice(module=module, tokenizer=extended), texts)
+        measured[name] = bits_per_byte(Voice(module=module, tokenizer=extended), texts)
     best = min(tried, key=lambda name: measured[name])
     (folder / "rows.safetensors").write_bytes(save(tried[best]))
     table = {"first": first, "merges": len(merges), "measured": measured}
@@ -356,21 +356,6 @@ def _rows(
         rows[number] = (parts[0] * sizes[0] + parts[1] * sizes[1]) / sum(sizes)
         made[left + right] = rows[number]
     return rows
-
-
-def _bits(voice: Voice, texts: Sequence[str]) -> float:
-    pairs: list[tuple[list[int], list[int]]] = []
-    size = 0
-    for text in texts:
-        part = text[:_MEASURED_BYTES]
-        size += len(part.encode())
-        ids = [voice.tokenizer.eos_token_id]
-        ids += voice.tokenizer(part, add_special_tokens=False)["input_ids"]
-        most = min(512, voice.context_tokens - 1)
-        pairs += [(ids[i : i + 1], ids[i + 1 : i + 1 + most]) for i in range(0, len(ids) - 1, most)]
-        if size > _MEASURED_BYTES:
-            break
-    return -math.fsum(continuation_likelihoods(voice, pairs)) / math.log(2) / size
 
 
 def bytes_per_token(tokenizer: Any, texts: Sequence[str]) -> float:  # noqa: ANN401

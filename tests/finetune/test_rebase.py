@@ -11,7 +11,8 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import open_base
 from tapestry_finetune.bundle import open_bundle
 from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas, whole_drift
-from tapestry_finetune.rebase import Asked, Rebased, newer_checkpoints, rebase, watch
+from tapestry_finetune.following import newer_checkpoints, watch
+from tapestry_finetune.rebase import Asked, Rebased, rebase
 from tapestry_finetune.run import Telling
 from tests.coordinator.small import Small
 from tests.finetune.conftest import KEY, MADE_AT, Localized

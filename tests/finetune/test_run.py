@@ -17,13 +17,14 @@ from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import open_bundle
 from tapestry_finetune.examples import chat_examples, split, text_examples, with_replay
 from tapestry_finetune.gathering import gather, replay_of
+from tapestry_finetune.keeping import Progress, read_metrics
 from tapestry_finetune.making import make
 from tapestry_finetune.planning import plan
 from tapestry_finetune.publishing import BelowFloorError
 from tapestry_finetune.recipe import load_recipe
 from tapestry_finetune.rows.cost import english as english_text
 from tapestry_finetune.run import Telling, prepare
-from tapestry_finetune.training import Progress, StoppedError, read_metrics
+from tapestry_finetune.training import StoppedError
 from tests.finetune.conftest import KEY, MADE_AT, Localized
 from tests.finetune.consensus import known, write_recipe, write_texts
 

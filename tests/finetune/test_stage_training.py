@@ -20,15 +20,9 @@ from tapestry_finetune.examples import (
     chat_examples,
     text_examples,
 )
+from tapestry_finetune.keeping import Watch, newest_whole, read_metrics
 from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
-from tapestry_finetune.training import (
-    StageSettings,
-    StoppedError,
-    Trained,
-    Watch,
-    read_metrics,
-    train_stage,
-)
+from tapestry_finetune.training import StageSettings, StoppedError, Trained, train_stage
 from tapestry_finetune.voices import Voice
 from tests.finetune.consensus import ours
 
@@ -267,6 +261,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_step(
         )  # fmt: skip
     for name, parameter in adapted.trained().items():
         assert torch.equal(parameter, states[-1][name])
+    kept = newest_whole(tmp_path)
+    assert kept is not None
+    assert kept.name == "checkpoint-3"
     mend()
     _, found = trained(base, "text", "lora", tmp_path)
     whole, _ = trained(base, "text", "lora", tmp_path / "whole")

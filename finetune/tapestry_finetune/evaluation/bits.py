@@ -73,6 +73,12 @@ def bits_of(
     return bits, np.array([len(text.encode()) for text in texts], np.float64)
 
 
+def bits_per_byte(voice: Voice, texts: Sequence[str], *, window_tokens: int = 1024) -> float:
+    """Return the mean over the bytes of `texts`, pieces of a long one side by side."""
+    bits, text_bytes = bits_of(voice, texts, window_tokens=window_tokens, context_tokens=1)
+    return float(bits.sum() / max(1.0, text_bytes.sum()))
+
+
 def first_token(voice: Voice) -> int:
     """Return the token that stands before a text.
 
