@@ -117,7 +117,7 @@ def test_a_pretrained_model_goes_on_in_two_institutions(live: Live) -> None:
         live.wait(lambda member=member: live.processes.is_done(member), seconds=600.0)
     begun, ended = (measured(live, number).card.evaluations for number in (0, 1))
     for before, after in zip(begun, ended, strict=True):
-        assert before.bits_per_byte < 2.5, "it knows English; a new model has 8 bits a byte"
+        assert before.bits_per_byte < 4, "it knows English; a new model has 8 bits a byte"
         assert after.bits_per_byte < before.bits_per_byte
     moved = changed(live, 1)
     assert len(moved) == 9 + 1
