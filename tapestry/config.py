@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -50,9 +50,14 @@ def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str)
         said = first["msg"].removeprefix("Value error, ")[: 10 * _MOST_CHARACTERS]
         message = f"{where}: {'.'.join(loc)}: {said}" if loc else f"{where}: {said}"
         if first["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(loc[-1], _keys_beside(model, loc), n=1, cutoff=0.0)
-            message = f"{where}: {'.'.join(loc)}: unknown key; did you mean {nearest[0]}?"
+            meant = nearest(loc[-1], _keys_beside(model, loc))
+            message = f"{where}: {'.'.join(loc)}: unknown key; did you mean {meant}?"
         raise ConfigError(message) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return which of the `known` names, of which there is one at least, is most like `name`."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
 def _keys_beside(model: type[BaseModel], loc: list[str]) -> list[str]:

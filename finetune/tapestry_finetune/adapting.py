@@ -120,7 +120,6 @@ def embeddings_of(module: Any) -> list[Any]:  # noqa: ANN401
 
 def write_changes(folder: Path, adapted: Adapted, base: Base) -> None:
     """Write adapter and deltas of a trained model into a bundle's folder."""
-    reference = f"tapestry:{base.identity.manifest or base.identity.tensors}"
     if adapted.method == "full":
         adapter, deltas, config = _patch(adapted, base)
     else:
@@ -128,10 +127,35 @@ def write_changes(folder: Path, adapted: Adapted, base: Base) -> None:
         adapter = {name: tensor.detach().cpu() for name, tensor in state.items()}
         config = adapted.module.peft_config["default"].to_dict()
         deltas = _embedding_deltas(adapted, base)
+    write_parts(folder, adapter, config, deltas, base)
+
+
+def write_parts(
+    folder: Path,
+    adapter: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    deltas: Deltas,
+    base: Base,
+) -> None:
+    """Write the weights of a bundle for `base`; what is empty is left out.
+
+    Args:
+        folder: The bundle's.
+        adapter: Low-rank matrices, by the names that peft gives them.
+        config: Of peft, for them.
+        deltas: What else changed.
+        base: The model that they are laid on; the configuration names it by digest, not by path.
+    """
     if adapter:
         save_file({n: t.contiguous() for n, t in adapter.items()}, folder / ADAPTER_FILE)
-        config |= {"base_model_name_or_path": reference, "inference_mode": True, "revision": None}
-        text = json.dumps(config, indent=1, sort_keys=True, default=_plain)
+        reference = f"tapestry:{base.identity.manifest or base.identity.tensors}"
+        table = {
+            **config,
+            "base_model_name_or_path": reference,
+            "inference_mode": True,
+            "revision": None,
+        }
+        text = json.dumps(table, indent=1, sort_keys=True, default=_plain)
         (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
     if deltas.rows or deltas.dense:
         (folder / DELTAS_FILE).write_bytes(deltas.to_bytes())

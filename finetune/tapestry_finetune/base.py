@@ -58,11 +58,7 @@ class Base:
 
     def tokenizer(self) -> Any:  # noqa: ANN401 - transformers is not typed
         """Return the tokenizer with the template that training, chat and export share."""
-        tokenizer = load_text_tokenizer(self.folder)
-        tokenizer.chat_template = self.template()
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+        return tokenizer_with(self.folder, self.template())
 
     def template(self) -> str:
         """Return the consensus' own template if it has one that marks what is learnt, else ours."""
@@ -87,6 +83,19 @@ class Base:
         """Return the longest sequence that the model was made for."""
         table = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return int(table.get("max_position_embeddings", 2048))
+
+
+def tokenizer_with(folder: Path, template: str) -> Any:  # noqa: ANN401 - transformers is not typed
+    """Return the tokenizer in `folder` with a chat template, and a token to pad with.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+    """
+    tokenizer = load_text_tokenizer(folder)
+    tokenizer.chat_template = template
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def open_base(folder: Path, *, federation: str | None = None, unverified: bool = False) -> Base:

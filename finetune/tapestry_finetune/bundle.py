@@ -36,9 +36,8 @@ from tapestry.identity.keys import (
     public_bytes,
     save_private_key,
 )
-from tapestry.objectives.loading import load_text_tokenizer
 from tapestry.storage.atomic import write_atomic
-from tapestry_finetune.base import Base, BaseIdentity, describe
+from tapestry_finetune.base import Base, BaseIdentity, describe, tokenizer_with
 from tapestry_finetune.deltas import Deltas, read_deltas
 from tapestry_finetune.lineage import Localization
 
@@ -87,11 +86,8 @@ class Bundle:
         """Return the tokenizer: the bundle's own if it extended the base's."""
         if not (self.folder / "tokenizer.json").is_file():
             return base.tokenizer()
-        tokenizer = load_text_tokenizer(self.folder)
-        tokenizer.chat_template = (self.folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+        template = (self.folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        return tokenizer_with(self.folder, template)
 
     def evaluation(self) -> dict[str, Any] | None:
         """Return the content of `evaluation.json`."""

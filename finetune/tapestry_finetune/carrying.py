@@ -8,6 +8,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
 import json
+import math
 import random
 import shutil
 from dataclasses import dataclass, replace
@@ -17,15 +18,22 @@ from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tapestry.errors import UntrustedError
-from tapestry_finetune.adapting import Adapted, TrainedMethod, adapt, base_tensors, laid_on
+from tapestry_finetune.adapting import (
+    Adapted,
+    TrainedMethod,
+    adapt,
+    base_tensors,
+    laid_on,
+    write_parts,
+)
 from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.base import Base, describe
 from tapestry_finetune.bundle import ADAPTER_CONFIG, ADAPTER_FILE, Bundle, write_bundle
 from tapestry_finetune.choosing import stage_settings
-from tapestry_finetune.deltas import DELTAS_FILE, Deltas, RowDelta, lay_on
+from tapestry_finetune.deltas import Deltas, RowDelta, lay_on
 from tapestry_finetune.examples import text_examples, with_replay
 from tapestry_finetune.gathering import replay_of, stage_examples
 from tapestry_finetune.keeping import Watch
@@ -73,6 +81,16 @@ class LayerDrift:
     """Cosine of the base's change and the bundle's; None: the bundle does not change it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """How far a base has moved."""
+
+    whole: float
+    """Norm of the change of all parameters over their norm."""
+    layers: list[LayerDrift]
+    """The one that moved most first."""
+
+
 def require_kin(bundle: Bundle, onto: Base) -> None:
     """Refuse a base that a bundle cannot be carried to.
 
@@ -92,29 +110,25 @@ def require_kin(bundle: Bundle, onto: Base) -> None:
         )
 
 
-def drift_of(old: Base, new: Base, bundle: Bundle) -> list[LayerDrift]:
-    """Return how the base has moved, parameter by parameter, the largest part first."""
+def drift_of(old: Base, new: Base, bundle: Bundle) -> Drift:
+    """Return how the base has moved, as a whole and parameter by parameter."""
     before = dict(base_tensors(old.folder))
     changes, rows = _linear_changes(bundle), bundle.deltas().rows
-    found: list[tuple[float, LayerDrift]] = []
+    amounts: dict[str, tuple[float, float]] = {}
+    layers: list[LayerDrift] = []
     for name, after in base_tensors(new.folder):
         moved, ours = after - before[name], changes.get(name)
         amount, size = float(moved.norm()), float(before[name].norm())
+        amounts[name] = amount, size
         if name in rows:
             moved, ours = moved[rows[name].rows], rows[name].delta
         overlap = None
         if ours is not None and bool(moved.any()) and bool(ours.any()):
             overlap = float(torch.cosine_similarity(moved.flatten(), ours.flatten(), dim=0))
-        found.append((amount, LayerDrift(name=name, drift=amount / (size or 1.0), overlap=overlap)))
-    return [layer for _, layer in sorted(found, key=lambda pair: -pair[0])]
-
-
-def whole_drift(old: Base, new: Base) -> float:
-    """Return the norm of the base's change over its norm."""
-    before = dict(base_tensors(old.folder))
-    moved = sum(float((after - before[n]).square().sum()) for n, after in base_tensors(new.folder))
-    size = sum(float(tensor.square().sum()) for tensor in before.values())
-    return float((moved / (size or 1.0)) ** 0.5)
+        layers.append(LayerDrift(name=name, drift=amount / (size or 1.0), overlap=overlap))
+    moved_by, whole = (math.hypot(*norms) for norms in zip(*amounts.values(), strict=True))
+    layers.sort(key=lambda layer: -amounts[layer.name][0])
+    return Drift(whole=moved_by / (whole or 1.0), layers=layers)
 
 
 def _linear_changes(bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -144,18 +158,12 @@ def copy(bundle: Bundle, bench: Bench, scale: float) -> Candidate:
     folder = bench.work / f"copy-{scale:g}"
 
     def fill(target: Path) -> None:
+        scaled, config = {}, {}
         if bundle.has_adapter():
             tensors = load_file(bundle.folder / ADAPTER_FILE)
             scaled = {n: t * scale if ".lora_B." in n else t for n, t in tensors.items()}
-            save_file(scaled, target / ADAPTER_FILE)
-            identity = made.base.identity
-            table = adapter_config(bundle)
-            table["base_model_name_or_path"] = f"tapestry:{identity.manifest or identity.tensors}"
-            text = json.dumps(table, indent=1, sort_keys=True)
-            (target / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
-        deltas = scaled_deltas(bundle.deltas(), scale)
-        if deltas.rows or deltas.dense:
-            (target / DELTAS_FILE).write_bytes(deltas.to_bytes())
+            config = adapter_config(bundle)
+        write_parts(target, scaled, config, scaled_deltas(bundle.deltas(), scale), made.base)
         fill_beside(target, made)
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -235,8 +243,8 @@ def touch_up(bundle: Bundle, bench: Bench, steps: int) -> Candidate:
 def distil(bundle: Bundle, old: Base, bench: Bench, steps: int) -> Candidate:
     """Copy a bundle and train it on what its old self writes, where the data are gone.
 
-    Sequence-level distillation (Kim and Rush, 2016): the old base with the bundle goes on from the
-    beginnings of the federation's open texts and from nothing at all.
+    Sequence-level distillation (Kim and Rush, 2016): the old base with the bundle writes texts from
+    nothing, what it thinks that a document is.
     """
     began = monotonic()
     prepared, folder = bench.prepared, bench.work / "distilled"

@@ -8,6 +8,7 @@ import typer
 
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
+from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -34,16 +35,10 @@ def chat(
         str | None, typer.Option(help="Language of the messages: en, es, or a file of yours.")
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Folder for /good and /bad.")] = None,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="The community's key that you expect, 16 digits or more.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a base that no federation has published.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    federation: Federation = None,
+    key: CommunityKey = None,
+    unverified: Unverified = False,
+    device: Device = "auto",
 ) -> None:
     """Talk with a model at the terminal; /help there shows what else it does.
 

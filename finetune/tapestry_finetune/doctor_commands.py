@@ -10,6 +10,7 @@ import typer
 
 from tapestry.cli.bars import bar, printable
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import Unverified
 
 
 def doctor(
@@ -43,9 +44,7 @@ def doctor(
     skip_bad: Annotated[
         Path | None, typer.Option(help="Move bad rows to this file, with their reasons.")
     ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take the base whoever made it.")
-    ] = False,
+    unverified: Unverified = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Look at your data before you train: faults, languages, duplicates, cost, leaks, licence.

@@ -78,7 +78,9 @@ def gather(
     charter = load_charter(beside(where, recipe.model.charter)) if recipe.model.charter else None
     reading = _Reading(recipe, where, skip_bad, on_progress, Guard(charter) if charter else None)
     wanted = () if are_gone else recipe.training.stages
-    text = chats = preferences = ()  # type: tuple[Row, ...]
+    text: tuple[Row, ...] = ()
+    chats: tuple[Row, ...] = ()
+    preferences: tuple[Row, ...] = ()
     if "language" in wanted or "vocab" in wanted:
         text = reading.rows(recipe.data.text, "text", ("text",))
     if "instruct" in wanted:
@@ -114,10 +116,9 @@ def stage_examples(
     Raises:
         ConfigError: No row fits into a sequence.
     """
-    seed = recipe.training.seed
     if stage == "values":
         return _preference_examples(gathered.preferences, tokenizer, sequence_tokens)
-    share = recipe.training.replay * (1.0 if stage == "language" else 0.5)
+    share = replay_share(stage, recipe)
     if stage == "language":
         texts = [row.text for row in gathered.text]
         own = text_examples(tokenizer, texts, sequence_tokens=sequence_tokens)
@@ -132,7 +133,12 @@ def stage_examples(
     if not replayed:
         return own
     replay = text_examples(tokenizer, replayed, sequence_tokens=sequence_tokens)
-    return with_replay(own, replay, share, seed=seed)
+    return with_replay(own, replay, share, seed=recipe.training.seed)
+
+
+def replay_share(stage: str, recipe: Recipe) -> float:
+    """Return how much of a stage is open text, where the federation publishes some."""
+    return recipe.training.replay * {"language": 1.0, "instruct": 0.5}.get(stage, 0.0)
 
 
 def replay_of(base: Base) -> tuple[list[str], list[str]]:

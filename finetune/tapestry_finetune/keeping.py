@@ -57,7 +57,6 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         self.was_stopped = False
         self.tokens = 0
         self.seconds = 0.0
-        self.losses: list[float] = []
         self._kept_at = self._stepped_at = monotonic()
         self._since = 0
 
@@ -96,7 +95,6 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])
-        self.losses.append(loss)
         line: dict[str, Any] = {
             "step": state.global_step,
             "loss": loss if math.isfinite(loss) else None,

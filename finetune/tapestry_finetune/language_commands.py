@@ -8,6 +8,7 @@ import typer
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import Device, Federation
 
 
 def language(
@@ -22,10 +23,8 @@ def language(
         float | None, typer.Option(help="Default: half of the federation's.")
     ] = None,
     sequences: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    federation: Federation = None,
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the data order.")] = 0,
 ) -> None:
     """Train a verified consensus checkpoint on with your own text; the result is yours.

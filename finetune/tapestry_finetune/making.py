@@ -1,17 +1,17 @@
 """`tapestry finetune run`: from a recipe's file to a bundle that others may have."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.storage.locks import alone
+from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.bundle import Bundle
-from tapestry_finetune.evaluation.evaluating import Evaluation
+from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant
 from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.publishing import (
     Made,
-    evaluate_bundles,
+    about,
     publish,
     suites_of,
     write_candidate,
@@ -30,7 +30,6 @@ def make(
     force: str = "",
     skip_bad: Path | None = None,
     unverified: bool = False,
-    on_evaluating: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
 ) -> tuple[Bundle, Evaluation]:
     """Do a whole recipe.
 
@@ -44,7 +43,6 @@ def make(
         force: Why it is published even below its floor.
         skip_bad: A folder for bad rows; None refuses them.
         unverified: Take the base whoever made it.
-        on_evaluating: Told what is measured.
 
     Raises:
         UntrustedError: The base does not verify.
@@ -67,6 +65,16 @@ def make(
         candidate = write_candidate(work / "candidate", made, finished.adapted, key)
         suites = suites_of(made, work / "held-out")
         name = prepared.recipe.model.name
-        found = evaluate_bundles(prepared.base, {name: candidate}, made, suites, on_evaluating)
-        write_report(found[name], work)
-        return publish(target, candidate, made, found[name], key, force=force), found[name]
+        evaluation = evaluate_assistant(
+            load_assistant(
+                prepared.base, {name: candidate}, device=prepared.recipe.training.device
+            ),
+            name,
+            suites,
+            prepared.recipe.floor,
+            prepared.gathered.charter,
+            about=about(made),
+            on_progress=telling.on_work,
+        )
+        write_report(evaluation, work)
+        return publish(target, candidate, made, evaluation, key, force=force), evaluation

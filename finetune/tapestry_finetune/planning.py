@@ -3,7 +3,7 @@
 import resource
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -149,8 +149,6 @@ def _a_step(
     settings: StageSettings,
 ) -> float:
     """Return the seconds of a step: the median of a few that are taken and thrown away."""
-    from dataclasses import replace  # noqa: PLC0415
-
     module = prepared.base.load(settings.device)
     training = prepared.recipe.training
     adapted = adapt(module, prepared.chosen.method, rank=training.rank, seed=training.seed)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.folder import file_entry
 from tapestry.data.chat import TEMPLATE_FILE
-from tapestry.data.language import identify, kin_of
+from tapestry.data.language import UNKNOWN, identify, kin_of
 from tapestry.errors import TapestryError
 from tapestry_finetune.adapting import Adapted, write_changes
-from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import (
     CHARTER_FILE,
@@ -25,7 +23,7 @@ from tapestry_finetune.bundle import (
 )
 from tapestry_finetune.card import card
 from tapestry_finetune.charter.cases import held_out_pairs
-from tapestry_finetune.evaluation.evaluating import Evaluation, evaluate_assistant, name_of
+from tapestry_finetune.evaluation.evaluating import Evaluation, name_of
 from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.gathering import Gathered, replay_of
@@ -36,7 +34,6 @@ from tapestry_finetune.vocabulary import Extension
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _MOST_PROMPTS = 20
-_UNKNOWN = "und"
 
 
 class BelowFloorError(TapestryError):
@@ -81,19 +78,19 @@ def fill_beside(folder: Path, made: Made) -> None:
                 shutil.copyfile(source / name, folder / name)
     if made.recipe.model.charter:
         shutil.copyfile(beside(made.where, made.recipe.model.charter), folder / CHARTER_FILE)
-    text = json.dumps(made.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    (folder / RECIPE_FILE).write_text(_without_paths(made.recipe, text) + "\n", encoding="utf-8")
+    text = json.dumps(_without_paths(made.recipe), indent=1, ensure_ascii=False)
+    (folder / RECIPE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _without_paths(recipe: Recipe, text: str) -> str:
+def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe without the folders of the machine it ran on."""
-    table = json.loads(text)
+    table = recipe.model_dump(mode="json")
     table["model"] |= {"base": Path(recipe.model.base).name}
     table["model"] |= {"charter": Path(recipe.model.charter).name if recipe.model.charter else ""}
     for key in ("text", "chats", "preferences"):
         table["data"][key] = [Path(name).name for name in table["data"][key]]
-    table.pop("evaluation", None)
-    return json.dumps(table, indent=1, ensure_ascii=False)
+    del table["evaluation"]
+    return table
 
 
 def statement(
@@ -176,33 +173,16 @@ def _language(text: str, main: str) -> str:
     found = identify(text)
     if main and found and found in kin_of(main):
         return main
-    return found or _UNKNOWN
+    return found or UNKNOWN
 
 
-def evaluate_bundles(
-    base: Base,
-    bundles: Mapping[str, Bundle],
-    made: Made,
-    suites: Suites,
-    on_progress: Callable[[str, int, int], None],
-) -> dict[str, Evaluation]:
-    """Measure bundles beside the base that they lie on."""
-    assistant = load_assistant(base, bundles, device=made.recipe.training.device)
+def about(made: Made) -> dict[str, Any]:
+    """Return what a report says of the model and of what it lies on."""
+    identity = made.base.identity
     return {
-        name: evaluate_assistant(
-            assistant,
-            name,
-            suites,
-            made.recipe.floor,
-            made.gathered.charter,
-            about={
-                "name": made.recipe.model.name,
-                "base": base.identity.manifest or base.identity.tensors,
-                "round": base.identity.round,
-            },
-            on_progress=on_progress,
-        )
-        for name in bundles
+        "name": made.recipe.model.name,
+        "base": identity.manifest or identity.tensors,
+        "round": identity.round,
     }
 
 

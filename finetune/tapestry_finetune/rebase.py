@@ -23,7 +23,6 @@ from tapestry_finetune.carrying import (
     drift_of,
     require_kin,
     touch_up,
-    whole_drift,
 )
 from tapestry_finetune.evaluation.evaluating import (
     BASE,
@@ -37,7 +36,7 @@ from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.measuring import Material, measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.series import MEASURES, Measured
-from tapestry_finetune.publishing import Made, publish, suites_of, write_candidate
+from tapestry_finetune.publishing import Made, about, publish, suites_of, write_candidate
 from tapestry_finetune.recipe import beside, load_recipe
 from tapestry_finetune.run import Prepared, Telling, prepare, train
 
@@ -140,10 +139,9 @@ def rebase(
     if bundle.lineage.base.tensors == onto.identity.tensors:
         raise ConfigError(f"{bundle.folder} lies on the {describe(onto.identity)} already")
     old = _old_base(asked, bundle, unverified=asked.unverified)
-    layers = drift_of(old, onto, bundle) if old is not None else []
-    drift = whole_drift(old, onto) if old is not None else None
+    drift = drift_of(old, onto, bundle) if old is not None else None
     if drift is not None:
-        telling.say(f"the base has moved by {drift:.1%} of its norm")
+        telling.say(f"the base has moved by {drift.whole:.1%} of its norm")
     made = _made(prepared, bundle, now)
     bench = Bench(prepared=prepared, made=made, work=work, key=key, telling=telling)
     candidates = _candidates(asked, bundle, old, bench)
@@ -152,13 +150,18 @@ def rebase(
     material = read_material(suites, None if charter is None else Judge(charter))
     measured: dict[str, Measured] = {}
     if old is not None:
-        _measure_old(old, bundle, material, measured, telling)
-    _measure_new(onto, candidates, material, measured, telling)
+        _measure_old(old, bundle, material, measured, bench)
+    _measure_new(onto, candidates, material, measured, bench)
     columns, evaluations = _compared(candidates, measured, material, made)
     best = _best([column for column in columns if column.name in evaluations])
     (candidate,) = [one for one in candidates if one.name == best.name]
     evaluation = replace(
-        evaluations[best.name], about={**_about(made), "carried": candidate.made.carried_by}
+        evaluations[best.name],
+        about={
+            **about(made),
+            "parent": made.parent,
+            "carried": candidate.made.carried_by,
+        },
     )
     (work / "rebase.json").write_text(
         json.dumps({"columns": [asdict(c) for c in columns], "chosen": best.name}, indent=1) + "\n",
@@ -171,8 +174,8 @@ def rebase(
         columns=columns,
         chosen=best.name,
         kept_of_gain=_kept(measured, evaluations["copy x 1"].rows),
-        drift=drift,
-        layers=[asdict(layer) for layer in layers],
+        drift=None if drift is None else drift.whole,
+        layers=[] if drift is None else [asdict(layer) for layer in drift.layers],
         evaluation=evaluation,
         bundle=published,
     )
@@ -255,12 +258,12 @@ def _retrained(bench: Bench) -> Candidate:
 
 
 def _measure_old(
-    old: Base, bundle: Bundle, material: Material, measured: dict[str, Measured], telling: Telling
+    old: Base, bundle: Bundle, material: Material, measured: dict[str, Measured], bench: Bench
 ) -> None:
     """Measure the old base, without and with the bundle."""
-    assistant = load_assistant(old, {OLD: bundle})
-    measured[OLD_BASE] = _asked(assistant, None, material, OLD_BASE, telling)
-    measured[OLD] = _asked(assistant, OLD, material, OLD, telling)
+    assistant = load_assistant(old, {OLD: bundle}, device=bench.prepared.chosen.machine.device)
+    measured[OLD_BASE] = _asked(assistant, None, material, OLD_BASE, bench.telling)
+    measured[OLD] = _asked(assistant, OLD, material, OLD, bench.telling)
 
 
 def _measure_new(
@@ -268,13 +271,17 @@ def _measure_new(
     candidates: list[Candidate],
     material: Material,
     measured: dict[str, Measured],
-    telling: Telling,
+    bench: Bench,
 ) -> None:
     """Measure the new base and every candidate; the prompted arms too, by `NAME + prompt`."""
-    assistant = load_assistant(onto, {one.name: one.bundle for one in candidates})
+    assistant = load_assistant(
+        onto,
+        {one.name: one.bundle for one in candidates},
+        device=bench.prepared.chosen.machine.device,
+    )
     for name in [None, *(one.name for one in candidates)]:
         called = name or NEW
-        measured[called] = _asked(assistant, name, material, called, telling)
+        measured[called] = _asked(assistant, name, material, called, bench.telling)
         if material.judge is not None:
             with assistant.speaking_as(name) as voice:
                 prompted = with_prompt(voice, material.judge)
@@ -365,13 +372,3 @@ def _kept(measured: Mapping[str, Measured], rows: list[VerdictRow]) -> float | N
     was = before[key] - after[key]
     now = _figures(measured[NEW])[key] - _figures(measured["copy x 1"])[key]
     return now / was if was > 0 else None
-
-
-def _about(made: Made) -> dict[str, Any]:
-    identity = made.base.identity
-    return {
-        "name": made.recipe.model.name,
-        "base": identity.manifest or identity.tensors,
-        "round": identity.round,
-        "parent": made.parent,
-    }

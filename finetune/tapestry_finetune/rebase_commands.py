@@ -11,7 +11,8 @@ import typer
 from tapestry.cli.bars import bar, printable
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
-from tapestry_finetune.recipe_commands import KeyFolder, Unverified, reading_on, stopping
+from tapestry_finetune.options import KeyFolder, Unverified
+from tapestry_finetune.recipe_commands import stopping, telling_on
 
 
 def rebase(
@@ -63,7 +64,6 @@ def rebase(
     from tapestry_finetune import rebase as carrying  # noqa: PLC0415
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
     from tapestry_finetune.following import watch as follow  # noqa: PLC0415
-    from tapestry_finetune.run import Telling  # noqa: PLC0415
 
     if (onto is None) == (watch is None):
         raise ConfigError("give either --onto CHECKPOINT or --watch FOLDER")
@@ -84,15 +84,7 @@ def rebase(
     )
     signing = community_key(key or default_home("finetune") / "identity")
     with bar() as shown, stopping() as is_stopped:
-        telling = Telling(
-            say=lambda sentence: typer.echo(printable(sentence), err=True),
-            on_reading=reading_on(shown),
-            on_step=lambda what, p: shown.show(
-                what, p.step, p.steps, unit="steps", note=f"loss {p.loss:.3f}"
-            ),
-            on_work=lambda what, done, of: shown.show(what, done, of, unit="done"),
-            is_stopped=is_stopped,
-        )
+        telling = telling_on(shown, is_stopped)
 
         def one(what: carrying.Asked, target: Path) -> carrying.Rebased:
             work = target.with_name(f"{target.name}-work")

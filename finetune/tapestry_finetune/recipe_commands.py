@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,21 +14,10 @@ import typer
 from tapestry.cli.bars import Bar, bar, printable
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import CommunityKey, Federation, KeyFolder, Unverified
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe.toml; `tapestry finetune init` writes one.")
-]
-Unverified = Annotated[
-    bool,
-    typer.Option(
-        "--unverified",
-        help="Take a base that is no published checkpoint: nobody can then say which institutions "
-        "stand behind it, or whether somebody changed it.",
-    ),
-]
-KeyFolder = Annotated[
-    Path | None,
-    typer.Option("--key", help="Folder of your community's signing key; made at first use."),
 ]
 
 
@@ -166,10 +155,8 @@ def run(
     Example: tapestry finetune run recipe.toml
     """
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
-    from tapestry_finetune.keeping import Progress  # noqa: PLC0415
     from tapestry_finetune.making import make  # noqa: PLC0415
     from tapestry_finetune.recipe import load_recipe  # noqa: PLC0415
-    from tapestry_finetune.run import Telling  # noqa: PLC0415
     from tapestry_finetune.training import StoppedError  # noqa: PLC0415
 
     name = load_recipe(recipe).model.name
@@ -178,31 +165,17 @@ def run(
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder with --out")
     with bar() as shown, stopping() as is_stopped:
-
-        def on_step(stage: str, progress: Progress) -> None:
-            note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
-            shown.show(stage, progress.step, progress.steps, unit="steps", note=note)
-            if not sys.stderr.isatty() and progress.step % max(1, progress.steps // 10) == 0:
-                typer.echo(f"{stage}: step {progress.step} of {progress.steps}, {note}", err=True)
-
-        telling = Telling(
-            say=lambda sentence: typer.echo(printable(sentence), err=True),
-            on_reading=reading_on(shown),
-            on_step=on_step,
-            is_stopped=is_stopped,
-        )
         try:
             bundle, evaluation = make(
                 recipe,
                 target,
                 work,
                 community_key(key or default_home("finetune") / "identity"),
-                telling,
+                telling_on(shown, is_stopped),
                 now=datetime.now(UTC).timestamp(),
                 force=force,
                 skip_bad=skip_bad,
                 unverified=unverified,
-                on_evaluating=lambda what, done, of: shown.show(what, done, of, unit="done"),
             )
         except StoppedError as error:
             typer.echo(f"{error}; go on with: tapestry finetune run {recipe}", err=True)
@@ -238,12 +211,8 @@ def verify(
     base: Annotated[
         Path | None, typer.Option("--base", help="The checkpoint that it should lie on.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Fingerprint of the community's key that you expect.")
-    ] = None,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
+    key: CommunityKey = None,
+    federation: Federation = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Verify a bundle: its files, its signature, and with --base the checkpoint it came from.
@@ -291,6 +260,25 @@ def stopping() -> Iterator[Any]:
         yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN401 - a Telling
+    """Return who is told how a run goes: a bar, or lines where nobody looks at one."""
+    from tapestry_finetune.run import Telling  # noqa: PLC0415 - imports torch
+
+    def on_step(what: str, progress: Any) -> None:  # noqa: ANN401 - a Progress
+        note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+        shown.show(what, progress.step, progress.steps, unit="steps", note=note)
+        if not sys.stderr.isatty() and progress.step % max(1, progress.steps // 10) == 0:
+            typer.echo(f"{what}: step {progress.step} of {progress.steps}, {note}", err=True)
+
+    return Telling(
+        say=lambda sentence: typer.echo(printable(sentence), err=True),
+        on_reading=reading_on(shown),
+        on_step=on_step,
+        on_work=lambda what, done, of: shown.show(what, done, of, unit="done"),
+        is_stopped=is_stopped,
+    )
 
 
 def reading_on(shown: Bar) -> Any:  # noqa: ANN401

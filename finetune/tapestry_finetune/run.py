@@ -3,9 +3,10 @@
 ```
 recipe.toml run.json                the recipe, and what else it takes to do the same again
 vocabulary/                         tokens that were added, if any
-1-language/ 2-instruct/ 3-values/   metrics.jsonl, checkpoints, trained.safetensors when done
+1-language/ 2-instruct/ 3-values/   metrics.jsonl, checkpoints; trained.safetensors, done.json
 loss.png                            loss and what is held out, over all stages
-bundle/                             the result
+candidate/ held-out/                the bundle before it is judged, and what judges it
+evaluation.json evaluation.html     the judgement
 ```
 """
 
@@ -15,7 +16,7 @@ import tapestry.offline  # noqa: F401 - before transformers is imported
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
@@ -26,14 +27,13 @@ from tapestry.storage.atomic import write_atomic
 from tapestry.storage.locks import alone
 from tapestry_finetune.adapting import Adapted, adapt
 from tapestry_finetune.base import Base, describe, open_base
-from tapestry_finetune.choosing import Chosen, choose, stage_settings, steps_of
-from tapestry_finetune.examples import Examples
-from tapestry_finetune.gathering import Gathered, gather, stage_examples
+from tapestry_finetune.choosing import Chosen, choose, stage_settings
+from tapestry_finetune.gathering import Gathered, gather, replay_share, stage_examples
 from tapestry_finetune.keeping import Progress, Watch, read_metrics
 from tapestry_finetune.lineage import StageRecord
 from tapestry_finetune.measuring import held_out_measure
 from tapestry_finetune.recipe import Recipe, beside, load_recipe
-from tapestry_finetune.training import STATE_FILE, StageSettings, Trained, train_stage
+from tapestry_finetune.training import STATE_FILE, train_stage
 from tapestry_finetune.vocabulary import Extension, extend_model, extended_tokenizer, make_extension
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "tapestry-fl")
@@ -74,12 +74,9 @@ class Prepared:
 class Finished:
     """A run whose stages are done."""
 
-    prepared: Prepared
-    folder: Path
     adapted: Adapted
-    tokenizer: Any
     extension: Extension | None
-    stages: tuple[StageRecord, ...] = field(default=())
+    stages: tuple[StageRecord, ...]
 
 
 def prepare(
@@ -148,60 +145,40 @@ def train(prepared: Prepared, folder: Path, telling: Telling) -> Finished:
         extension, tokenizer = _vocabulary(prepared, folder, telling)
         records: list[StageRecord] = []
         stages = [stage for stage in prepared.recipe.training.stages if stage != "vocab"]
+        before: Path | None = None
         for number, stage in enumerate(stages, 1):
             at = folder / f"{number}-{stage}"
-            examples = stage_examples(
-                stage,
-                prepared.gathered,
-                tokenizer,
-                prepared.base,
-                prepared.recipe,
-                sequence_tokens=prepared.chosen.sequence_tokens,
-            )
-            if warning := examples.counted.warning():
-                telling.say(warning)
-            settings = stage_settings(
-                stage, prepared.recipe, prepared.chosen, examples, prepared.width
-            )
-            before = folder / f"{number - 1}-{stages[number - 2]}" if number > 1 else None
             if not (at / _DONE).exists():
-                _stage(
-                    prepared,
-                    stage,
-                    tokenizer,
-                    examples,
-                    settings,
-                    at=at,
-                    telling=telling,
-                    before=before,
-                    extension=extension,
-                )
-            records.append(_record(stage, prepared, settings, examples, at))
-        last = folder / f"{len(stages)}-{stages[-1]}" if stages else None
-        adapted = _loaded(prepared, extension, last)
+                _stage(prepared, stage, tokenizer, extension, at=at, before=before, telling=telling)
+            records.append(StageRecord.model_validate_json((at / _DONE).read_bytes()))
+            before = at
         plot_losses(folder)
-        return Finished(
-            prepared=prepared,
-            folder=folder,
-            adapted=adapted,
-            tokenizer=tokenizer,
-            extension=extension,
-            stages=tuple(records),
-        )
+        adapted = _loaded(prepared, extension, before)
+        return Finished(adapted=adapted, extension=extension, stages=tuple(records))
 
 
 def _stage(
     prepared: Prepared,
     stage: str,
-    tokenizer: Any,  # noqa: ANN401
-    examples: Examples,
-    settings: StageSettings,
+    tokenizer: Any,  # noqa: ANN401 - transformers is not typed
+    extension: Extension | None,
     *,
     at: Path,
     before: Path | None,
-    extension: Extension | None,
     telling: Telling,
 ) -> None:
+    """Train one stage in `at`, from where the one in `before` ended; say there what it was."""
+    examples = stage_examples(
+        stage,
+        prepared.gathered,
+        tokenizer,
+        prepared.base,
+        prepared.recipe,
+        sequence_tokens=prepared.chosen.sequence_tokens,
+    )
+    if warning := examples.counted.warning():
+        telling.say(warning)
+    settings = stage_settings(stage, prepared.recipe, prepared.chosen, examples, prepared.width)
     adapted = _loaded(prepared, extension, before)  # anew: trl patches what it trains
     watch = Watch(
         on_progress=lambda progress: telling.on_step(stage, progress),
@@ -211,7 +188,16 @@ def _stage(
     began = monotonic()
     done = train_stage(adapted, tokenizer, examples, settings, folder=at, watch=watch)
     adapted.save_state(at / STATE_FILE)
-    write_atomic(at / _DONE, json.dumps(asdict(done) | {"losses": []}))
+    record = StageRecord(
+        name=stage,
+        method=prepared.chosen.method,
+        steps=done.steps,
+        tokens=done.tokens,
+        rows=len(examples),
+        learning_rate=settings.learning_rate,
+        replay=replay_share(stage, prepared.recipe) if prepared.base.replay() else 0.0,
+    )
+    write_atomic(at / _DONE, record.model_dump_json(indent=1) + "\n")
     shutil.rmtree(at / "checkpoints", ignore_errors=True)
     (at / "start.safetensors").unlink(missing_ok=True)
     telling.say(
@@ -240,23 +226,6 @@ def _vocabulary(prepared: Prepared, folder: Path, telling: Telling) -> tuple[Ext
     if extension is None:
         return None, prepared.base.tokenizer()
     return extension, extended_tokenizer(prepared.base, extension)
-
-
-def _record(
-    stage: str, prepared: Prepared, settings: StageSettings, examples: Examples, at: Path
-) -> StageRecord:
-    done = Trained(**json.loads((at / _DONE).read_text(encoding="utf-8")))
-    replays = stage != "values" and prepared.base.replay()
-    share = prepared.recipe.training.replay * (1.0 if stage == "language" else 0.5)
-    return StageRecord(
-        name=stage,
-        method=prepared.chosen.method,
-        steps=done.steps,
-        tokens=done.tokens,
-        rows=len(examples),
-        learning_rate=settings.learning_rate,
-        replay=share if replays else 0.0,
-    )
 
 
 def _claim(prepared: Prepared, folder: Path) -> None:
@@ -302,12 +271,6 @@ def _count_parameters(folder: Path) -> int:
                     size *= length
                 total += size
     return total
-
-
-def planned_steps(prepared: Prepared, stage: str, examples: Examples) -> int:
-    """Return about how many steps a stage takes."""
-    settings = stage_settings(stage, prepared.recipe, prepared.chosen, examples, prepared.width)
-    return steps_of(settings, examples)
 
 
 def plot_losses(folder: Path) -> None:

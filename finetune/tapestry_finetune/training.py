@@ -8,7 +8,7 @@ the same model to the bit.
 import tapestry.offline  # noqa: F401 - before trl is imported
 
 # isort: split
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,14 @@ class StageSettings:
     sft_weight: float = 0.2
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
     """What a stage came to."""
 
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    micro_batch: int = 0
-    losses: list[float] = field(default_factory=list)
+    steps: int
+    tokens: int
+    seconds: float
+    micro_batch: int
 
 
 def train_stage(
@@ -86,7 +85,8 @@ def train_stage(
         ConfigError: The loss is no number any more, or memory does not suffice for one sequence.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    micro = min(settings.micro_batch, settings.batch)
+    fewest = 2 if examples.kind == "thumbs" else 1  # KTO compares with a neighbour
+    micro = max(fewest, min(settings.micro_batch, settings.batch))
     start = folder / "start.safetensors"
     if not start.exists():
         adapted.save_state(start)
@@ -98,13 +98,13 @@ def train_stage(
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            if micro == 1 or (examples.kind == "thumbs" and micro == 2):
+            if micro == fewest:
                 raise ConfigError(
                     "memory does not suffice for one sequence: lower training.sequence_tokens or "
                     "training.rank, set training.activation_checkpointing = true, or take "
                     'method = "lora"'
                 ) from error
-            micro = max(1, micro // 2)
+            micro = max(fewest, micro // 2)
             adapted.load_state(start)
 
 
@@ -142,7 +142,6 @@ def _train(
         tokens=keeper.tokens,
         seconds=keeper.seconds,
         micro_batch=micro,
-        losses=keeper.losses,
     )
 
 
@@ -166,7 +165,7 @@ def _trainer(
     settings: StageSettings,
     *,
     micro: int,
-    keeper: "Keeper",
+    keeper: Keeper,
 ) -> Any:  # noqa: ANN401
     common = _common(settings, micro, keeper.folder)
     given: dict[str, Any] = {
@@ -194,7 +193,7 @@ def _trainer(
         trainer = _Pairs(args=args, **given)
     else:
         args = KTOConfig(
-            **{**common, "per_device_train_batch_size": max(2, micro)},
+            **common,
             max_length=most,
             beta=settings.beta,
             precompute_ref_log_probs=True,
@@ -237,14 +236,11 @@ class _Careful:
     """What our trainers do otherwise than trl's; the left side of each of them."""
 
     adapted: Adapted
-    keeper: "Keeper"
+    keeper: Keeper
     optimizer: Any
     model: Any
     args: Any
     state: Any
-
-    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401, ARG002
-        return dataset
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
         target = Path(str(output_dir))
@@ -275,9 +271,7 @@ class _Careful:
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
-        for key in ("input_ids",):
-            if key in inputs:
-                self.keeper.saw(int(inputs[key].numel()))
+        self.keeper.saw(int(inputs["input_ids"].numel()))
         loss = super().training_step(model, inputs, *rest, **named)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             self.keeper.is_sound = False
@@ -285,21 +279,22 @@ class _Careful:
 
 
 class _Texts(_Careful, SFTTrainer):  # type: ignore[misc]
-    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
-        return SFTTrainer._prepare_dataset(self, dataset, *rest, **named)  # noqa: SLF001
-
-
-class _Pairs(_Careful, DPOTrainer):  # type: ignore[misc]
     pass
 
 
+class _Pairs(_Careful, DPOTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Any, *_: object) -> Any:  # noqa: ANN401
+        """Take the rows as they are: they are token ids already."""
+        return dataset
+
+
 class _Thumbs(_Careful, KTOTrainer):  # type: ignore[misc]
-    def _prepare_dataset(self, dataset: Any, *rest: Any, **named: Any) -> Any:  # noqa: ANN401, ARG002
+    def _prepare_dataset(self, dataset: Any, _: object, args: Any, *__: object) -> Any:  # noqa: ANN401
         """Give each row the answer of its neighbour in the batch, for the KL term of KTO.
 
         The batches are read in order (Ethayarajh et al., 2024, arXiv 2402.01306).
         """
-        size = rest[1].per_device_train_batch_size
+        size = args.per_device_train_batch_size
         answers = list(dataset["completion_ids"])
         shifted: list[list[int]] = []
         for start in range(0, len(answers), size):

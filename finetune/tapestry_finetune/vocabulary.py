@@ -29,7 +29,7 @@ from tapestry.data.tokenizer import load_tokenizer
 from tapestry.errors import ConfigError
 from tapestry.objectives.loading import load_text_tokenizer
 from tapestry_finetune.adapting import embeddings_of
-from tapestry_finetune.base import Base
+from tapestry_finetune.base import Base, tokenizer_with
 from tapestry_finetune.evaluation.bits import bits_per_byte
 from tapestry_finetune.gathering import Gathered
 from tapestry_finetune.measuring import first_bytes
@@ -284,11 +284,7 @@ def _read(folder: Path) -> Extension | None:
 
 def extended_tokenizer(base: Base, extension: Extension) -> Any:  # noqa: ANN401
     """Return the tokenizer with the new tokens, as transformers wraps it."""
-    tokenizer = load_text_tokenizer(extension.folder)
-    tokenizer.chat_template = base.template()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return tokenizer_with(extension.folder, base.template())
 
 
 def extend_model(module: Any, extension: Extension) -> None:  # noqa: ANN401
@@ -356,9 +352,3 @@ def _rows(
         rows[number] = (parts[0] * sizes[0] + parts[1] * sizes[1]) / sum(sizes)
         made[left + right] = rows[number]
     return rows
-
-
-def bytes_per_token(tokenizer: Any, texts: Sequence[str]) -> float:  # noqa: ANN401
-    """Return how many bytes of `texts` a token stands for."""
-    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    return sum(len(text.encode()) for text in texts) / max(1, tokens)

@@ -3,7 +3,6 @@
 `strings/en.toml` is the list of what there is. Another file may leave keys out: English stands in.
 """
 
-import difflib
 import string
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tapestry.config import nearest
 from tapestry.errors import ConfigError
 
 _ENGLISH = "en"
@@ -111,8 +111,7 @@ def _flat(table: Mapping[str, Any], *, where: str) -> Iterator[tuple[str, str]]:
 def _require_like(key: str, value: str, english: Mapping[str, str], *, where: str) -> None:
     """Refuse a string that the program would never show, or could not fill in."""
     if key not in english:
-        nearest = difflib.get_close_matches(key, english, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{where}: {key}: unknown key; did you mean {nearest}?")
+        raise ConfigError(f"{where}: {key}: unknown key; did you mean {nearest(key, english)}?")
     try:
         unknown = _places(value) - _places(english[key])
     except ValueError as error:

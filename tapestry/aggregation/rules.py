@@ -15,7 +15,6 @@ claimed tokens would let a liar buy its majority.
 Shapes: K contributions.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,6 +25,7 @@ from tapestry.aggregation.geometric_median import geometric_median
 from tapestry.aggregation.gram import Float64Array, Gram
 from tapestry.aggregation.median import most_trimmed
 from tapestry.aggregation.multi_krum import multi_krum
+from tapestry.config import nearest
 from tapestry.errors import ConfigError
 
 RuleName = Literal[
@@ -135,9 +135,8 @@ def known_rule(name: str) -> RuleName:
     for known in RULE_NAMES:
         if name == known:
             return known
-    nearest = difflib.get_close_matches(str(name), RULE_NAMES, n=1, cutoff=0.0)
     raise ConfigError(
-        f"unknown rule {name!r:.40}; did you mean {nearest[0]}? "
+        f"unknown rule {name!r:.40}; did you mean {nearest(str(name), RULE_NAMES)}? "
         f"This version has {', '.join(RULE_NAMES)}"
     )
 

@@ -3,7 +3,6 @@
 Everything that is wrong with the file is said at once, each with its line.
 """
 
-import difflib
 import glob
 import re
 import tomllib
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
 
-from tapestry.config import Settings
+from tapestry.config import Settings, nearest
 from tapestry.data.categories import Category
 from tapestry.data.files import list_files
 from tapestry.data.language import language_tag
@@ -357,8 +356,7 @@ class _Places:
         if error["type"] == "missing" and loc != ["source"]:
             said = "is missing"
         if error["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(str(loc[-1]), _valid_keys(loc), n=1, cutoff=0.0)
-            said = f"unknown key; did you mean {nearest[0]}?"
+            said = f"unknown key; did you mean {nearest(str(loc[-1]), _valid_keys(loc))}?"
         return self.line(loc), f"{what}: {said}" if not what.endswith(": ") else f"{what}{said}"
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import open_base
 from tapestry_finetune.bundle import open_bundle
-from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas, whole_drift
+from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas
 from tapestry_finetune.following import newer_checkpoints, watch
 from tapestry_finetune.rebase import Asked, Rebased, rebase
 from tapestry_finetune.run import Telling
@@ -107,9 +108,13 @@ def test_where_the_data_are_gone_the_old_pair_teaches(
 
 def test_drift_is_told_layer_by_layer(localized: Localized, newer: Path, rebased: Rebased) -> None:
     old, new = open_base(newer.parent / "round-000000"), open_base(newer)
-    layers = drift_of(old, new, localized.bundle)
-    assert rebased.drift == pytest.approx(whole_drift(old, new))
-    assert 0 < whole_drift(old, new) < 0.5
+    drift = drift_of(old, new, localized.bundle)
+    layers = drift.layers
+    before, after = (load_file(base.folder / "model.safetensors") for base in (old, new))
+    moved = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    whole = (moved / sum(float(tensor.square().sum()) for tensor in before.values())) ** 0.5
+    assert rebased.drift == drift.whole == pytest.approx(whole)
+    assert 0 < whole < 0.5
     overlaps = [layer.overlap for layer in layers if layer.overlap is not None]
     assert overlaps
     assert all(-1.0 <= overlap <= 1.0 for overlap in overlaps)

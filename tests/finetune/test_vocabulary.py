@@ -1,6 +1,7 @@
 """New tokens make a script cheap, and no other language is read otherwise."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tapestry_finetune.gathering import gather
 from tapestry_finetune.recipe import load_recipe
 from tapestry_finetune.vocabulary import (
     Extension,
-    bytes_per_token,
     extend_model,
     extended_tokenizer,
     keep_others,
@@ -46,6 +46,11 @@ def extension(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Extension
     assert again is not None
     assert torch.equal(again.rows["embedding"], made.rows["embedding"])
     return made
+
+
+def bytes_per_token(tokenizer: Any, texts: Sequence[str]) -> float:
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return sum(len(text.encode()) for text in texts) / max(1, tokens)
 
 
 def test_a_script_becomes_several_times_cheaper(base: Base, extension: Extension) -> None:

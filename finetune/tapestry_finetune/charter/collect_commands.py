@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import Device, Federation
 
 
 def collect(
@@ -32,13 +33,11 @@ def collect(
         str | None, typer.Option(metavar="NAME", help="Type in what NAME ticked on a sheet.")
     ] = None,
     port: Annotated[int, typer.Option(help="Of the page; 0 takes a free one.")] = 0,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
+    federation: Federation = None,
     unverified: Annotated[
         bool, typer.Option(help="Take a folder that nobody signed, of any origin.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the hidden order, and of the answers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from tapestry.cli.bars import bar
 from tapestry.errors import ConfigError
 from tapestry_finetune.charter.collect_commands import collect
+from tapestry_finetune.options import Device, Federation
 
 app = typer.Typer(
     help="Your community's values in one file: write it, check it, collect choices, score models.",
@@ -104,13 +105,11 @@ def score(
     with_prompt: Annotated[
         bool, typer.Option("--with-prompt", help="Tell the model the charter first.")
     ] = False,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
+    federation: Federation = None,
     unverified: Annotated[
         bool, typer.Option(help="Take a folder that nobody signed, of any origin.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -9,11 +9,10 @@ from typing import Annotated, Self
 import rfc8785
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from tapestry.config import Settings, load_settings
+from tapestry.config import Settings, load_settings, nearest
 from tapestry.data.language import language_tag
 from tapestry.errors import ConfigError
 from tapestry_finetune.charter.labels import Labels
-from tapestry_finetune.charter.nearest import nearest_of
 from tapestry_finetune.charter.patterns import expressions
 
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
@@ -204,7 +203,7 @@ def misfits(charter: Charter) -> Iterator[tuple[str, str]]:
             if name not in known:
                 yield (
                     named(number, case),
-                    f"no principle {name!r}; did you mean {nearest_of(name, known)!r}?",
+                    f"no principle {name!r}; did you mean {nearest(name, known)!r}?",
                 )
     topics = Counter(protected.topic for protected in charter.protected)
     for topic, count in topics.items():
@@ -219,7 +218,7 @@ def _misfits_of_votes(principle: Principle, groups: Mapping[str, int]) -> Iterat
     for group, votes in principle.votes.items():
         where = f"principle {principle.id}"
         if group not in groups:
-            beside = f"; did you mean {nearest_of(group, groups)!r}?" if groups else ""
+            beside = f"; did you mean {nearest(group, groups)!r}?" if groups else ""
             yield where, f"group {group!r} voted and is not in identity.groups{beside}"
         elif votes.cast > groups[group]:
             yield where, f"{votes.cast} votes of group {group!r}, which has {groups[group]} people"

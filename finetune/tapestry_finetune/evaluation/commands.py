@@ -9,6 +9,7 @@ import typer
 
 from tapestry.cli.bars import bar, printable
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified
 
 _NOTHING_TO_MEASURE = (
     "nothing to measure: the bundle has no charter, and no --suites were given. Start with "
@@ -34,16 +35,10 @@ def evaluate(
         Path | None,
         typer.Option("--lm-eval", help="Folder of local tasks for lm-evaluation-harness."),
     ] = None,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Fingerprint of the community's key that you expect.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a base that nobody vouches for.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    federation: Federation = None,
+    key: CommunityKey = None,
+    unverified: Unverified = False,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Did it get better? Measure a bundle beside its base, figure by figure, with verdicts.

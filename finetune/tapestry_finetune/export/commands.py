@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tapestry.cli.bars import bar
+from tapestry_finetune.options import CommunityKey, Federation, Unverified
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -28,15 +29,9 @@ def export(
             "--type", help="Of the numbers: f32, f16; gguf also q8_0, q4_0. Default: f16 for gguf."
         ),
     ] = None,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="The community's key that you expect, 16 digits or more.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a model that no federation has published.")
-    ] = False,
+    federation: Federation = None,
+    key: CommunityKey = None,
+    unverified: Unverified = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Write it although it is not to be passed on."),

@@ -1,12 +1,12 @@
 """What is wrong with a file: each fault with file, line and remedy, and all of them at once."""
 
-import difflib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tapestry.cli.bars import printable
 from tapestry.errors import ConfigError
 
 MOST_SHOWN = 20
@@ -74,11 +74,6 @@ def quoted(value: object) -> str:
     return printable(json.dumps(text, ensure_ascii=False))
 
 
-def printable(text: str) -> str:
-    """Return `text` without what would steer a terminal or cannot be encoded."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-
-
 def named_type(value: object) -> str:
     """Return what a JSON value is, in words."""
     if value is None:
@@ -92,8 +87,3 @@ def named_type(value: object) -> str:
     if isinstance(value, list):
         return "a list"
     return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return which of `known` is the most like `word`."""
-    return difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 import charset_normalizer
 
-from tapestry_finetune.rows.faults import Fault, printable
+from tapestry.cli.bars import printable
+from tapestry_finetune.rows.faults import Fault
 
 if sys.version_info >= (3, 14):
     from compression import zstd

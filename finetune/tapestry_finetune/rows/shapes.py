@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tapestry.config import nearest
 from tapestry.errors import ConfigError
-from tapestry_finetune.rows.faults import nearest, quoted
+from tapestry_finetune.rows.faults import quoted
 from tapestry_finetune.rows.kinds import ROLES, Kind
 
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tapestry_finetune.rows.faults import named_type, nearest, quoted
+from tapestry.config import nearest
+from tapestry_finetune.rows.faults import named_type, quoted
 from tapestry_finetune.rows.kinds import ROLES, Message
 
 Complaints = list[str]

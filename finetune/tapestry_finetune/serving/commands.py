@@ -9,6 +9,7 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
+from tapestry_finetune.options import Device, Federation, Unverified
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 _PORT = 7447
@@ -35,13 +36,9 @@ def serve(
     ] = None,
     ratings: Annotated[Path | None, typer.Option(help="Folder for what people judged.")] = None,
     waiting: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 8,
-    federation: Annotated[
-        str | None, typer.Option(help="The federation's identity that you expect.")
-    ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take a base that no federation has published.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    federation: Federation = None,
+    unverified: Unverified = False,
+    device: Device = "auto",
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
 ) -> None:
     """Serve a page and an OpenAI-compatible endpoint until Ctrl-C.
