@@ -173,7 +173,7 @@ def rebase(
     return Rebased(
         columns=columns,
         chosen=best.name,
-        kept_of_gain=_kept(measured, evaluations["copy x 1"].rows),
+        kept_of_gain=_kept(measured, made.recipe.model.languages),
         drift=None if drift is None else drift.whole,
         layers=[] if drift is None else [asdict(layer) for layer in drift.layers],
         evaluation=evaluation,
@@ -357,18 +357,18 @@ def _best(columns: list[Column]) -> Column:
     return max(above or columns, key=lambda column: column.gain)
 
 
-def _kept(measured: Mapping[str, Measured], rows: list[VerdictRow]) -> float | None:
-    """Return the part of the gain on the main language's text that an untouched copy keeps."""
-    texts = [row for row in rows if row.measure == "bits_per_byte"]
-    if OLD_BASE not in measured or not texts:
+def _kept(measured: Mapping[str, Measured], languages: Sequence[str]) -> float | None:
+    """Return the part of the gain on the main language's text that an untouched copy keeps.
+
+    Of a bundle that declares no language: of the text that it gained most on.
+    """
+    if OLD_BASE not in measured:
         return None
     before, after = _figures(measured[OLD_BASE]), _figures(measured[OLD])
-    key = max(
-        (f"{row.measure}:{row.slice}" for row in texts),
-        key=lambda name: before.get(name, 0.0) - after.get(name, 0.0),
-    )
-    if key not in before or key not in after:
+    gains = {key: before[key] - after[key] for key in before if key.startswith("bits_per_byte:")}
+    if not gains:
         return None
-    was = before[key] - after[key]
+    main = f"bits_per_byte:{languages[0]}" if languages else ""
+    key = main if main in gains else max(gains, key=gains.__getitem__)
     now = _figures(measured[NEW])[key] - _figures(measured["copy x 1"])[key]
-    return now / was if was > 0 else None
+    return now / gains[key] if gains[key] > 0 else None

@@ -51,9 +51,17 @@ def rebased(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Rebased:
     return rebase(given, folder / "ours", folder / "work", KEY, Telling(), now=MADE_AT)
 
 
-def test_an_untouched_copy_keeps_most_of_the_gain_and_a_touch_up_more(rebased: Rebased) -> None:
+def test_an_untouched_copy_keeps_most_of_the_gain_and_a_touch_up_more(
+    rebased: Rebased, localized: Localized
+) -> None:
     assert rebased.kept_of_gain is not None
     assert rebased.kept_of_gain >= 0.8
+    measured = {column.name: column.figures["bits_per_byte:eus"] for column in rebased.columns}
+    kept = measured["new base"] - measured["copy x 1"]
+    gained = localized.evaluation.rows[0]
+    assert (gained.measure, gained.slice) == ("bits_per_byte", "eus")
+    was = gained.base - gained.candidate
+    assert rebased.kept_of_gain == pytest.approx(kept / was, rel=1e-3)
     bits = {column.name: column.figures["bits_per_byte:eus"] for column in rebased.columns}
     assert set(bits) == {
         *("old base + adapter", "new base", "copy x 0.5", "copy x 0.75", "copy x 1"),
