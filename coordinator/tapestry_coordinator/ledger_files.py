@@ -9,7 +9,7 @@ from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.ledger.folder import GENESIS_FILE
 from tapestry.ledger.heads import SignedHead, open_head
 from tapestry.ledger.proof import PROOF_FILE
-from tapestry.storage.atomic import write_atomic
+from tapestry.storage.atomic import remove_unfinished, write_atomic
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import StoredHead, ledger_origin
 from tapestry_coordinator.registry import Registry
@@ -38,6 +38,7 @@ def make_up_ledger_files(home: CoordinatorHome, registry: Registry, genesis: Lin
     write_atomic(home.ledger.path / GENESIS_FILE, to_json(first))
     registry.ledger.write(home.ledger, _opened(newest, genesis))
     for folder in home.published.glob("round-*"):
+        remove_unfinished((folder / PROOF_FILE).parent)
         if not (folder / PROOF_FILE).is_file():
             _write_proof(home, registry, genesis, int(folder.name.removeprefix("round-")))
 
@@ -48,7 +49,7 @@ def _write_proof(home: CoordinatorHome, registry: Registry, genesis: Lineage, nu
         return
     proof = proof_of(registry, genesis, envelope)
     if proof is not None:
-        write_atomic(folder / PROOF_FILE, proof)
+        write_atomic(folder / PROOF_FILE, proof, through=home.published)
 
 
 def proof_of(registry: Registry, genesis: Lineage, envelope: Envelope) -> bytes | None:

@@ -17,7 +17,12 @@ TEMPORARY_SUFFIX = ".part"
 
 @contextmanager
 def replacing(
-    path: Path, *, mode: int = 0o644, spares: Spares | None = None, durable: bool = True
+    path: Path,
+    *,
+    mode: int = 0o644,
+    spares: Spares | None = None,
+    durable: bool = True,
+    through: Path | None = None,
 ) -> Iterator[BinaryIO]:
     """Yield a file that takes the name `path` only if the block ends without an error.
 
@@ -28,11 +33,14 @@ def replacing(
             is cut off.
         durable: Whether to wait for the disk; else a machine that goes down may leave the file
             with any content, and whoever reads it has to compare a digest.
+        through: Folder for the temporary name, on the same file system: for files of a folder that
+            others may read at any time and in which nothing else may be seen.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    name = f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = (through or path.parent) / name
     is_spare = spares is not None and spares.take(temporary, mode=mode)
     flags = os.O_RDWR if is_spare else os.O_RDWR | os.O_CREAT | os.O_EXCL
     descriptor = os.open(temporary, flags, mode)
@@ -54,9 +62,16 @@ def replacing(
         sync_path(path.parent)
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
+def write_atomic(
+    path: Path,
+    data: bytes | str,
+    *,
+    mode: int = 0o644,
+    durable: bool = True,
+    through: Path | None = None,
+) -> None:
     """Replace the content of `path` by `data`, whole or not at all; arguments as `replacing`'s."""
-    with replacing(path, mode=mode, durable=durable) as file:
+    with replacing(path, mode=mode, durable=durable, through=through) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 

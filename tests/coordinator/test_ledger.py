@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 from alembic import command
@@ -13,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 import tapestry_coordinator
 from tapestry.checkpoints.verify import verify_checkpoint
-from tapestry.errors import RejectedError, UnavailableError
+from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.ledger.entries import read_entry
 from tapestry.ledger.folder import GENESIS_FILE
 from tapestry.ledger.heads import Head, open_head, sign_head
@@ -245,3 +247,38 @@ def test_a_checkpoint_carries_its_proof_and_still_verifies(small: Small) -> None
         )
         assert (found.index, found.head.head.size) == (0, 1)
         assert verify_checkpoint(folder).genesis_digest == genesis.genesis_digest
+
+
+def test_nothing_else_is_seen_in_a_checkpoint_while_its_proof_is_written(small: Small) -> None:
+    """Whoever verifies a published checkpoint in that moment would refuse the unknown file."""
+    with closing(Registry(database_url(small.home))) as registry:
+        genesis = small.home.load_genesis()
+        folder = small.home.checkpoint(0)
+        write_ledger_files(small.home, registry, genesis, 0)
+        expected = {path.name for path in folder.rglob("*")}
+        seen: set[str] = set()
+        written = Event()
+
+        def look() -> None:
+            while not written.is_set():
+                seen.update(path.name for path in (folder / "tapestry").iterdir())
+
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(look)
+            for _ in range(50):
+                write_ledger_files(small.home, registry, genesis, 0)
+            written.set()
+            looking.result()
+        assert seen
+        assert seen <= expected
+
+
+def test_what_a_killed_coordinator_left_beside_a_proof_is_removed(small: Small) -> None:
+    with closing(Registry(database_url(small.home))) as registry:
+        genesis = small.home.load_genesis()
+        left = small.home.checkpoint(0) / "tapestry/.ledger.json.0123abcd.part"
+        left.write_bytes(b"half")
+        with pytest.raises(UntrustedError, match="not a file of this checkpoint"):
+            verify_checkpoint(small.home.checkpoint(0))
+        make_up_ledger_files(small.home, registry, genesis)
+        assert verify_checkpoint(small.home.checkpoint(0)).genesis_digest == genesis.genesis_digest
