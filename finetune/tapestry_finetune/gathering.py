@@ -45,6 +45,10 @@ class Gathered:
     said: list[str] = field(default_factory=list)
     """What a person should know of the reading, sentence by sentence."""
 
+    def learnt(self) -> list[Row]:
+        """Return every row that is learnt from."""
+        return [*self.text, *self.chats, *self.preferences]
+
     def held_out_text(self) -> list[str]:
         """Return the running text that is never learnt from."""
         return [row.text for row in self.held_out if isinstance(row, TextRow)]

@@ -74,6 +74,7 @@ def make(
             prepared.recipe.floor,
             prepared.gathered.charter,
             about=about(made),
+            learnt=prepared.gathered.learnt(),
             on_progress=telling.on_work,
         )
         write_report(evaluation, work)

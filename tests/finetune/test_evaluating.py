@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -28,6 +28,7 @@ from tapestry_finetune.evaluation.measuring import measure, read_material, with_
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.report import render_page, write_report
 from tapestry_finetune.evaluation.suites import load_suites
+from tapestry_finetune.rows.kinds import Origin, Row, TextRow
 from tests.browsing import HOSTILE, launched, needs_browser, opened
 from tests.finetune.tiny_assistant import (
     COLOURS,
@@ -136,7 +137,7 @@ def _suites(folder: Path) -> Path:
     return folder
 
 
-def evaluate(place: Place, name: str, *, damage: float) -> Evaluation:
+def evaluate(place: Place, name: str, *, damage: float, learnt: Sequence[Row] = ()) -> Evaluation:
     bundle = make_bundle(
         place.folder / name, place.base, name=name, damage=damage, charter=place.charter
     )
@@ -150,13 +151,15 @@ def evaluate(place: Place, name: str, *, damage: float) -> Evaluation:
         floor,
         load_charter(place.charter),
         about={"name": name},
-        contamination=[{"suite": "colours", "share": "0 %"}],
+        learnt=learnt,
     )
 
 
 @pytest.fixture(scope="module")
 def damaged(place: Place) -> Evaluation:
-    return evaluate(place, "damaged", damage=0.5)
+    texts = (english(20_003).upper(), "Niets van dit alles. " * 20, dutch(20_001))
+    learnt = [TextRow(text, Origin("own.txt", line)) for line, text in enumerate(texts, 1)]
+    return evaluate(place, "damaged", damage=0.5, learnt=learnt)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,30 @@ def test_a_damaged_model_is_below_the_floor(damaged: Evaluation) -> None:
     worse = {f"{row.measure}:{row.slice}" for row in damaged.rows if row.verdict == "REGRESSED"}
     assert {"bits_per_byte:eng", "bits_per_byte:nld"} <= worse
     assert any(line.startswith("Below the floor: ") for line in damaged.summary)
+
+
+def test_what_was_learnt_and_measured_on_is_said(damaged: Evaluation) -> None:
+    found = {one["suite"]: one for one in damaged.contamination}
+    assert list(found) == ["text eng", "text nld", "suite colours"]
+    assert found["text eng"] == {
+        "suite": "text eng",
+        "rows": 12,
+        "compared": 12,
+        "in the training rows": 1,
+        "first": "4",
+    }
+    assert found["text nld"]["first"] == "2"
+    assert found["suite colours"]["in the training rows"] == 0
+    said = [line for line in damaged.summary if line.startswith("Read before: ")]
+    assert [line.partition(" stand")[0] for line in said] == [
+        "Read before: 1 of the 12 rows of text eng",
+        "Read before: 1 of the 12 rows of text nld",
+    ]
+
+
+def test_nothing_learnt_is_nothing_compared(untouched: Evaluation) -> None:
+    assert untouched.contamination == []
+    assert not any(line.startswith("Read before: ") for line in untouched.summary)
 
 
 def test_training_that_does_not_beat_the_prompt_is_said_first(untouched: Evaluation) -> None:

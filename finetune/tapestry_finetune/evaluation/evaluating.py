@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from tapestry_finetune.assistants import Assistant
 from tapestry_finetune.charter.settings import Charter
+from tapestry_finetune.evaluation.contamination import contamination, contamination_said
 from tapestry_finetune.evaluation.floor import Floor, VerdictRow, is_above_floor, judge
 from tapestry_finetune.evaluation.harness import run_harness, side_by_side
 from tapestry_finetune.evaluation.measuring import (
@@ -27,6 +28,7 @@ from tapestry_finetune.evaluation.series import (
     paired_interval,
 )
 from tapestry_finetune.evaluation.suites import Suites
+from tapestry_finetune.rows.kinds import Row
 
 BASE, PROMPTED = "base", "base + prompt"
 LOCAL, LOCAL_PROMPTED = "localized", "localized + prompt"
@@ -82,7 +84,7 @@ class Evaluation:
     """What the suites held, by digest, and the settings."""
     notes: list[str] = field(default_factory=list)
     contamination: list[dict[str, Any]] = field(default_factory=list)
-    """How much of each suite stands in the training files."""
+    """How much of each suite stands in the rows that were learnt from."""
     harness: dict[str, Any] = field(default_factory=dict)
     """Of lm-evaluation-harness, if it was asked."""
 
@@ -116,7 +118,7 @@ def evaluate_assistant(
     charter: Charter | None = None,
     *,
     about: Mapping[str, Any] | None = None,
-    contamination: Sequence[dict[str, Any]] = (),
+    learnt: Sequence[Row] = (),
     harness: Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
 ) -> Evaluation:
@@ -129,15 +131,15 @@ def evaluate_assistant(
         floor: What may be lost; None: the default.
         charter: Its held-out cases judge, its prompt makes two more arms; None: neither.
         about: What the report says of base and bundle.
-        contamination: What `doctor` found of the suites in the training files.
+        learnt: The rows that the bundle has learnt from, where they are at hand: the report says
+            how much of the suites stands in them.
         harness: Folder of local tasks for lm-evaluation-harness; None: it is not asked.
         on_progress: Told what is measured, how many are done, and of how many.
     """
     material = read_material(suites, None if charter is None else Judge(charter))
+    read_before = contamination(material, learnt, on_progress)
     arms = measure_arms(assistant, name, material, on_progress=on_progress)
-    made = conclude(
-        arms, material, floor or Floor(), about=about, contamination=list(contamination)
-    )
+    made = conclude(arms, material, floor or Floor(), about=about, read_before=read_before)
     if harness is None:
         return made
     found = {}
@@ -172,9 +174,17 @@ def conclude(
     floor: Floor,
     *,
     about: Mapping[str, Any] | None = None,
-    contamination: list[dict[str, Any]] | None = None,
+    read_before: Sequence[dict[str, Any]] = (),
 ) -> Evaluation:
-    """Compare what was measured: verdicts, four arms, and what to say first."""
+    """Compare what was measured: verdicts, four arms, and what to say first.
+
+    Args:
+        arms: What was measured of each.
+        material: On what.
+        floor: What may be lost.
+        about: What the report says of base and bundle.
+        read_before: How much of the suites stands in what was learnt from.
+    """
     suites = material.suites
     resamples, seed = suites.resamples, suites.seed
     rows = judge(arms[BASE], arms[LOCAL], floor, resamples=resamples, seed=seed)
@@ -184,7 +194,7 @@ def conclude(
         resamples=resamples,
         seed=seed,
     )
-    summary = [_said_of(rows), *positions_said(positions)]
+    summary = [_said_of(rows), *contamination_said(read_before), *positions_said(positions)]
     against = _against_prompt(arms, suites)
     if against is not None:
         beats, line = against
@@ -205,7 +215,7 @@ def conclude(
         about=dict(about or {}),
         measured_on=material.described(),
         notes=_notes(arms),
-        contamination=contamination or [],
+        contamination=list(read_before),
     )
 
 

@@ -75,7 +75,7 @@ def render_page(evaluation: Evaluation) -> str:
         _values(evaluation.arms),
         _answers(evaluation.answers),
         _positions(evaluation.positions),
-        _others("How much of the suites stands in the training files", evaluation.contamination),
+        _others("How much of the suites stands in the training rows", evaluation.contamination),
         _others("lm-evaluation-harness", _flat(evaluation.harness)),
         _card("What the figures mean", tag("ul", Markup(_MEANINGS), class_="means")),
     ]

@@ -13,7 +13,7 @@ two have no common divisor: a fifth of all windows of the training data finds ev
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,17 @@ def evaluation_items(paths: Sequence[Path]) -> tuple[int, list[Item]]:
                 raise RowFaults([one.fault], rows=count)
             count += 1
             try:
-                texts = [plain(text) for text in _strings(one.fields)]
+                texts = list(_strings(one.fields))
             except RecursionError:
                 raise RowFaults([Fault(str(file), one.line, TOO_DEEP)], rows=count) from None
-            items += [Item(f"{file}:{one.line}", text) for text in texts if len(text) >= _ANCHOR]
+            items += items_of(f"{file}:{one.line}", texts)
     return count, items
+
+
+def items_of(origin: str, texts: Iterable[str]) -> list[Item]:
+    """Return those texts of one row that are long enough to be compared."""
+    letters = [plain(text) for text in texts]
+    return [Item(origin, text) for text in letters if len(text) >= _ANCHOR]
 
 
 def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - as JSON holds it
@@ -107,7 +113,13 @@ def overlap(
     rows: Sequence[Row], evaluation: Sequence[Path], on_rows: OnRows | None = None
 ) -> Overlap:
     """Compare training rows with the files of an evaluation."""
-    count, items = evaluation_items(evaluation)
+    return overlap_with(rows, *evaluation_items(evaluation), on_rows)
+
+
+def overlap_with(
+    rows: Sequence[Row], count: int, items: Sequence[Item], on_rows: OnRows | None = None
+) -> Overlap:
+    """Compare training rows with the `items` of the `count` rows of an evaluation."""
     index = _Index(items)
     best: dict[str, Leak] = {}
     for number, row in enumerate(rows):
