@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tapestry.data.language import can_identify
+from tapestry.data.language import can_identify, identify
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.cases import chat_rows, pair_rows
@@ -146,9 +146,15 @@ def replay_share(stage: str, recipe: Recipe) -> float:
 
 
 def replay_of(base: Base) -> tuple[list[str], list[str]]:
-    """Return the federation's open text: what may be replayed, and what is measured on."""
-    documents = base.replay()
-    return split(documents, documents, _HELD_OUT_REPLAY)
+    """Return the federation's open text: what may be replayed, and what is measured on.
+
+    Every language of which there are several documents has its part in both.
+    """
+    by_language: dict[str, list[str]] = {}
+    for document in base.replay():
+        by_language.setdefault(identify(document), []).append(document)
+    parts = [split(found, found, _HELD_OUT_REPLAY) for found in by_language.values()]
+    return [d for kept, _ in parts for d in kept], [d for _, out in parts for d in out]
 
 
 def _preference_examples(

@@ -1,5 +1,6 @@
 """A whole run, as a person starts it: it goes on where it was stopped, and is judged at the end."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tapestry.data.language import identify
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import open_bundle
@@ -303,6 +305,20 @@ def test_replay_makes_its_share_of_the_tokens(base: Base) -> None:
     learnt, measured = replay_of(base)
     assert set(learnt) & set(measured) == set()
     assert measured
+
+
+def test_every_language_of_the_replay_is_measured_and_replayed(base: Base, tmp_path: Path) -> None:
+    said = {
+        "eng": "The library opens its doors at nine in the morning, and everybody may read there.",
+        "fra": "La bibliothèque ouvre ses portes à neuf heures du matin, et chacun peut y lire.",
+        "ell": "Η βιβλιοθήκη ανοίγει τις πόρτες της στις εννέα το πρωί και όλοι διαβάζουν εκεί.",
+    }
+    documents = [f"{text} {number}." for text in said.values() for number in range(3)]
+    (tmp_path / "replay.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    learnt, measured = replay_of(dataclasses.replace(base, folder=tmp_path))
+    assert sorted(learnt + measured) == sorted(documents)
+    for part in (learnt, measured):
+        assert {identify(text) for text in part} == set(said)
 
 
 def test_several_rows_are_always_on_both_sides() -> None:
