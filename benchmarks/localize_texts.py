@@ -1,6 +1,7 @@
 """Texts that the benchmarks of localization share: the extra `demo`'s languages, and English."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +9,15 @@ from tapestry_demo.texts import SOURCES, data_files, documents
 
 _ENGLISH_AUTHOR = "Swami Sivananda"
 _SHORTEST, _LONGEST = 1_000, 4_000
+_COMMA = re.compile(r"\?(?= [a-z])")
+"""The package has a question mark where its source had a comma."""
 
 
 def texts_of(language: str) -> list[str]:
     """Return documents of one language: ind, nya, hin, ukr of the demonstration, or eng.
 
-    English is a commentary in the package that the demonstration's Hindi comes from.
+    English is a commentary in the package that the demonstration's Hindi comes from, without the
+    glossary of Sanskrit words before each.
     """
     sources = {source.language: source for source in SOURCES}
     if language != "eng":
@@ -21,8 +25,11 @@ def texts_of(language: str) -> list[str]:
     root, names = data_files(sources["hin"])
     verses = json.loads((root / names[0]).read_text(encoding="utf-8"))
     comments = [comment for verse in verses for comment in verse["commentaries"]]
-    found = [one["description"] for one in comments if one["author"] == _ENGLISH_AUTHOR]
-    return [" ".join(text.split()) for text in found if _SHORTEST < len(text) < _LONGEST]
+    written = [one["description"] for one in comments if one["author"] == _ENGLISH_AUTHOR]
+    said = [" ".join(text.partition("Commentary")[2].split()) for text in written]
+    return [
+        _COMMA.sub(",", text).lstrip("-: ") for text in said if _SHORTEST < len(text) < _LONGEST
+    ]
 
 
 def first(texts: Sequence[str], most_bytes: int) -> list[str]:

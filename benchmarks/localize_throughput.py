@@ -3,7 +3,8 @@
 Both train the same low-rank matrices on the same pieces, in turns, each from the same weights:
 ours as `tapestry finetune run` does it, with metrics written and checkpoints that can be gone on
 from; trl's `SFTTrainer` as its documentation shows it. Counted is from the end of the first step
-to the end of the last; the process's own CPU time beside it says what a busy machine took.
+to the end of the last; the process's own CPU time beside it says what a busy machine took. The
+limit beside them is what the same core does if a step is nothing but its matrix products.
 
     python benchmarks/localize_throughput.py                 # SmolLM2-135M, from the package index
     python benchmarks/localize_throughput.py --tiny          # a model made on the spot, seconds
@@ -13,6 +14,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,11 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         f"{ratios['wall']:.3f} by the clock, {ratios['cpu']:.3f} by CPU time "
         f"({_ASKED_RATIO} asked for); load {os.getloadavg()[0]:.1f}"
     )
+    most = _most(base, args)
+    print(
+        f"the matrix products of a step alone: {most:.1f} tokens a CPU second; ours reaches "
+        f"{medians['ours']['cpu'] / most:.2f} of it, trl {medians['trl']['cpu'] / most:.2f}"
+    )
     results = {
         "model": base.folder.name,
         "sequence_tokens": args.sequence,
@@ -113,10 +120,39 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         "rank": args.rank,
         "medians": medians,
         "ratios": ratios,
+        "products_alone": most,
         "speeds": speeds,
         "load": os.getloadavg()[0],
     }
     save("localize_throughput_tiny" if args.tiny else "localize_throughput", results)
+
+
+def _most(base: Base, args: argparse.Namespace) -> float:
+    """Return tokens a CPU second if a step were nothing but the matrix products it cannot avoid.
+
+    Forwards every frozen weight matrix once, backwards once more for the gradient of its input;
+    each product alone, warm, with one thread. Attention, norms, low-rank matrices, loss and
+    optimizer come on top of it.
+    """
+    tokens = args.batch * args.sequence
+    shapes = Counter(
+        tuple(one.weight.shape)
+        for one in base.load("cpu").modules()
+        if isinstance(one, torch.nn.Linear)
+    )
+    torch.set_num_threads(1)
+    seconds = 0.0
+    with torch.inference_mode():
+        for (wide, deep), count in shapes.items():
+            x, weight = torch.randn(tokens, deep), torch.randn(wide, deep)
+            taken = []
+            for _ in range(5):
+                began = time.process_time()
+                y = x @ weight.T
+                _ = y @ weight
+                taken.append(time.process_time() - began)
+            seconds += count * min(taken)
+    return tokens / seconds
 
 
 def _examples(base: Base, args: argparse.Namespace) -> Examples:

@@ -18,6 +18,7 @@ class Likelihood:
     nats: float
     """Sum of log p over its tokens, with the one that ends the turn; at most 0."""
     tokens: int
+    """Those that were asked for: an answer longer than the context is cut."""
     text_bytes: int
     """Of the answer in UTF-8."""
 
@@ -39,7 +40,11 @@ def answer_likelihoods(
         for messages, text in asked
     ]
     return [
-        Likelihood(nats=nats, tokens=len(ids), text_bytes=len(text.encode()))
+        Likelihood(
+            nats=nats,
+            tokens=min(len(ids), voice.context_tokens - 1),
+            text_bytes=len(text.encode()),
+        )
         for nats, (_, ids), (_, text) in zip(
             continuation_likelihoods(voice, pairs), pairs, asked, strict=True
         )
@@ -54,9 +59,10 @@ def continuation_likelihoods(
     Args:
         voice: Whose model.
         pairs: Token ids of prefix, at least one, and of continuation. What is longer than the
-            model's context loses the prefix's beginning.
+            model's context loses the prefix's beginning, and if need be the continuation's end;
+            `voice.fit` counts them.
     """
-    cut = [_fitting(prefix, rest, voice.context_tokens) for prefix, rest in pairs]
+    cut = [_fitting(prefix, rest, voice) for prefix, rest in pairs]
     order = sorted(range(len(cut)), key=lambda i: len(cut[i][0]) + len(cut[i][1]))
     found = [0.0] * len(cut)
     start = 0
@@ -73,7 +79,11 @@ def continuation_likelihoods(
     return found
 
 
-def _fitting(prefix: list[int], rest: list[int], most: int) -> tuple[list[int], list[int]]:
+def _fitting(prefix: list[int], rest: list[int], voice: Voice) -> tuple[list[int], list[int]]:
+    most, fit = voice.context_tokens, voice.fit
+    fit.asked += 1
+    fit.answers_cut += len(rest) >= most
+    fit.prompts_cut += len(rest) < most < len(prefix) + len(rest)
     rest = rest[: most - 1]
     return prefix[-(most - len(rest)) :], rest
 

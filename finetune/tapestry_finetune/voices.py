@@ -1,7 +1,28 @@
 """Who speaks: a model, its tokenizer, and what it was told first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(slots=True)
+class Fit:
+    """How many texts were asked for their likelihood, and how many did not fit into the context."""
+
+    asked: int = 0
+    prompts_cut: int = 0
+    """Whose beginning is gone."""
+    answers_cut: int = 0
+    """Whose end is gone, with all of the prompt but its last token."""
+
+    def said(self, context_tokens: int) -> str:
+        """Return a sentence for people; empty if everything fitted."""
+        if not self.prompts_cut + self.answers_cut:
+            return ""
+        return (
+            f"of {self.asked:,} likelihoods {self.prompts_cut:,} were asked without the beginning "
+            f"of the prompt and {self.answers_cut:,} without the end of the answer: longer than "
+            f"the context of {context_tokens:,} tokens"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +38,8 @@ class Voice:
     """Of transformers, with the template of the consensus."""
     system: str = ""
     """What it is told before a dialogue; empty: nothing."""
+    fit: Fit = field(default_factory=Fit, compare=False)
+    """Counted while it is asked."""
 
     @property
     def context_tokens(self) -> int:

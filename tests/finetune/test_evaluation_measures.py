@@ -3,6 +3,7 @@
 import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
+import dataclasses
 import itertools
 import json
 import math
@@ -32,7 +33,8 @@ from tapestry_finetune.evaluation.survey import (
     stand_by_behaviour,
     stand_by_survey,
 )
-from tapestry_finetune.voices import Voice
+from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
+from tapestry_finetune.voices import Fit, Voice
 from tests.finetune.tiny_assistant import (
     COLOURS,
     THINGS,
@@ -120,6 +122,19 @@ def test_bits_per_byte_are_those_of_lm_eval(
     found = run_harness(voice, write_task(tmp_path / "tasks", texts), window_tokens=window)
     bits, text_bytes = bits_of(voice, texts, window_tokens=window or 1024, context_tokens=1)
     assert bits.sum() / text_bytes.sum() == pytest.approx(found["bits"]["bits_per_byte"], rel=1e-5)
+
+
+def test_what_does_not_fit_into_the_context_is_counted_and_said(voice: Voice) -> None:
+    most = voice.context_tokens
+    asked = dataclasses.replace(voice, fit=Fit())
+    user = [{"role": "user", "content": "red"}]
+    likelihoods = answer_likelihoods(asked, [(user, "red"), (user, "red " * 2 * most)])
+    assert likelihoods[1].tokens == most - 1
+    assert asked.fit == Fit(asked=2, answers_cut=1)
+    continuation_likelihoods(asked, [([5] * most, [5]), ([5] * (most - 1), [5])])
+    assert asked.fit == Fit(asked=4, answers_cut=1, prompts_cut=1)
+    assert asked.fit.said(most).startswith("of 4 likelihoods 1 were asked without the beginning")
+    assert voice.fit.said(most) == ""
 
 
 def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tapestry_finetune.evaluation.survey import (
     stand_by_behaviour,
     stand_by_survey,
 )
-from tapestry_finetune.voices import Voice
+from tapestry_finetune.voices import Fit, Voice
 
 _MOST_OPENINGS = 20
 """Protected texts whose beginning a model is given."""
@@ -152,6 +152,7 @@ def measure(
         on_progress: Told how far it is.
     """
     measured = Measured()
+    voice = dataclasses.replace(voice, fit=Fit())
     if not only_values:
         _measure_ability(voice, material, measured, on_progress)
     if material.judge is not None:
@@ -163,6 +164,8 @@ def measure(
         measured.values["behaviour"] = stand_by_behaviour(
             voice, material.behaviour, on_progress=on_progress
         )
+    if said := voice.fit.said(voice.context_tokens):
+        measured.notes.append(said)
     return measured
 
 
