@@ -16,6 +16,7 @@ setup: $(STAMP) ## create .venv and install everything, with development tools
 # torch comes first and by its exact version: where a build without CUDA lies on disk or is
 # configured for pip, it is taken, and nothing after it pulls another.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about 2.8 GB, five to fifteen minutes, mostly without a word"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet "torch==2.13.0"

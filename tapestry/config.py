@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from tapestry.errors import ConfigError
 
 _MOST_CHARACTERS = 80
 """Of a key, in a message."""
+_MOST_FAULTS = 10
+_QUOTED = re.compile(r"'([^']+)'")
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -41,18 +45,35 @@ def load_settings(path: Path, model: type[SettingsT]) -> SettingsT:
 
 
 def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str) -> SettingsT:
-    """Return `table` as `model`; a refusal is one line that starts with `where`."""
+    """Return `table` as `model`; a refusal has a line for each fault, which starts with `where`."""
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = [str(part)[:_MOST_CHARACTERS] for part in first["loc"]]
-        said = first["msg"].removeprefix("Value error, ")[: 10 * _MOST_CHARACTERS]
-        message = f"{where}: {'.'.join(loc)}: {said}" if loc else f"{where}: {said}"
-        if first["type"] == "extra_forbidden":
-            meant = nearest(loc[-1], _keys_beside(model, loc))
-            message = f"{where}: {'.'.join(loc)}: unknown key; did you mean {meant}?"
-        raise ConfigError(message) from error
+        faults = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        lines = [f"{where}: {_said(fault, model)}" for fault in faults[:_MOST_FAULTS]]
+        if len(faults) > _MOST_FAULTS:
+            lines.append(f"and {len(faults) - _MOST_FAULTS} more")
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _said(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """Return what is wrong, in a line that starts with the key."""
+    loc = [str(part)[:_MOST_CHARACTERS] for part in fault["loc"]]
+    said = fault["msg"].removeprefix("Value error, ")[: 10 * _MOST_CHARACTERS]
+    if not loc:
+        return said
+    place = "".join(
+        f" (number {part + 1})" if isinstance(part, int) else f".{name}" if number else name
+        for number, (part, name) in enumerate(zip(fault["loc"], loc, strict=True))
+    )
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: unknown key; did you mean {nearest(loc[-1], _keys_beside(model, loc))}?"
+    if fault["type"] == "missing":
+        return f"{place}: missing"
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        known = _QUOTED.findall(fault["ctx"]["expected"])
+        return f"{place}: {said}; did you mean {nearest(fault['input'], known)}?" if known else said
+    return f"{place}: {said}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -255,7 +255,7 @@ def distil(bundle: Bundle, old: Base, bench: Bench, steps: int) -> Candidate:
     tokenizer = bundle.tokenizer(prepared.base)
     most = prepared.chosen.sequence_tokens
     own = text_examples(tokenizer, written_texts, sequence_tokens=most)
-    replay = text_examples(tokenizer, replay_of(prepared.base)[0], sequence_tokens=most)
+    replay = text_examples(tokenizer, replay_of(prepared.base).learnt, sequence_tokens=most)
     examples = with_replay(own, replay, training.replay, seed=training.seed) if len(replay) else own
     settings = stage_settings(
         "language", prepared.recipe, prepared.chosen, examples, prepared.width

@@ -8,7 +8,7 @@ import typer
 
 from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
-from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified
+from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified, require_folders
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -46,6 +46,7 @@ def chat(
 
     Example: tapestry chat our-bundle --base published/round-000020
     """
+    require_folders(model, base)
     from tapestry_finetune.assistants import load_assistant  # noqa: PLC0415 - imports torch
     from tapestry_finetune.base import describe  # noqa: PLC0415
     from tapestry_finetune.conversing import Conversation, Manner  # noqa: PLC0415

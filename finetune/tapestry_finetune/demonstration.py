@@ -7,6 +7,7 @@ institutions and the example's charter are what it is localized with.
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tapestry.errors import ConfigError
 
 LANGUAGE = "ind"
 _MEMBER = "id-"
+_SHOWN_LINES = 5
 _RECIPE = """\
 # The demonstration's recipe; yours begins with: tapestry finetune init YOUR_FILES --base CHECKPOINT
 [model]
@@ -45,8 +47,12 @@ bits_per_byte_percent = 10.0
 """
 
 
-def prepare_demo(folder: Path) -> Path:
+def prepare_demo(folder: Path, on_line: Callable[[str], None] = lambda _: None) -> Path:
     """Make a consensus and a recipe on it in `folder`; return the recipe.
+
+    Args:
+        folder: New, or empty. What the federation says goes into `consensus.log` in it.
+        on_line: Told each line of that.
 
     Raises:
         ConfigError: The folder is taken, or the demonstration's texts are not installed.
@@ -56,11 +62,25 @@ def prepare_demo(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     federation = folder / "federation"
     command = [sys.executable, "-m", "tapestry.cli.main", "demo", "--quick"]
-    done = subprocess.run([*command, "--keep", str(federation)], check=False)
-    if done.returncode:
+    said: list[str] = []
+    with (
+        (folder / "consensus.log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*command, "--keep", str(federation)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            log.write(line)
+            said.append(line.rstrip())
+            on_line(said[-1])
+    if process.returncode:
         raise ConfigError(
-            "`tapestry demo --quick` did not end well; it says why above (its texts come with "
-            "pip install 'tapestry-fl[demo]')"
+            "\n".join(said[-_SHOWN_LINES:])
+            + f"\n`tapestry demo --quick` did not end well: see {folder / 'consensus.log'} (its "
+            "texts come with pip install 'tapestry-fl[demo]')"
         )
     newest = max((federation / "coordinator" / "published").glob("round-*"))
     text = _text_of(federation / "texts")

@@ -17,6 +17,7 @@ from tapestry_finetune.rows.looking import (
     foreign,
     language_name,
     learnt_text,
+    main_language,
     repeats_of,
     shares_of,
     tags_of,
@@ -170,6 +171,9 @@ def _of_language(made: Diagnosis, declared: str, rows: int) -> list[Finding]:
         return []
     if not can_identify(declared):
         what = f"whether text is in {declared} cannot be told; no row was judged by its language"
+        seen = main_language(made.languages)
+        if seen != UNKNOWN:
+            what += f". Most of it looks like {language_name(seen)}: did you mean {seen}?"
         return [Finding("advice", what)]
     others = foreign(made.languages, declared)
     if not others:
@@ -271,7 +275,7 @@ def advice_on_amounts(kinds: dict[Kind, Amount]) -> list[Finding]:
         )
         found.append(Finding("advice", what))
     if text is not None:
-        size = f"{text.text_bytes / 1e6:,.1f} MB of text"
+        size = f"{_sized(text.text_bytes)} of text"
         if text.text_bytes < LITTLE_TEXT_BYTES:
             what = (
                 f"{size} is little (below about {LITTLE_TEXT_BYTES / 1e6:.0f} MB): method "
@@ -281,6 +285,10 @@ def advice_on_amounts(kinds: dict[Kind, Amount]) -> list[Finding]:
             what = f'{size} is enough for method "full", where it fits into memory'
         found.append(Finding("advice", what))
     return found
+
+
+def _sized(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def _rows(count: int) -> str:

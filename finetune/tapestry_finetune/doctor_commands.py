@@ -1,7 +1,6 @@
 """`tapestry finetune doctor`: parse, call, render."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tapestry.cli.bars import bar, printable
-from tapestry.errors import ConfigError
-from tapestry_finetune.options import Unverified
+from tapestry_finetune.options import Columns, Roles, RowShape, Unverified, mapping
 
 
 def doctor(
@@ -31,16 +29,9 @@ def doctor(
     declared_language: Annotated[
         str, typer.Option(help="The language that the data should be in, such as tam.")
     ] = "",
-    shape: Annotated[
-        str | None,
-        typer.Option(help="messages, sharegpt, alpaca, prompt, pairs, thumbs, text; else seen."),
-    ] = None,
-    role: Annotated[
-        list[str] | None, typer.Option(help="What a role of yours means: bot=assistant.")
-    ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="What a column of yours means: question=prompt.")
-    ] = None,
+    shape: RowShape = None,
+    role: Roles = None,
+    column: Columns = None,
     skip_bad: Annotated[
         Path | None, typer.Option(help="Move bad rows to this file, with their reasons.")
     ] = None,
@@ -62,7 +53,7 @@ def doctor(
     from tapestry_finetune.rows.shapes import Reading  # noqa: PLC0415
 
     declared = language_tag(declared_language) if declared_language else ""
-    reading = Reading(shape, _mapping(role, "--role"), _mapping(column, "--column"))
+    reading = Reading(shape, mapping(role, "--role"), mapping(column, "--column"))
     opened = None if base is None else open_base(base, unverified=unverified)
     with bar() as shown:
         try:
@@ -90,16 +81,6 @@ def doctor(
         return
     for line in [*found.announcements(), *_summary(made), *_findings(made)]:
         typer.echo(printable(line))
-
-
-def _mapping(given: Sequence[str] | None, option: str) -> dict[str, str]:
-    made: dict[str, str] = {}
-    for one in given or []:
-        theirs, equals, ours = one.partition("=")
-        if not (theirs and equals and ours):
-            raise ConfigError(f"{option} {one}: expected yours=ours, such as bot=assistant")
-        made[theirs] = ours
-    return made
 
 
 def _summary(made: Any) -> list[str]:  # noqa: ANN401 - a Diagnosis, whose module is not for --help

@@ -27,6 +27,10 @@ class Counted:
     learnt: int = 0
     """Tokens that the loss is taken of."""
     text_bytes: int = 0
+    text_tokens: int = 0
+    """What `text_bytes` is in tokens: without replay, of preferences the answers alone."""
+    replayed: int = 0
+    """Of the rows, those that are replay."""
     cut: int = 0
     """Pieces that a long text was cut into, beyond the first."""
     dropped: list[str] = field(default_factory=list)
@@ -54,6 +58,8 @@ class Examples:
     """`tokens` (text or chats), `pairs` or `thumbs`."""
     columns: dict[str, list[Any]]
     counted: Counted
+    first: int = 0
+    """A row that is the community's own, to be shown."""
 
     def __len__(self) -> int:
         return self.counted.rows
@@ -98,6 +104,7 @@ def text_examples(
         counted.tokens += len(ids)
         counted.text_bytes += len(document.encode())
     counted.learnt, counted.rows = counted.tokens, len(pieces)
+    counted.text_tokens = counted.tokens
     return Examples(kind="tokens", columns={"input_ids": pieces, "labels": pieces}, counted=counted)
 
 
@@ -127,6 +134,7 @@ def chat_examples(
         counted.tokens += len(ids)
         counted.learnt += sum(learnt)
         counted.text_bytes += sum(len(message["content"].encode()) for message in dialogue)
+    counted.text_tokens = counted.tokens
     _require_some(counted, sequence_tokens)
     return Examples(
         kind="tokens", columns={"input_ids": all_ids, "labels": labels}, counted=counted
@@ -175,6 +183,7 @@ def answer_examples(
         counted.rows += 1
         counted.learnt += sum(map(len, ids.values()))
         counted.tokens += len(head) * len(texts) + sum(map(len, ids.values()))
+    counted.text_tokens = counted.learnt
     _require_some(counted, sequence_tokens)
     return Examples(kind=kind, columns=columns, counted=counted)
 
@@ -208,10 +217,12 @@ def with_replay(own: Examples, replay: Examples, share: float, *, seed: int) -> 
         tokens=own.counted.tokens + taken,
         learnt=own.counted.learnt + taken,
         text_bytes=own.counted.text_bytes,
+        text_tokens=own.counted.text_tokens,
+        replayed=len(added),
         cut=own.counted.cut,
         dropped=own.counted.dropped,
     )
-    return Examples(kind=own.kind, columns=columns, counted=counted)
+    return Examples(kind=own.kind, columns=columns, counted=counted, first=places.index(0))
 
 
 def _require_some(counted: Counted, sequence_tokens: int) -> None:

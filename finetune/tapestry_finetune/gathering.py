@@ -1,15 +1,18 @@
 """What a recipe's files hold: read once, filtered by the charter, split, and counted."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tapestry.data.language import can_identify, identify
+from tapestry.data.language import UNKNOWN, can_identify, identify, kin_of
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.cases import chat_rows, pair_rows
 from tapestry_finetune.charter.guard import Guard
+from tapestry_finetune.charter.linting import lint
 from tapestry_finetune.charter.settings import Charter, load_charter
 from tapestry_finetune.examples import (
     Examples,
@@ -26,6 +29,8 @@ from tapestry_finetune.rows.looking import foreign, language_name, shares_of, ta
 from tapestry_finetune.rows.reading import Rows, read_rows
 
 _MUCH_FOREIGN = 0.1
+_RARE = 0.01
+"""Of the documents of the open text: fewer are no language of their own."""
 _HELD_OUT_REPLAY = 0.2
 """So that what is forgotten shows on text that was not replayed."""
 
@@ -53,9 +58,23 @@ class Gathered:
         """Return the running text that is never learnt from."""
         return [row.text for row in self.held_out if isinstance(row, TextRow)]
 
+    def held_out_of(self, stage: str) -> int:
+        """Return how many rows of the kind that a stage learns from are held out."""
+        kind = {"language": TextRow, "instruct": ChatRow}.get(stage, PairRow | ThumbRow)
+        return sum(isinstance(row, kind) for row in self.held_out)
+
     def held_out_chats(self) -> list[ChatRow]:
         """Return the conversations that are never learnt from."""
         return [row for row in self.held_out if isinstance(row, ChatRow)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """The federation's open text."""
+
+    learnt: list[str]
+    measured: dict[str, list[str]]
+    """By language; `UNKNOWN` where it cannot be told."""
 
 
 def gather(
@@ -80,6 +99,7 @@ def gather(
         ConfigError: A file is missing or holds rows of another kind.
     """
     charter = load_charter(beside(where, recipe.model.charter)) if recipe.model.charter else None
+    said = [] if charter is None else _of_charter(charter, recipe.model.charter)
     reading = _Reading(recipe, where, skip_bad, on_progress, Guard(charter) if charter else None)
     wanted = () if are_gone else recipe.training.stages
     text: tuple[Row, ...] = ()
@@ -102,8 +122,18 @@ def gather(
         held_out=reading.held_out,
         charter=charter,
         sources=tuple(reading.sources),
-        said=reading.said,
+        said=[*said, *reading.said],
     )
+
+
+def _of_charter(charter: Charter, name: str) -> list[str]:
+    """Return what to say of a charter that `charter lint` finds errors in."""
+    errors = [finding for finding in lint(charter) if finding.level == "error"]
+    if not errors:
+        return []
+    first = f"{errors[0].where}: {errors[0].what}"
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return [f"warning: {name}: {count} by `tapestry finetune charter lint`, the first: {first}"]
 
 
 def stage_examples(
@@ -133,7 +163,7 @@ def stage_examples(
             [str(row.origin) for row in gathered.chats],
             sequence_tokens=sequence_tokens,
         )
-    replayed = replay_of(base)[0] if share else []
+    replayed = replay_of(base).learnt if share else []
     if not replayed:
         return own
     replay = text_examples(tokenizer, replayed, sequence_tokens=sequence_tokens)
@@ -145,16 +175,36 @@ def replay_share(stage: str, recipe: Recipe) -> float:
     return recipe.training.replay * {"language": 1.0, "instruct": 0.5}.get(stage, 0.0)
 
 
-def replay_of(base: Base) -> tuple[list[str], list[str]]:
+def replay_of(base: Base) -> Replay:
     """Return the federation's open text: what may be replayed, and what is measured on.
 
     Every language of which there are several documents has its part in both.
     """
+    documents = base.replay()
     by_language: dict[str, list[str]] = {}
-    for document in base.replay():
-        by_language.setdefault(identify(document), []).append(document)
-    parts = [split(found, found, _HELD_OUT_REPLAY) for found in by_language.values()]
-    return [d for kept, _ in parts for d in kept], [d for _, out in parts for d in out]
+    for document, tag in zip(documents, _languages_of(documents), strict=True):
+        by_language.setdefault(tag, []).append(document)
+    parts = {tag: split(found, found, _HELD_OUT_REPLAY) for tag, found in by_language.items()}
+    return Replay(
+        learnt=[document for kept, _ in parts.values() for document in kept],
+        measured={tag: out for tag, (_, out) in parts.items() if out},
+    )
+
+
+def _languages_of(documents: Sequence[str]) -> list[str]:
+    """Return the languages of open text, as far as all documents together tell them.
+
+    A language that hardly any document is in is rather mistaken than there: such a document counts
+    as in its most frequent kin, or as `UNKNOWN`.
+    """
+    tags = [identify(document) or UNKNOWN for document in documents]
+    counts = Counter(tag for tag in tags if tag != UNKNOWN)
+    fewest = max(2, math.ceil(_RARE * len(tags)))
+    meant = {UNKNOWN: UNKNOWN}
+    for tag, count in counts.items():
+        best = max(kin_of(tag) & counts.keys() | {tag}, key=lambda one: (counts[one], one))
+        meant[tag] = tag if count >= fewest else best if counts[best] >= fewest else UNKNOWN
+    return [meant[tag] for tag in tags]
 
 
 def _preference_examples(

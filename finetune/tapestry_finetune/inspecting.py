@@ -16,10 +16,12 @@ from tapestry_finetune.doctor import (
 )
 from tapestry_finetune.rows.cost import Cost, cost_of, english
 from tapestry_finetune.rows.kinds import Kind, Row
+from tapestry_finetune.rows.licences import licences_of
 from tapestry_finetune.rows.looking import learnt_text, main_language, shares_of, tags_of
-from tapestry_finetune.rows.reading import OnProgress, read_files
+from tapestry_finetune.rows.reading import FileRows, OnProgress, read_files
 from tapestry_finetune.rows.shapes import Reading
 
+_NAMED = 3
 _STAGE_OF: dict[Kind, str] = {
     "text": "language",
     "chat": "instruct",
@@ -105,8 +107,21 @@ def inspect(
         stages=tuple(stages),
         method=_method(kinds),
         cost=cost,
-        advice=[finding.what for finding in advice_on_amounts(kinds)],
+        advice=[
+            *found.announcements()[len(found.files) :],
+            *(finding.what for finding in advice_on_amounts(kinds)),
+            *_on_licences(found.files),
+        ],
     )
+
+
+def _on_licences(files: Sequence[FileRows]) -> list[str]:
+    """Return what to do about the licences that lie beside the files."""
+    beside = licences_of(files).files
+    if not beside:
+        return []
+    named = ", ".join(beside[:_NAMED])
+    return [f"licence: see {named}; write its name into data.licence, the published model names it"]
 
 
 def _method(kinds: dict[Kind, Amount]) -> str:

@@ -34,6 +34,10 @@ class StagePlan:
     tokens: int
     learnt: int
     text_bytes: int
+    text_tokens: int
+    replayed: int
+    held_out: int
+    """Of the community's own rows, those that are measured on."""
     cut: int
     dropped: int
     warning: str
@@ -47,7 +51,7 @@ class StagePlan:
     @property
     def bytes_per_token(self) -> float:
         """Of what is learnt from."""
-        return self.text_bytes / max(1, self.tokens)
+        return self.text_bytes / max(1, self.text_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +94,8 @@ def plan(prepared: Prepared, *, measure: bool = True) -> Plan:
         settings = stage_settings(stage, recipe, chosen, examples, prepared.width)
         steps = steps_of(settings, examples)
         seconds = steps * _a_step(prepared, tokenizer, examples, settings) if measure else 0.0
-        stages.append(_planned(stage, examples, settings, tokenizer, steps=steps, seconds=seconds))
+        made = _planned(stage, examples, settings, tokenizer, steps=steps, seconds=seconds)
+        stages.append(replace(made, held_out=prepared.gathered.held_out_of(stage)))
     return Plan(
         stages=stages,
         method=chosen.method,
@@ -132,6 +137,9 @@ def _planned(
         tokens=counted.tokens,
         learnt=counted.learnt,
         text_bytes=counted.text_bytes,
+        text_tokens=counted.text_tokens,
+        replayed=counted.replayed,
+        held_out=0,
         cut=counted.cut,
         dropped=len(counted.dropped),
         warning=counted.warning(),
@@ -177,7 +185,7 @@ def _shown(examples: Examples, tokenizer: Any) -> list[tuple[str, bool]]:  # noq
     """Return one example as pieces of text, each learnt or not."""
     columns = examples.columns
     if examples.kind == "tokens":
-        at = next((i for i, row in enumerate(columns["labels"]) if -100 in row), 0)
+        at = examples.first
         ids = columns["input_ids"][at]
         learnt = [label != -100 for label in columns["labels"][at]]
     else:

@@ -1,6 +1,7 @@
 """From a finished run to a bundle: measured, judged by the floor, signed."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,19 @@ from tapestry_finetune.vocabulary import Extension
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _MOST_PROMPTS = 20
+_BLANK = re.compile(r"\s+")
+_FEWEST_PIECES = 12
+_SHORTEST_PIECE = 200
+"""Letters: of a shorter one the first words, which nothing stands before, decide."""
 
 
 class BelowFloorError(TapestryError):
     """The localized model is worse than its base where the recipe says that it must not be."""
+
+    def __init__(self, message: str, evaluation: Evaluation) -> None:
+        """Say why, with what was measured."""
+        super().__init__(message)
+        self.evaluation = evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,14 +151,16 @@ def suites_of(made: Made, folder: Path) -> Suites:
     texts: dict[str, list[str]] = {}
     main = made.recipe.model.languages[0] if made.recipe.model.languages else ""
     for text in made.gathered.held_out_text():
-        texts.setdefault(main or _language(text, main), []).append(text)
-    for text in replay_of(made.base)[1]:
-        texts.setdefault(_language(text, main), []).append(text)
+        texts.setdefault(main or identify(text) or UNKNOWN, []).append(text)
+    kin = kin_of(main) if main else frozenset[str]()
+    for tag, documents in replay_of(made.base).measured.items():
+        texts.setdefault(main if tag in kin else tag, []).extend(documents)
     asked = made.recipe.evaluation.seen_from(made.where.resolve().parent)
     paths: dict[str, tuple[Path, ...]] = {tag: tuple(asked.text[tag]) for tag in asked.text}
     for tag, documents in texts.items():
         path = folder / "text" / f"{tag}.jsonl"
-        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents]
+        pieces = in_pieces(documents)
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in pieces]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths[tag] = (*paths.get(tag, ()), path)
     changed: dict[str, Any] = {"text": paths}
@@ -168,12 +180,22 @@ def suites_of(made: Made, folder: Path) -> Suites:
     return asked.model_copy(update=changed)
 
 
-def _language(text: str, main: str) -> str:
-    """Return the language of a text; one that is easily taken for `main` counts as that."""
-    found = identify(text)
-    if main and found and found in kin_of(main):
-        return main
-    return found or UNKNOWN
+def in_pieces(documents: list[str]) -> list[str]:
+    """Return few long documents as several shorter pieces: an interval needs some of them."""
+    if len(documents) >= _FEWEST_PIECES:
+        return documents
+    size = max(_SHORTEST_PIECE, sum(map(len, documents)) // _FEWEST_PIECES)
+    pieces: list[str] = []
+    for document in documents:
+        count = max(1, round(len(document) / size))
+        least = -(-len(document) // count)
+        start = 0
+        while start < len(document):
+            blank = _BLANK.search(document, start + least, start + 2 * least)
+            stop = blank.end() if blank else start + least
+            pieces.append(document[start:stop])
+            start = stop
+    return [piece for piece in pieces if piece.strip()]
 
 
 def about(made: Made) -> dict[str, Any]:
@@ -217,8 +239,11 @@ def publish(
     """
     if not evaluation.passed and not force:
         raise BelowFloorError(
-            f"{_worst(evaluation)} Nothing is published. See {candidate.folder.parent}; to "
-            'publish all the same add --force "WHY", which everybody will read'
+            f"{_worst(evaluation)} Nothing is published. Look at "
+            f"{candidate.folder.parent / 'evaluation.html'}. Then: fewer steps or more "
+            "training.replay lose less; [floor] overrides allows a loss that you accept; "
+            '--force "WHY" publishes all the same, and everybody will read why',
+            evaluation,
         )
     weights = [entry.name for entry in candidate.lineage.files]
     reason = "" if evaluation.passed else force

@@ -11,7 +11,7 @@ import typer
 from tapestry.cli.bars import bar, printable
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
-from tapestry_finetune.options import KeyFolder, Unverified
+from tapestry_finetune.options import KeyFolder, Unverified, require_folders
 from tapestry_finetune.recipe_commands import stopping, telling_on
 
 
@@ -61,6 +61,7 @@ def rebase(
 
     Example: tapestry finetune rebase ours --onto round-000048 --recipe recipe.toml
     """
+    require_folders(bundle, onto, old, watch)
     from tapestry_finetune import rebase as carrying  # noqa: PLC0415
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
     from tapestry_finetune.following import watch as follow  # noqa: PLC0415

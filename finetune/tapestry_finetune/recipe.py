@@ -1,10 +1,12 @@
 """`recipe.toml`: everything that a localized model is made of, in one file."""
 
 import hashlib
+import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tapestry.config import Settings, load_settings
 from tapestry.errors import ConfigError
@@ -14,8 +16,27 @@ from tapestry_finetune.evaluation.suites import Suites
 
 Stage = Literal["vocab", "language", "instruct", "values"]
 Method = Literal["auto", "lora", "lora+embeddings", "full"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 STAGES: tuple[Stage, ...] = ("vocab", "language", "instruct", "values")
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
+
+
+def plain_name(text: str, *, otherwise: str = "our") -> str:
+    """Return a name that a folder and an address may have, as like `text` as can be."""
+    ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9.]+", "-", ascii_only)[:64].strip("-.") or otherwise
+
+
+def _named(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r:.80} is no name: it has small letters of English, digits, dots and hyphens, "
+            f"such as {plain_name(text)}"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_named)]
 
 
 class ModelTable(Settings):
@@ -87,14 +108,15 @@ class TrainingTable(Settings):
 
 
 class StageTable(Settings):
-    """One stage; 0 is chosen."""
+    """How long and how fast this stage is trained; what is 0 is chosen."""
 
     learning_rate: float = Field(default=0.0, ge=0, le=1)
-    """0: 2e-4 for lora, 5e-4 for lora+embeddings, 2e-5 for full; values a twentieth of that."""
+    """0: chosen. 2e-4 for lora, 5e-4 for lora+embeddings, 5e-5 for full in a model 768 wide, more
+    in narrower ones and less in wider; a twentieth of that for values. `plan` shows it."""
     epochs: float = Field(default=0.0, ge=0, le=1000)
     """How often everything is seen; 0: 1 for text, 3 for chats and preferences."""
     steps: int = Field(default=0, ge=0)
-    """Optimizer steps, instead of epochs."""
+    """Optimizer steps, instead of epochs; 0: as many as the epochs take."""
 
 
 class ValuesTable(StageTable):

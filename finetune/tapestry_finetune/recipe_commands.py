@@ -14,7 +14,17 @@ import typer
 from tapestry.cli.bars import Bar, bar, printable
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
-from tapestry_finetune.options import CommunityKey, Federation, KeyFolder, Unverified
+from tapestry_finetune.options import (
+    Columns,
+    CommunityKey,
+    Federation,
+    KeyFolder,
+    Roles,
+    RowShape,
+    Unverified,
+    mapping,
+    require_folders,
+)
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe.toml; `tapestry finetune init` writes one.")
@@ -25,31 +35,40 @@ def init(
     data: Annotated[list[Path], typer.Argument(help="Your files or folders, of any known form.")],
     base: Annotated[Path, typer.Option("--base", help="A published checkpoint's folder.")],
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.toml"),
-    name: Annotated[str, typer.Option(help="What the model will be called.")] = "",
+    name: Annotated[
+        str, typer.Option(help="What the model will be called: small letters, digits, hyphens.")
+    ] = "",
     charter: Annotated[
         Path | None, typer.Option(help="Your charter.toml; `charter new` begins one.")
     ] = None,
     all_keys: Annotated[
         bool, typer.Option("--all", help="Write every key that there is, with its default.")
     ] = False,
+    shape: RowShape = None,
+    role: Roles = None,
+    column: Columns = None,
     unverified: Unverified = False,
 ) -> None:
     """Look at your files and your machine, and write a recipe with comments.
 
     Example: tapestry finetune init texts/ chats.jsonl --base round-000042
     """
+    require_folders(base)
     from tapestry_finetune.base import open_base  # noqa: PLC0415 - imports torch
     from tapestry_finetune.inspecting import inspect  # noqa: PLC0415
+    from tapestry_finetune.rows.shapes import Reading  # noqa: PLC0415
     from tapestry_finetune.starting import name_for, recipe_for, write_recipe  # noqa: PLC0415
 
     if out.exists():
         raise ConfigError(f"{out}: exists already; name another with --out, or change that one")
+    reading = Reading(shape, mapping(role, "--role"), mapping(column, "--column"))
     with bar() as shown:
         shown.show("verifying the base")
         opened = open_base(base, unverified=unverified)
         found = inspect(
             data,
             base=opened,
+            reading=reading,
             on_progress=lambda doing, done, of: shown.show(doing, done, of, unit="bytes"),
         )
     for file in found.files:
@@ -59,9 +78,9 @@ def init(
     for sentence in found.advice:
         typer.echo(f"note: {sentence}")
     named = name or name_for(data, found.language)
-    made = recipe_for(found, base, where=out, name=named, charter=charter)
+    made = recipe_for(found, base, where=out, name=named, charter=charter, reading=reading)
     write_recipe(made, out, all_keys=all_keys)
-    typer.echo(f"{out}: stages {', '.join(found.stages)}")
+    typer.echo(f"{out}: makes {named}, stages {', '.join(made.training.stages)}")
     typer.echo(f"  look first   tapestry finetune plan {out}")
     typer.echo(f"  make it      tapestry finetune run {out}")
 
@@ -109,8 +128,12 @@ def _show_stage(stage: Any) -> None:  # noqa: ANN401 - a StagePlan, whose module
     from rich.text import Text  # noqa: PLC0415
 
     typer.echo(
-        f"\n{stage.stage}: {stage.rows:,} rows, {stage.tokens:,} tokens ({stage.learnt:,} learnt), "
-        f"{stage.bytes_per_token:.2f} bytes a token"
+        f"\n{stage.stage}: {stage.rows:,} rows ({stage.rows - stage.replayed:,} yours, "
+        f"{stage.replayed:,} replay), {stage.held_out:,} more held out"
+    )
+    typer.echo(
+        f"  {stage.tokens:,} tokens, {stage.learnt:,} of them learnt; {stage.bytes_per_token:.2f} "
+        "bytes of your text a token"
     )
     typer.echo(
         f"  {stage.steps:,} steps at a learning rate of {stage.learning_rate:.2g}"
@@ -155,7 +178,9 @@ def run(
     Example: tapestry finetune run recipe.toml
     """
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.evaluation.commands import show_evaluation  # noqa: PLC0415
     from tapestry_finetune.making import make  # noqa: PLC0415
+    from tapestry_finetune.publishing import BelowFloorError  # noqa: PLC0415
     from tapestry_finetune.recipe import load_recipe  # noqa: PLC0415
     from tapestry_finetune.training import StoppedError  # noqa: PLC0415
 
@@ -180,8 +205,10 @@ def run(
         except StoppedError as error:
             typer.echo(f"{error}; go on with: tapestry finetune run {recipe}", err=True)
             raise typer.Exit(130) from error
-    from tapestry_finetune.evaluation.commands import show_evaluation  # noqa: PLC0415
-
+        except BelowFloorError as error:
+            show_evaluation(error.evaluation, typer.echo)
+            typer.echo("")
+            raise
     show_evaluation(evaluation, typer.echo)
     typer.echo(f"\n{target}: signed by {bundle.key[:16]}")
     typer.echo(f"  look at it   {target / 'evaluation.html'}")
@@ -195,15 +222,22 @@ def demo(
 ) -> None:
     """See it work without data of your own: a small consensus, localized, measured, signed.
 
-    Takes two to four minutes on two cores; a model this small babbles.
+    Takes three to four minutes on two cores, half of it for a consensus of four institutions to
+    begin with (`tapestry demo --quick`), half for your part of it; a model this small babbles.
 
     Example: tapestry finetune demo
     """
     from tapestry_finetune.demonstration import prepare_demo  # noqa: PLC0415
 
-    recipe = prepare_demo(keep.resolve())
-    typer.echo(f"\nthe recipe: {recipe}\n")
+    typer.echo("1 of 2: four institutions make a small consensus, which yours is made of")
+    with bar() as shown:
+        recipe = prepare_demo(
+            keep.resolve(), lambda line: shown.show("making a consensus", note=line.strip()[:60])
+        )
+    typer.echo(f"2 of 2: a community makes it its own, as {recipe} says")
     run(recipe, force="a demonstration", key=keep.resolve() / "identity")
+    published = keep.resolve() / "federation/coordinator/published"
+    typer.echo(f"  try your own files on the same base: any round-... in {published}")
 
 
 def verify(
@@ -219,6 +253,7 @@ def verify(
 
     Example: tapestry finetune verify ours --base round-000042
     """
+    require_folders(bundle, base)
     from tapestry_finetune.base import describe, open_base  # noqa: PLC0415 - imports torch
     from tapestry_finetune.bundle import open_bundle, require_base  # noqa: PLC0415
 
@@ -251,9 +286,10 @@ def stopping() -> Iterator[Any]:
     def stop(*_: object) -> None:
         nonlocal asked
         if asked:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one ends the process
             raise KeyboardInterrupt
         asked = True
-        typer.echo("stopping after this step; once more to stop at once", err=True)
+        typer.echo("stopping, after the step in hand; once more to stop at once", err=True)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -265,6 +301,7 @@ def stopping() -> Iterator[Any]:
 def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN401 - a Telling
     """Return who is told how a run goes: a bar, or lines where nobody looks at one."""
     from tapestry_finetune.run import Telling  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.training import StoppedError  # noqa: PLC0415
 
     def on_step(what: str, progress: Any) -> None:  # noqa: ANN401 - a Progress
         note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
@@ -272,11 +309,16 @@ def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN4
         if not sys.stderr.isatty() and progress.step % max(1, progress.steps // 10) == 0:
             typer.echo(f"{what}: step {progress.step} of {progress.steps}, {note}", err=True)
 
+    def on_work(what: str, done: int, of: int) -> None:
+        if is_stopped():
+            raise StoppedError("stopped; what was learnt is kept")
+        shown.show(what, done, of, unit="done")
+
     return Telling(
         say=lambda sentence: typer.echo(printable(sentence), err=True),
         on_reading=reading_on(shown),
         on_step=on_step,
-        on_work=lambda what, done, of: shown.show(what, done, of, unit="done"),
+        on_work=on_work,
         is_stopped=is_stopped,
     )
 

@@ -105,6 +105,8 @@ def prepare(
     from transformers import AutoConfig  # noqa: PLC0415 - after offline
 
     recipe = load_recipe(where)
+    if not are_gone:
+        _require_files(recipe, where)
     opened = open_base(
         base or beside(where, recipe.model.base),
         federation=recipe.model.federation or None,
@@ -130,6 +132,18 @@ def prepare(
         config=config,
         parameters=parameters,
     )
+
+
+def _require_files(recipe: Recipe, where: Path) -> None:
+    """Look whether everything is there before anything is verified or read, which takes long."""
+    for key in ("text", "chats", "preferences"):
+        for name in getattr(recipe.data, key):
+            if not beside(where, name).exists():
+                raise ConfigError(
+                    f"{where}: data.{key}: {beside(where, name)}: no such file or folder"
+                )
+    if recipe.model.charter and not beside(where, recipe.model.charter).is_file():
+        raise ConfigError(f"{where}: model.charter: {recipe.model.charter}: no such file")
 
 
 def train(prepared: Prepared, folder: Path, telling: Telling) -> Finished:

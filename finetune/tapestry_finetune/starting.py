@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tapestry.config import commented_toml
+from tapestry.config import commented_toml, parse_settings
 from tapestry.data.language import UNKNOWN
 from tapestry.errors import ConfigError
 from tapestry.storage.atomic import write_atomic
 from tapestry_finetune.inspecting import Inspection
-from tapestry_finetune.recipe import DataTable, ModelTable, Recipe, TrainingTable
+from tapestry_finetune.recipe import Recipe, plain_name
+from tapestry_finetune.rows.shapes import Reading
 
 _HEAD = (
     "A recipe: what is made of which checkpoint and which files. Look at what it would do with\n"
@@ -23,10 +24,18 @@ _SHORT = {
     "training": ("stages", "method", "replay", "seed"),
     "floor": ("bits_per_byte_percent", "accuracy_points"),
 }
+_SAID = ("shape", "roles", "columns")
+"""Written where the person said something about the files."""
 
 
 def recipe_for(
-    inspection: Inspection, base: Path, *, where: Path, name: str, charter: Path | None
+    inspection: Inspection,
+    base: Path,
+    *,
+    where: Path,
+    name: str,
+    charter: Path | None,
+    reading: Reading | None = None,
 ) -> Recipe:
     """Return a recipe for what was seen.
 
@@ -36,9 +45,10 @@ def recipe_for(
         where: The recipe's file; paths in it are relative to its folder.
         name: Of the model.
         charter: The community's, if it has one.
+        reading: What the person said about the files.
 
     Raises:
-        ConfigError: There is nothing to learn from.
+        ConfigError: There is nothing to learn from, or the name is none.
     """
     stages = list(inspection.stages)
     if charter is not None:
@@ -55,16 +65,23 @@ def recipe_for(
             ("preferences", ("pairs", "thumbs")),
         )
     }
-    return Recipe(
-        model=ModelTable(
-            name=name,
-            base=_relative(base, where),
-            languages=languages,
-            charter=_relative(charter, where) if charter is not None else "",
-        ),
-        data=DataTable(**data),
-        training=TrainingTable(stages=tuple(stages)),
-    )
+    said = reading or Reading()
+    table = {
+        "model": {
+            "name": name,
+            "base": _relative(base, where),
+            "languages": languages,
+            "charter": _relative(charter, where) if charter is not None else "",
+        },
+        "data": {
+            **data,
+            "shape": said.shape or "",
+            "roles": dict(said.roles or {}),
+            "columns": dict(said.columns or {}),
+        },
+        "training": {"stages": tuple(stages)},
+    }
+    return parse_settings(table, Recipe, where="the recipe")
 
 
 def write_recipe(recipe: Recipe, where: Path, *, all_keys: bool = False) -> None:
@@ -75,7 +92,9 @@ def write_recipe(recipe: Recipe, where: Path, *, all_keys: bool = False) -> None
     """
     if where.exists():
         raise ConfigError(f"{where}: exists already; name another with --out, or change that one")
-    keys = None if all_keys else _SHORT
+    short = dict(_SHORT)
+    short["data"] = (*_SHORT["data"], *(k for k in _SAID if getattr(recipe.data, k)))
+    keys = None if all_keys else short
     write_atomic(where, commented_toml(recipe, head=_HEAD, keys=keys))
 
 
@@ -87,6 +106,4 @@ def _relative(path: Path, where: Path) -> str:
 
 def name_for(paths: Sequence[Path], language: str) -> str:
     """Return a name for a model that nobody has named yet."""
-    stem = language if language != UNKNOWN else paths[0].resolve().stem.lower()
-    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem)
-    return f"{kept.strip('-') or 'our'}-assistant"
+    return f"{plain_name(language if language != UNKNOWN else paths[0].resolve().stem)}-assistant"

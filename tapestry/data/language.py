@@ -30,9 +30,12 @@ _PAIRS = (
     "rnrun rurus smsmo sgsag sasan gdgla srsrp stsot snsna sdsnd sisin ssssw skslk slslv sosom "
     "esspa susun swswa svswe tltgl tgtgk tatam tttat tetel ththa bobod titir toton tstso tntsn "
     "trtur tktuk uguig ukukr ururd uzuzb veven vivie vovol cycym wowol xhxho yiyid yoyor zazha "
-    "zuzul"
+    "zuzul aeave anarg avava bmbam ceche chcha crcre cuchu cvchv eeewe ffful hohmo hzher ioido "
+    "iiiii kgkon kikik kjkua krkau kvkom kwcor lilim lulub mhmah ndnde ngndo nvnav ojoji ososs "
+    "pipli scsrd sesme twtwi tytah wawln"
 )
-"""ISO 639-1 and 639-3 of the languages that have both, without a gap between the two."""
+"""ISO 639-1 and 639-3 of the languages that have both, without a gap between the two, and of
+`iw` and `jw`, their older codes."""
 
 _TWO_TO_THREE = {pair[:2]: pair[2:] for pair in _PAIRS.split()}
 _FAMILIES = (
@@ -71,6 +74,9 @@ _IDENTIFIED = {
     for name, code in pycld2.LANGUAGES
     if name in pycld2.DETECTED_LANGUAGES and not name.startswith("X_")
 }
+_BY_NAME = {
+    name.lower(): _TWO_TO_THREE.get(code, code) for name, code in pycld2.LANGUAGES if code.isalpha()
+}
 _KNOWN = frozenset(_IDENTIFIED.values()) | frozenset(
     tag for tags in _FAMILIES for tag in tags if set(tags) & set(_IDENTIFIED.values())
 )
@@ -80,14 +86,15 @@ def language_tag(text: str) -> str:
     """Return a tag in its short form: three letters of ISO 639-3 where known, then what follows.
 
     Raises:
-        ConfigError: It is no BCP 47 tag.
+        ConfigError: It is no BCP 47 tag, or begins with two letters that ISO 639-1 does not have.
     """
-    if not _TAG.fullmatch(text):
-        raise ConfigError(
-            f"{text!r:.40} is no language tag: expected one such as fra, eus or pt-BR; "
-            f"{SEVERAL} for a source in several languages"
-        )
     head, *rest = text.split("-")
+    if not _TAG.fullmatch(text) or (len(head) == 2 and head.lower() not in _TWO_TO_THREE):
+        named = _BY_NAME.get(text.strip().lower())
+        meant = f"did you mean {named}?" if named else "expected one such as fra, eus or pt-BR;"
+        raise ConfigError(
+            f"{text!r:.40} is no language tag: {meant} {SEVERAL} for a source in several languages"
+        )
     return "-".join([_TWO_TO_THREE.get(head.lower(), head.lower()), *rest])
 
 

@@ -78,7 +78,7 @@ def test_an_unknown_key_names_the_nearest_one(
         ("[loom]\nthreads = 0\n", "loom.threads", "greater than or equal to 1"),
         ("[loom]\nthreads = 1.5\n", "loom.threads", "valid integer"),
         ('[loom]\ncolours = "red"\n', "loom.colours", "valid tuple"),
-        ("[loom]\ncolours = [1]\n", "loom.colours.0", "valid string"),
+        ("[loom]\ncolours = [1]\n", "loom.colours (number 1)", "valid string"),
         ('[loom]\nis_on = "perhaps"\n', "loom.is_on", "valid boolean"),
         ("loom = 3\n", "loom", "valid dictionary"),
     ],
@@ -87,6 +87,18 @@ def test_a_wrong_value_names_its_key(tmp_path: Path, text: str, key: str, compla
     message = refusal(tmp_path, text)
     assert message.startswith(f"{key}: ")
     assert complaint in message
+
+
+def test_all_faults_are_named_at_once_unknown_keys_first(tmp_path: Path) -> None:
+    path = write(tmp_path, "[loom]\nthreads = 0\ntensoin = 3\ncolours = [1]\n")
+    with pytest.raises(ConfigError) as raised:
+        load_settings(path, Workshop)
+    lines = str(raised.value).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(": ")[0] for line in lines] == [
+        "loom.tensoin",
+        "loom.threads",
+        "loom.colours (number 1)",
+    ]
 
 
 @pytest.mark.parametrize("text", ["threads: 3\n", "[loom\n", "[loom]\nthreads = 1\nthreads = 2\n"])

@@ -22,10 +22,15 @@ def test_a_tag_has_one_form(written: str, tag: str) -> None:
     assert language_tag(written) == tag
 
 
-@pytest.mark.parametrize("written", ["", "french", "f", "fr_FR", "fr-", "français"])
+@pytest.mark.parametrize("written", ["", "french", "f", "fr_FR", "fr-", "français", "xx", "qq-FR"])
 def test_what_is_no_tag_is_refused(written: str) -> None:
     with pytest.raises(ConfigError, match="is no language tag"):
         language_tag(written)
+
+
+def test_a_language_named_in_english_is_told_its_tag() -> None:
+    with pytest.raises(ConfigError, match=r"'Esperanto' is no language tag: did you mean epo\?"):
+        language_tag("Esperanto")
 
 
 @pytest.mark.parametrize("tag", TEXTS)

@@ -39,12 +39,12 @@ def test_the_digest_follows_what_is_said_and_not_how_it_is_laid_out(tmp_path: Pa
         ({"protected": [{"topic": "x", "terms": ["y"]}]}, "refuses without a word: add answer"),
         (
             {"protected": [{"topic": "x", "patterns": ["(y"], "answer": "no"}]},
-            r"protected.0: pattern '\(y', character 3: a \( is never closed",
+            r"protected \(number 1\): pattern '\(y', character 3: a \( is never closed",
         ),
         ({"protected": [SECRET, SECRET]}, "stands 2 times; put their terms together"),
         ({"identity": {"community": "us", "languages": ["english!"]}}, "is no language tag"),
         ({"identity": {"community": " ", "languages": ["en"]}}, "identity.community"),
-        ({"case": [{**case(1), "good": ""}]}, "case.0.good"),
+        ({"case": [{**case(1), "good": ""}]}, r"case \(number 1\)\.good"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(

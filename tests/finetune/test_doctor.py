@@ -11,8 +11,10 @@ import pytest
 from tapestry.cli.main import main
 from tapestry.data.tokenizer import tokenizer_files, train_tokenizer
 from tapestry_finetune.base import Base, BaseIdentity
+from tapestry_finetune.charter.starter import starter
 from tapestry_finetune.doctor import Amount, Diagnosis, advice_on_amounts, diagnose
 from tapestry_finetune.inspecting import inspect
+from tapestry_finetune.recipe import load_recipe
 from tapestry_finetune.rows.reading import read_files
 from tests.conftest import Federation
 
@@ -245,3 +247,63 @@ def test_what_roles_and_columns_mean_can_be_told(tmp_path: Path, doctor: Any) ->
     done = doctor(file, "--column", "frage")
     assert done.code == 1
     assert "expected yours=ours" in done.err
+
+
+# init
+
+
+def init(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["finetune", "init", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_init_says_how_to_name_columns_and_writes_what_was_said(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "dialogoj.csv"
+    table.write_text(
+        "demando;respondo\n"
+        + "".join(f"Kio estas tio, numero {n}?;Tio estas libro {n}.\n" for n in range(30)),
+        encoding="utf-8",
+    )
+    base, recipe = federation.newest, tmp_path / "recipe.toml"
+    code, _, err = init(capsys, table, "--base", base, "--out", recipe)
+    assert code == 1
+    assert '(it has: "demando", "respondo")' in err
+    assert "--column demando=prompt (in a recipe: data.columns = " in err
+    assert "prompt (or question) + completion (or response or answer)" in err
+    columns = ("--column", "demando=prompt", "--column", "respondo=completion")
+    code, out, err = init(capsys, table, "--base", base, "--out", recipe, *columns)
+    assert (code, err) == (0, "")
+    assert "30 rows, prompt" in out
+    assert load_recipe(recipe).data.columns == {"demando": "prompt", "respondo": "completion"}
+
+
+def test_init_refuses_what_is_no_name_with_one_that_is(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(BASQUE), encoding="utf-8")
+    base, recipe = federation.newest, tmp_path / "recipe.toml"
+    code, _, err = init(capsys, text, "--base", base, "--out", recipe, "--name", "Nia Helpantĝo")
+    assert code == 1
+    assert "such as nia-helpantgo" in err
+    assert "Traceback" not in err
+    assert not recipe.exists()
+
+
+def test_init_says_the_stages_that_it_writes(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, charter = tmp_path / "text.txt", tmp_path / "charter.toml"
+    text.write_text("\n\n".join(BASQUE), encoding="utf-8")
+    charter.write_text(starter("eu"), encoding="utf-8")
+    recipe = tmp_path / "recipe.toml"
+    code, out, _ = init(
+        capsys, text, "--base", federation.newest, "--out", recipe, "--charter", charter
+    )
+    assert code == 0
+    stages = ", ".join(load_recipe(recipe).training.stages)
+    assert f"makes eus-assistant, stages {stages}" in out
+    assert stages.endswith("language, instruct, values")

@@ -125,9 +125,21 @@ def test_few_questions_are_said_to_be_few() -> None:
 
 
 def test_an_interval_of_few_documents_says_little() -> None:
-    assert verdict_on(texts([100.0]), texts([100.0])).note == (
-        "of 1 document only: the interval says little"
+    assert verdict_on(texts([100.0] * 5), texts([100.0] * 5)).note == (
+        "of 5 texts only: the interval says little"
     )
+
+
+def test_of_hardly_any_text_only_a_great_loss_has_regressed() -> None:
+    row = verdict_on(texts([100.0]), texts([103.0]))
+    assert (row.verdict, row.note) == (
+        "kept",
+        "1 text is too few to tell; give more in [evaluation] text",
+    )
+    assert verdict_on(texts([100.0] * 3), texts([90.0] * 3)).verdict == "kept"
+    assert verdict_on(texts([100.0]), texts([111.0])).verdict == "REGRESSED"
+    assert verdict_on(texts([100.0]), texts([103.0]), Floor(strict=True)).verdict == "REGRESSED"
+    assert verdict_on(texts([100.0] * 4), texts([103.0] * 4)).verdict == "REGRESSED"
 
 
 def test_one_more_leak_is_one_too_many() -> None:

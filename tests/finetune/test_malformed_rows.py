@@ -152,7 +152,7 @@ MALFORMED = {
     "koi8": (
         "a.txt",
         "Правительство решило вчера, что школьники будут учиться летом.\n".encode("koi8-r"),
-        [(1, "it looks like KOI8-R: convert the file, for example with `iconv -f KOI8-R")],
+        [(1, "if that is right, convert the file, for example with `iconv -f KOI8-R")],
     ),
     "utf-16": (
         "a.csv",
@@ -287,13 +287,16 @@ MALFORMED = {
         b"instruction,input,answer_text\nq,,a\nr,,b\n",
         [
             (1, 'looks like Alpaca, but there is no field "output" (there are: "instruction", '),
-            (1, '"input", "answer_text"). Rename, or map names: columns = { theirs = "ours" }'),
+            (1, '"input", "answer_text"). Rename it, or say what they mean: --column'),
         ],
     ),
     "no known shape": (
         "a.jsonl",
         lines({"title": "x", "body": "y"}),
-        [(0, 'rows of no known shape (fields: "title", "body"). Rename fields, or map names')],
+        [
+            (0, 'rows of no known shape (fields: "title", "body"). Rename fields, or say what '),
+            (0, "they mean: --column title=prompt (in a recipe: data.columns = "),
+        ],
     ),
 }
 
@@ -336,7 +339,7 @@ def test_all_faults_are_said_at_once_and_those_beyond_twenty_counted(tmp_path: P
     assert len(said) == MOST_SHOWN + 2
     assert said[-2:] == [
         "and 20 more like these",
-        "40 faults, 40 good rows beside; skip_bad (--skip-bad FILE) moves bad rows aside",
+        "40 faults, 40 good rows beside; --skip-bad FILE moves bad rows aside",
     ]
 
 

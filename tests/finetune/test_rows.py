@@ -264,6 +264,15 @@ def test_what_was_read_is_announced_with_sources(tmp_path: Path) -> None:
     assert rows.sources[1].name == "part/chat.jsonl"
 
 
+def test_files_of_no_form_in_a_folder_are_named(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", {"text": "x"})
+    for name in ("story.docx", "photo.jpg", ".hidden", "LICENSE", "b.odt", "c.odt"):
+        (tmp_path / name).write_bytes(b"PK")
+    first, second = read(tmp_path).announcements
+    assert first == "read 1 row of a.jsonl as text"
+    assert second.startswith("warning: left out b.odt, c.odt, photo.jpg and 1 more: of no form")
+
+
 def test_a_file_named_by_a_person_is_read_whatever_its_name(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("Text that is meant.")

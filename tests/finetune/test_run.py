@@ -22,7 +22,7 @@ from tapestry_finetune.gathering import gather, replay_of
 from tapestry_finetune.keeping import Progress, read_metrics
 from tapestry_finetune.making import make
 from tapestry_finetune.planning import plan
-from tapestry_finetune.publishing import BelowFloorError
+from tapestry_finetune.publishing import BelowFloorError, in_pieces
 from tapestry_finetune.recipe import load_recipe
 from tapestry_finetune.rows.cost import english as english_text
 from tapestry_finetune.run import Telling, prepare
@@ -171,7 +171,7 @@ def test_below_its_floor_it_is_published_only_by_force_that_everybody_reads(
             recipe, target, tmp_path / "work", KEY, Telling(), now=MADE_AT, force=force
         )[0].folder  # fmt: skip
 
-    with pytest.raises(BelowFloorError, match=r'Nothing is published.*add --force "WHY"'):
+    with pytest.raises(BelowFloorError, match=r'Nothing is published.*--force "WHY" publishes'):
         made(tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     assert (tmp_path / "work" / "evaluation.html").exists()
@@ -296,14 +296,15 @@ def test_long_text_is_cut_and_nothing_is_lost(base: Base) -> None:
 def test_replay_makes_its_share_of_the_tokens(base: Base) -> None:
     tokenizer = base.tokenizer()
     own = text_examples(tokenizer, known(60, seed=5), sequence_tokens=32)
-    replay = text_examples(tokenizer, replay_of(base)[0], sequence_tokens=32)
+    replay = text_examples(tokenizer, replay_of(base).learnt, sequence_tokens=32)
     mixed = with_replay(own, replay, 0.25, seed=1)
     added = mixed.counted.tokens - own.counted.tokens
     assert added / mixed.counted.tokens == pytest.approx(0.25, abs=0.01)
     assert mixed.columns == with_replay(own, replay, 0.25, seed=1).columns
     assert mixed.columns != with_replay(own, replay, 0.25, seed=2).columns
-    learnt, measured = replay_of(base)
-    assert set(learnt) & set(measured) == set()
+    found = replay_of(base)
+    measured = [text for texts in found.measured.values() for text in texts]
+    assert set(found.learnt) & set(measured) == set()
     assert measured
 
 
@@ -315,10 +316,31 @@ def test_every_language_of_the_replay_is_measured_and_replayed(base: Base, tmp_p
     }
     documents = [f"{text} {number}." for text in said.values() for number in range(3)]
     (tmp_path / "replay.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    learnt, measured = replay_of(dataclasses.replace(base, folder=tmp_path))
-    assert sorted(learnt + measured) == sorted(documents)
-    for part in (learnt, measured):
-        assert {identify(text) for text in part} == set(said)
+    found = replay_of(dataclasses.replace(base, folder=tmp_path))
+    assert sorted(
+        found.learnt + [text for texts in found.measured.values() for text in texts]
+    ) == sorted(documents)
+    assert {identify(text) for text in found.learnt} == set(said)
+    assert found.measured.keys() == said.keys()
+
+
+def test_a_document_in_a_language_of_its_own_is_not_judged_by(base: Base, tmp_path: Path) -> None:
+    """It is mistaken for it: Malay where all others are Indonesian, Danish where nothing is."""
+    indonesian = (
+        "Perpustakaan membuka pintunya pada pukul sembilan pagi karena semua orang bisa membaca "
+        "di sana, kata pengurus kota kemarin siang."
+    )
+    malay = (
+        "Perpustakaan dibuka pada pukul sembilan pagi kerana kerajaan negeri memberitahu bahawa "
+        "semua orang boleh membaca di situ, kata beliau."
+    )
+    danish = "Biblioteket åbner klokken ni om morgenen, og alle må læse bøgerne dér hele dagen."
+    assert [identify(text) for text in (indonesian, malay, danish)] == ["ind", "msa", "dan"]
+    documents = [f"{indonesian} {number}." for number in range(12)] + [malay, danish]
+    (tmp_path / "replay.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    found = replay_of(dataclasses.replace(base, folder=tmp_path))
+    assert found.measured.keys() <= {"ind", "und"}
+    assert "ind" in found.measured
 
 
 def test_several_rows_are_always_on_both_sides() -> None:
@@ -354,3 +376,16 @@ def test_text_in_another_language_than_declared_is_warned_of(base: Base, tmp_pat
         recipe.write_text(changed, encoding="utf-8")
         said = "\n".join(gather(load_recipe(recipe), recipe).said)
         assert ("of data.text is not in tam but in English" in said) == is_warned
+
+
+def test_few_long_documents_are_measured_in_pieces() -> None:
+    """Of all their letters, in their order, cut at blanks where there are any."""
+    prose = " ".join(f"word{number}" for number in range(900))
+    for documents in ([prose], [prose, "short"], ["字" * 5_000], [f"{prose}\n\n{prose}"]):
+        pieces = in_pieces(documents)
+        assert "".join(pieces) == "".join(documents)
+        assert 10 <= len(pieces) <= 14
+    assert all(piece.endswith(" ") for piece in in_pieces([prose])[:-1])
+    assert in_pieces(["short", "shorter"]) == ["short", "shorter"]
+    many = [f"text {number}" * 99 for number in range(12)]
+    assert in_pieces(many) == many

@@ -78,7 +78,11 @@ def lint(charter: CharterFile, as_json: AsJson = False) -> None:
             typer.echo(f"{name}: {of['cases']} cases, {of['held_out']} held out{shown}")
         for finding in findings:
             typer.echo(f"{finding.level}: {finding.where}: {finding.what}")
-        typer.echo(f"{errors} errors, {len(findings) - errors} hints; digest {read.digest[:16]}")
+        hints = len(findings) - errors
+        typer.echo(
+            f"{errors} error{'' if errors == 1 else 's'}, {hints} hint{'' if hints == 1 else 's'}; "
+            f"digest {read.digest[:16]}"
+        )
     if errors:
         raise typer.Exit(1)
 

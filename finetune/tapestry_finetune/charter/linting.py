@@ -1,6 +1,7 @@
 """What a board should look at before it adopts its charter: errors to mend, hints to weigh."""
 
 import itertools
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from tapestry_finetune.charter.likeness import likeness
 from tapestry_finetune.charter.patterns import expressions
 from tapestry_finetune.charter.probing import can_match, too_wide
 from tapestry_finetune.charter.settings import Case, Charter, Principle, Protected, misfits, named
+from tapestry_finetune.charter.starter import starter
 from tapestry_finetune.charter.votes import agreement_of, group_aware_consensus
 
 FEWEST_CASES = 5
@@ -43,6 +45,7 @@ def lint(charter: Charter) -> list[Finding]:
     misfitting = [Finding("error", where, what) for where, what in misfits(charter)]
     found = itertools.chain(
         misfitting,
+        _of_samples(charter),
         _of_principles(charter),
         _of_answers(charter),
         _of_likeness(charter),
@@ -51,6 +54,19 @@ def lint(charter: Charter) -> list[Finding]:
         _of_labels(charter),
     )
     return sorted(found, key=lambda finding: finding.level != "error")
+
+
+def _of_samples(charter: Charter) -> Iterator[Finding]:
+    """Find what still stands there as `charter new` wrote it."""
+    sample = tomllib.loads(starter(charter.identity.languages[0]))
+    if charter.identity.community == sample["identity"]["community"]:
+        what = f'community = "{charter.identity.community}" is the sample\'s: write who you are'
+        yield Finding("hint", "identity", what)
+    texts = {one["text"] for one in sample["principle"]}
+    for principle in charter.principle:
+        if principle.text in texts:
+            what = "this is the sample's text: replace it by your own, with its cases, or remove it"
+            yield Finding("hint", f"principle {principle.id}", what)
 
 
 def _of_principles(charter: Charter) -> Iterator[Finding]:

@@ -1,13 +1,14 @@
 """`charter.toml`: who a community is, what it asks of its assistant, what is not to be touched."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
 import rfc8785
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from tapestry.config import Settings, load_settings, nearest
 from tapestry.data.language import language_tag
@@ -17,7 +18,20 @@ from tapestry_finetune.charter.patterns import expressions
 
 Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 """Text that somebody must have written."""
-Name = Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
+_NAME = re.compile(r"[\w.-]{1,64}")
+
+
+def _named(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        like = re.sub(r"[^\w.-]+", "-", text.strip())[:64] or "one"
+        raise ValueError(
+            f"{text!r:.80} is no name: letters, digits, dots, hyphens and _, without blanks, such "
+            f"as {like}"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_named)]
 """Without blanks: it stands in other files and in tables."""
 
 

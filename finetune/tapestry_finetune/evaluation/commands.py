@@ -9,7 +9,7 @@ import typer
 
 from tapestry.cli.bars import bar, printable
 from tapestry.errors import ConfigError
-from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified
+from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified, require_folders
 
 _NOTHING_TO_MEASURE = (
     "nothing to measure: the bundle has no charter, and no --suites were given. Start with "
@@ -48,6 +48,7 @@ def evaluate(
 
     Example: tapestry finetune eval ours --base round-000042 --suites suites/
     """
+    require_folders(bundle, base)
     from tapestry_finetune.assistants import load_assistant  # noqa: PLC0415 - imports torch
     from tapestry_finetune.base import describe, open_base  # noqa: PLC0415
     from tapestry_finetune.bundle import open_bundle  # noqa: PLC0415

@@ -10,7 +10,10 @@ from tapestry.config import Settings
 from tapestry_finetune.evaluation.series import MEASURES, Measured, Series, paired_interval
 
 _FEWEST_TEXTS = 8
-"""Documents that an interval can be taken from."""
+"""Texts that an interval can be taken from."""
+_FEWEST_JUDGED = 4
+"""Texts from which a verdict follows, short of a loss of so many times what the floor allows:"""
+_CERTAINLY = 5
 
 Verdict = Literal["improved", "kept", "REGRESSED"]
 
@@ -100,8 +103,15 @@ def _row(before: Series, after: Series, floor: Floor, *, resamples: int, seed: i
     strict = floor.strict or not measure.is_share or before.measure == "leaked"
     verdict, note = _verdict(*losses, tolerance, items=len(before.items), strict=strict)
     if not note and not measure.is_share and len(before.items) < _FEWEST_TEXTS:
-        documents = "1 document" if len(before.items) == 1 else f"{len(before.items)} documents"
-        note = f"of {documents} only: the interval says little"
+        texts = "1 text" if len(before.items) == 1 else f"{len(before.items)} texts"
+        note = f"of {texts} only: the interval says little"
+        if (
+            len(before.items) < _FEWEST_JUDGED
+            and not floor.strict
+            and losses[0] <= _CERTAINLY * tolerance
+        ):
+            few = "is" if len(before.items) == 1 else "are"
+            verdict, note = "kept", f"{texts} {few} too few to tell; give more in [evaluation] text"
     return VerdictRow(
         measure=before.measure,
         slice=before.slice,

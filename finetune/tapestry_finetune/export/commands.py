@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tapestry.cli.bars import bar
-from tapestry_finetune.options import CommunityKey, Federation, Unverified
+from tapestry_finetune.options import CommunityKey, Federation, Unverified, require_folders
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
@@ -48,6 +48,7 @@ def export(
 
     Example: tapestry export our-bundle --base published/round-000020 --format gguf --out our.gguf
     """
+    require_folders(model, base)
     from tapestry_finetune.export.exporting import Order  # noqa: PLC0415 - imports torch
     from tapestry_finetune.export.exporting import export as carry_out  # noqa: PLC0415
     from tapestry_finetune.opening import open_model  # noqa: PLC0415

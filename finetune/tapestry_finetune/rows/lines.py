@@ -14,7 +14,7 @@ from typing import IO, Any
 import charset_normalizer
 
 from tapestry.cli.bars import printable
-from tapestry_finetune.rows.faults import Fault
+from tapestry_finetune.rows.faults import Fault, quoted
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -61,7 +61,7 @@ class DecodedFile:
 
     def __init__(self, file: IO[bytes], raw: IO[bytes]) -> None:
         self._file, self._raw = file, raw
-        self._encoding = ""
+        self._is_guessed = False
 
     def done_bytes(self) -> int:
         """Return how much of the file on disk has been read."""
@@ -101,23 +101,31 @@ class DecodedFile:
         return Line(number, text)
 
     def _not_utf8(self, data: bytes, at: int) -> str:
-        self._encoding = self._encoding or looks_like(data)
         found = f"not UTF-8: byte 0x{data[at]:02x} at byte {at + 1:,} of the line"
-        if not self._encoding:
+        if self._is_guessed:
+            return found  # the file is in one encoding: what to do is said once
+        self._is_guessed = True
+        encoding, text = looks_like(data)
+        if not encoding:
             return f"{found}; save the file as UTF-8"
         return (
-            f"{found}; it looks like {self._encoding}: convert the file, for example with "
-            f"`iconv -f {self._encoding} -t UTF-8`"
+            f"{found}; it looks like {encoding}, as which the line reads {quoted(text)}: if that "
+            f"is right, convert the file, for example with `iconv -f {encoding} -t UTF-8`; if not, "
+            "it is another encoding, and whoever wrote the file knows which"
         )
 
 
-def looks_like(data: bytes) -> str:
-    """Return the likeliest encoding of bytes that are not UTF-8, as iconv names it; "" if none."""
+def looks_like(data: bytes) -> tuple[str, str]:
+    """Return the likeliest encoding of bytes that are not UTF-8, and what they say in it.
+
+    The name is iconv's; "" if there is none. Encodings of one byte a letter differ in few letters:
+    only a person can tell whether the guess is right.
+    """
     best = charset_normalizer.from_bytes(data[:_GUESSED_FROM_BYTES]).best()
     if best is None or best.encoding in ("utf_8", "ascii"):
-        return ""
+        return "", ""
     name = best.encoding.replace("_", "-").upper()
-    return f"WINDOWS-{name[2:]}" if name.startswith("CP125") else name
+    return f"WINDOWS-{name[2:]}" if name.startswith("CP125") else name, str(best)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from tapestry_finetune.rows.shapes import (
 _LOOKED_AT = 32
 """Rows that a file's shape is recognized from."""
 
+_NAMED = 3
+"""Of the files that are left out, in a sentence."""
 _ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION")
 
 OnProgress = Callable[[str, int, int], None]
@@ -82,6 +84,8 @@ class Found:
     files: list[FileRows]
     skipped: int
     skipped_to: Path | None = None
+    left_out: tuple[Path, ...] = ()
+    """Files in the folders that are of no form which is read."""
 
     def announcements(self) -> list[str]:
         """Return what was read, in sentences."""
@@ -89,6 +93,8 @@ class Found:
         if self.skipped:
             are = "1 bad row is" if self.skipped == 1 else f"{self.skipped:,} bad rows are"
             said.append(f"{are} left out; find them, with reasons, in {self.skipped_to}")
+        if self.left_out:
+            said.append(_left_out(self.left_out))
         return said
 
     def of_kind(self, kind: Kind) -> list[Row]:
@@ -156,7 +162,7 @@ def read_files(
         if reader.faults or not files:
             rows = sum(len(file.rows) for file in files)
             raise RowFaults(reader.faults, rows=rows, hint=reader.hint())
-    return Found(files, reader.skipped, skip_bad)
+    return Found(files, reader.skipped, skip_bad, _of_no_form(paths))
 
 
 def _listed(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -186,6 +192,29 @@ def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
         raise ConfigError(
             f"{skip_bad}: data is read from there, and bad rows must not be: name a file elsewhere"
         )
+
+
+def _of_no_form(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the files in the folders of `paths` that nothing here reads, hidden ones aside."""
+    found: list[Path] = []
+    for top in (path for path in paths if path.is_dir()):
+        for file in sorted(top.rglob("*")):
+            is_hidden = any(part.startswith(".") for part in file.relative_to(top).parts)
+            is_about = file.name.partition(".")[0].upper().startswith(_ABOUT)
+            if file.is_file() and not (
+                is_hidden or is_about or text_suffix(file, suffixes=SUFFIXES)
+            ):
+                found.append(file)
+    return tuple(found)
+
+
+def _left_out(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    names = ", ".join(file.name for file in files[:_NAMED])
+    return (
+        f"warning: left out {names}{more}: of no form that is read here. Save documents as .txt "
+        "and tables as .csv, in UTF-8"
+    )
 
 
 def _announcement(file: FileRows) -> str:
@@ -317,7 +346,7 @@ class _Reader:
     def hint(self) -> str:
         """Return how to go on without the bad rows, if that is possible."""
         can_skip = self.aside is None and any(fault.is_of_row for fault in self.faults)
-        return "; skip_bad (--skip-bad FILE) moves bad rows aside" if can_skip else ""
+        return "; --skip-bad FILE moves bad rows aside" if can_skip else ""
 
     def _tell(self, done: int) -> None:
         if self._on_progress is not None:

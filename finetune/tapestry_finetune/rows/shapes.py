@@ -155,22 +155,35 @@ def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
         return f"the rows are inside the field {quoted(str(wraps))}: save that list alone"
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     has = ", ".join(map(quoted, names[:8])) or "nothing"
-    known = "; ".join(" + ".join(shape.needs) for shape in SHAPES.values())
+    known = "; ".join(" + ".join(map(_with_others, shape.needs)) for shape in SHAPES.values())
     nearly = _nearest_shape(rows)
     if nearly is not None:
         shape, missing = nearly
         lacks = " and no field ".join(map(quoted, missing))
         first = (
-            f"looks like {shape.label}, but there is no field {lacks} (there are: {has}). Rename"
+            f"looks like {shape.label}, but there is no field {lacks} (there are: {has}). Rename it"
         )
+        example = next((name for name in names if name not in FIELDS), "yours"), missing[0]
     elif is_table:
         first = (
-            f"the first line must name the columns, and no name is known (it has: {has}). "
-            "Add such a line above it"
+            f"the first line must name the columns, and no name is known (it has: {has}). Put "
+            "a line with names above it; or, where those are names, replace them"
         )
+        example = names[0] if names else "yours", "prompt"
     else:
         first = f"rows of no known shape (fields: {has}). Rename fields"
-    return f'{first}, or map names: columns = {{ theirs = "ours" }}. Known are {known}'
+        example = names[0] if names else "yours", "prompt"
+    theirs, ours = quoted(example[0])[1:-1], example[1]
+    return (
+        f"{first}, or say what they mean: --column {theirs}={ours} (in a recipe: data.columns = "
+        f'{{ "{theirs}" = "{ours}" }}). Known are {known}'
+    )
+
+
+def _with_others(field: str) -> str:
+    """Return a field's name, with those that are taken for it."""
+    others = _ALSO_CALLED.get(field, ())
+    return f"{field} (or {' or '.join(others)})" if others else field
 
 
 def _nearest_shape(rows: Sequence[dict[str, Any]]) -> tuple[Shape, list[str]] | None:

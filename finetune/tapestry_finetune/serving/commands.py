@@ -9,7 +9,7 @@ import typer
 
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
-from tapestry_finetune.options import Device, Federation, Unverified
+from tapestry_finetune.options import Device, Federation, Unverified, require_folders
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 _PORT = 7447
@@ -50,6 +50,7 @@ def serve(
     Example: tapestry serve --base published/round-000020 our-bundle
     """
     log_to_stderr(as_json=json_log, verbose=False)
+    require_folders(base, *(bundles or []))
     folder = ratings or default_home("finetune") / "ratings"
     os.environ["NICEGUI_STORAGE_PATH"] = str(folder / ".nicegui")  # read when it is imported
     from tapestry_finetune.assistants import load_assistant  # noqa: PLC0415
