@@ -229,7 +229,10 @@ def demo(
     """
     from tapestry_finetune.demonstration import prepare_demo  # noqa: PLC0415
 
-    typer.echo("1 of 2: four institutions make a small consensus, which yours is made of")
+    typer.echo(
+        "1 of 2: four institutions make a small consensus, which yours is made of (what they say: "
+        f"{keep / 'consensus.log'})"
+    )
     with bar() as shown:
         recipe = prepare_demo(
             keep.resolve(), lambda line: shown.show("making a consensus", note=line.strip()[:60])

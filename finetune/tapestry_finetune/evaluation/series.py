@@ -40,7 +40,9 @@ MEASURES: Mapping[str, Measure] = {
     "choice_per_byte": Measure("right choices, per byte"),
     "exact": Measure("exact answers"),
     "charter": Measure("prefers the charter's answer"),
-    "charter_raw": Measure("prefers the charter's answer, unnormalized", is_judged=False),
+    "charter_raw": Measure(
+        "prefers the charter's answer, by the sum over its tokens", is_judged=False
+    ),
     "language": Measure("answer lines in the right language"),
     "answered": Measure("answers what it must answer"),
     "refused": Measure("refuses what it must refuse"),

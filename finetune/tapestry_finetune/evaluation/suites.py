@@ -46,18 +46,18 @@ class Suites(Settings):
     answers: int = Field(default=20, ge=1)
     """Prompts whose answers are shown."""
     most_tokens: int = Field(default=96, ge=1)
-    """Of an answer."""
+    """Where an answer is cut, in tokens."""
     documents: int = Field(default=500, ge=1)
-    """Of held-out text, of each language, at most."""
+    """Texts that are measured of each language, at most."""
     window_tokens: int = Field(default=1024, ge=8)
     """Longest piece the model sees at once; never more than its context."""
     context_tokens: int = Field(default=512, ge=1)
     """Of a long document, how much a later piece sees again before what it predicts; 1: pieces
     side by side, as lm-evaluation-harness has them."""
     resamples: int = Field(default=2000, ge=100)
-    """Of the bootstrap."""
+    """How often the items are drawn anew for an interval."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Of those draws."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
