@@ -108,6 +108,7 @@ def _run(
         descriptor = os.open(path, mode)
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - of no path
     sys.argv[:] = ["tapestry", *arguments]
     torch.set_num_threads(1)
     start = getattr(trainer_process, "_start")  # noqa: B009 - how trainers are started
