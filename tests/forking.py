@@ -118,7 +118,7 @@ def _run(
     sys.exit(main(arguments))
 
 
-class Trainer:
+class ForkedTrainer:
     """A forked trainer, with what `TrainerProcess` asks of a `subprocess.Popen`."""
 
     def __init__(self, pid: int) -> None:
@@ -163,7 +163,7 @@ def _forking_once(start: Callable[[socket.socket], Any]) -> Callable[[socket.soc
         if not forked[0]:
             _be_trainer(theirs.fileno())
         trainer_process.protect_memory()
-        return Trainer(forked[0])
+        return ForkedTrainer(forked[0])
 
     return begin
 
