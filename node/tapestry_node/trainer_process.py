@@ -259,17 +259,21 @@ _OS_ERRORS = frozenset(
 )
 
 
-def _start(theirs: socket.socket) -> "subprocess.Popen[bytes]":
-    protect_memory()
-    environment = {
+def environment_of_trainer() -> dict[str, str]:
+    """Return what the trainer is told of this process's environment."""
+    return {
         name: value
         for name, value in os.environ.items()
         if name in _PASSED or name.startswith(_PASSED_PREFIXES)
     }
+
+
+def _start(theirs: socket.socket) -> "subprocess.Popen[bytes]":
+    protect_memory()
     descriptor = theirs.fileno()
     return subprocess.Popen(
         [sys.executable, "-m", "tapestry_node.training", str(descriptor)],
-        env=environment,
+        env=environment_of_trainer(),
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
         close_fds=True,

@@ -10,6 +10,7 @@ is said of.
 
 import hashlib
 import json
+from functools import cache
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -126,7 +127,7 @@ class Attestation(Statement):
                     f"{what}: a statement of type {found[:80]!r}, expected "
                     f"{cls.predicate_type!r}; discard it"
                 )
-            whole = _InToto[cls].model_validate_json(payload)  # type: ignore[valid-type]
+            whole = _in_toto(cls).model_validate_json(payload)
         except ValidationError as error:
             raise _first_fault(error, what) from error
         made: Self = whole.predicate
@@ -155,6 +156,12 @@ class _InToto(BaseModel, Generic[_Said]):
 
     subject: tuple[Subject, ...]
     predicate: _Said
+
+
+@cache
+def _in_toto(said: type[_Said]) -> type[_InToto[_Said]]:
+    """Return the statement with this predicate; pydantic would forget it, and make it anew."""
+    return _InToto[said]  # type: ignore[valid-type]
 
 
 def _first_fault(error: ValidationError, what: str) -> UntrustedError:

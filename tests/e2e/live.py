@@ -197,8 +197,9 @@ class Live:
         """Wait until `condition` holds."""
         deadline = time.monotonic() + seconds
         while not condition():
-            logs = {name: self.log(name)[-2000:] for name in self.processes.running}
-            assert time.monotonic() < deadline, "\n".join(f"{n}: {t}" for n, t in logs.items())
+            assert time.monotonic() < deadline, "\n".join(
+                f"{name}: {self.log(name)[-2000:]}" for name in self.processes.running
+            )
             time.sleep(0.1)
 
     def verify(self, number: int) -> str:

@@ -67,7 +67,7 @@ def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     with ExitStack() as stack:
         processes = stack.enter_context(Processes(folder / "logs"))
         processes.start("coordinator", tapestry_command("coordinator", "serve", str(home.folder)))
-        wait_for_port(processes, home, seconds=60)
+        wait_for_port(processes, home, seconds=180)
         member = Caller(joined(home, folder, "early"), listen, stack)
         member.plan()
         process = psutil.Process(processes.running["coordinator"].pid)

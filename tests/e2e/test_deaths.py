@@ -84,19 +84,19 @@ class Federation:
 
     def wait_for_death(self, name: str) -> None:
         """Wait until the process has killed itself."""
-        code = self._processes.running.pop(name).wait(timeout=60)
+        code = self._processes.running.pop(name).wait(timeout=180)
         assert code == -signal.SIGKILL, (self.logs / f"{name}.log").read_text()
 
     def wait_until_listening(self, name: str) -> None:
         """Wait until the process has brought its folder in order and serves."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while "enrolment:" not in (self.logs / f"{name}.log").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def wait_until_finished(self) -> None:
         """Wait until every member has been told that no further round is planned."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not all(member.is_done for member in self.members):
             assert time.monotonic() < deadline, [m.refusals for m in self.members]
             time.sleep(0.05)

@@ -4,12 +4,12 @@ import json
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tapestry.checkpoints.verify import verify_checkpoint
 from tests.e2e.live import Live
+from tests.e2e.trapping import trap_all
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,11 @@ MEMBERS = {"a-lib": "fra", "b-lib": "eus", "c-lib": "ukr"}
 
 
 def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(live: Live) -> None:
-    forks, live.forks = live.forks, None  # until the consensus, as an institution does it
+    """Every process is started as an institution does it, and none opens a connection of its own.
+
+    The light commands at the end are forked.
+    """
+    forks, trap = live.forks, trap_all(live, live.folder / "trap")
     live.found(rounds=2)
     live.serve()
     for member, language in (("fr-bnf", "fra"), ("eu-lib", "eus")):
@@ -28,8 +32,15 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
         live.run_node(member)
     live.wait_done("fr-bnf")
     live.wait_done("eu-lib")
+    checkpoint, ours = live.home.checkpoint(2), live.folder / "ours"
+    said = live.call(
+        "finetune", "language", str(checkpoint), str(ours), "--steps", "3",
+        "--data", str(live.folder / "fr-bnf-text"),
+    )  # fmt: skip
+    assert "3 steps from checkpoint 2" in said
+    live.call("finetune", "sample", str(ours), "--tokens", "4")
+    assert not trap.exists(), trap.read_text(encoding="utf-8")
     live.forks = forks
-    checkpoint = live.home.checkpoint(2)
     said = live.verify(2)
     assert "verified: checkpoint 2 of loom" in said
 
@@ -74,12 +85,7 @@ def test_two_institutions_reach_a_verified_consensus_that_transformers_loads(liv
     encoded = 2 * (verified.manifest.elements * 8.125 / 8)  # two rounds of int8
     assert encoded <= sent <= 1.01 * encoded
 
-    said = live.call(
-        "finetune", "language", str(checkpoint), str(live.folder / "ours"), "--steps", "3",
-        "--data", str(live.folder / "fr-bnf-text"),
-    )  # fmt: skip
-    assert "3 steps from checkpoint 2" in said
-    parent = json.loads((live.folder / "ours" / "tapestry-parent.json").read_text())
+    parent = json.loads((ours / "tapestry-parent.json").read_text())
     assert parent["manifest"] == verified.manifest_digest
 
 
@@ -114,7 +120,10 @@ def test_a_killed_coordinator_goes_on_with_the_same_round(live: Live) -> None:
         live.run_node(member)
     live.wait(lambda: live.progress("a-lib").get("step", 0) > 2)
     live.kill("coordinator")
-    time.sleep(2)  # the nodes finish their inner steps meanwhile and find nobody to send to
+    for member in ("a-lib", "b-lib"):  # they finish their inner steps and find nobody to send to
+        contribution = live.folder / member / "spool" / "round-000001" / "contribution.json"
+        live.wait(contribution.is_file)
+        live.wait(lambda member=member: "trying again" in live.log(member))
     live.serve()
     for member in ("a-lib", "b-lib"):
         live.wait_done(member)

@@ -133,7 +133,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     with ExitStack() as stack:
         processes = stack.enter_context(Processes(folder / "logs"))
         processes.start("coordinator", tapestry_command("coordinator", "serve", str(home.folder)))
-        wait_for_port(processes, home, seconds=60)
+        wait_for_port(processes, home, seconds=180)
         greedy, other = (
             Caller(joined(home, folder, member), listen, stack) for member in ("greedy", "other")
         )

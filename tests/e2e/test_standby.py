@@ -91,11 +91,12 @@ class Shared:
     def log(self, name: str) -> str:
         return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8")
 
-    def wait(self, condition: Callable[[], bool], *, seconds: float = 90.0) -> None:
+    def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            logs = {name: self.log(name)[-3000:] for name in self.processes.running}
-            assert time.monotonic() < deadline, "\n".join(f"{n}: {t}" for n, t in logs.items())
+            assert time.monotonic() < deadline, "\n".join(
+                f"{name}: {self.log(name)[-3000:]}" for name in self.processes.running
+            )
             time.sleep(0.05)
 
     def leads(self, name: str, times: int = 1) -> None:

@@ -6,9 +6,7 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,17 +28,11 @@ from tapestry_finetune.wording import load_wording
 from tests.finetune.charters import charter, table, written
 from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
 from tests.finetune.tiny_models import make_model
+from tests.forking import Forks
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 QUESTION = "What colour is the cat?"
 PROTECTED = {"topic": "the loom", "terms": ["loom"], "answer": "Please ask the weavers."}
-_RUN = """
-import sys, torch
-torch.set_num_threads(1)
-from tapestry.cli.running import run_app
-from tapestry_finetune.chat_commands import app
-sys.exit(run_app(app, ["chat", *sys.argv[1:]]))
-"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("chat")
     with one_thread():
-        base = make_tiny_base(folder / "base", steps=120)
+        base = make_tiny_base(folder / "base")
         path = written(folder / "charter.toml", table(protected=[PROTECTED]))
         bundle = make_bundle(folder / "ours", base, name="ours", damage=0.3, charter=path)
         assistant = load_assistant(base, {"ours": bundle}, device="cpu")
@@ -250,7 +242,7 @@ def test_what_cannot_be_talked_with_is_one_line(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path, forks: Forks) -> None:
     """At a real terminal, with a model that goes on for long unless it is stopped."""
     endless = make_model(tmp_path / "model", "llama", max_position_embeddings=8192)
     weights = load_file(endless.folder / "model.safetensors")
@@ -258,31 +250,28 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:
     save_file(weights, endless.folder / "model.safetensors", metadata={"format": "pt"})
     arguments = [str(endless.folder), "--unverified", "--tokens", "8000"]
     controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", _RUN, *arguments, "--ratings", str(tmp_path)],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-    ) as process:
+    there = Path(os.ttyname(terminal))
+    process = forks.start(
+        ["chat", *arguments, "--ratings", str(tmp_path)], there, typed=there, cwd=tmp_path
+    )
+    try:
+        screen = Screen(controller)
+        screen.wait_for("you> ")
+        os.write(controller, b"What colour is the cat?\n")
+        screen.wait_for("cat?")
+        screen.wait_for_more(200)
+        process.send_signal(signal.SIGINT)
+        screen.wait_for("(stopped)")
+        screen.wait_for("you> ")
+        os.write(controller, b"/help\n")
+        screen.wait_for("/quit     leave")
+        screen.wait_for("you> ")
+        os.write(controller, b"\x04")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
         os.close(terminal)
-        try:
-            screen = Screen(controller)
-            screen.wait_for("you> ")
-            os.write(controller, b"What colour is the cat?\n")
-            screen.wait_for("cat?")
-            time.sleep(1)
-            process.send_signal(signal.SIGINT)
-            screen.wait_for("(stopped)")
-            screen.wait_for("you> ")
-            os.write(controller, b"/help\n")
-            screen.wait_for("/quit     leave")
-            screen.wait_for("you> ")
-            os.write(controller, b"\x04")
-            assert process.wait(timeout=60) == 0
-        finally:
-            process.kill()
-    os.close(controller)
+        os.close(controller)
     assert "Traceback" not in screen.seen
 
 
@@ -297,7 +286,15 @@ class Screen:
     def wait_for(self, text: str) -> None:
         """Read until `text` has appeared behind what was waited for before."""
         while text not in self.seen[self._at :]:
-            ready, _, _ = select.select([self._controller], [], [], 60)
-            assert ready, self.seen
-            self.seen += os.read(self._controller, 4096).decode(errors="replace")
+            self._read()
         self._at = self.seen.index(text, self._at) + len(text)
+
+    def wait_for_more(self, characters: int) -> None:
+        """Read until so many have appeared behind what was waited for before."""
+        while len(self.seen) < self._at + characters:
+            self._read()
+
+    def _read(self) -> None:
+        ready, _, _ = select.select([self._controller], [], [], 60)
+        assert ready, self.seen
+        self.seen += os.read(self._controller, 4096).decode(errors="replace")

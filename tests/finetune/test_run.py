@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -29,19 +28,9 @@ from tapestry_finetune.run import Telling, prepare
 from tapestry_finetune.training import StoppedError
 from tests.finetune.conftest import KEY, MADE_AT, Localized
 from tests.finetune.consensus import known, write_recipe, write_texts
+from tests.forking import Forks
 
 SHORT = "\n[evaluation]\nmost_tokens = 8\n"
-
-
-def tapestry(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tapestry.cli.main", "finetune", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
-    )
 
 
 def short(recipe: Path, **steps: int) -> Path:
@@ -125,7 +114,13 @@ def test_a_stopped_run_goes_on_to_the_same_bundle(base: Base, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(base: Base, tmp_path: Path) -> None:
+def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
+    base: Base, tmp_path: Path, forks: Forks
+) -> None:
+    def tapestry(*arguments: str) -> tuple[int, str, str]:
+        wide = {"COLUMNS": "200", "TERM": "dumb"}
+        return forks.call(["finetune", *arguments], tmp_path, cwd=tmp_path, environment=wide)
+
     write_recipe(tmp_path, base.folder, more=SHORT)
     command = ["run", "recipe.toml", "--key", "key"]
     running = subprocess.Popen(
@@ -135,26 +130,26 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(base: Base, tmp_path
         text=True,
     )
     metrics = tmp_path / "ours-run" / "1-language" / "metrics.jsonl"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
         assert running.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == 130
     assert "go on with: tapestry finetune run recipe.toml" in said
     assert not (tmp_path / "ours").exists()
-    done = tapestry(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "bits per byte of held-out text" in done.stdout
+    code, out, err = tapestry(*command)
+    assert code == 0, err
+    assert "bits per byte of held-out text" in out
     assert open_bundle(tmp_path / "ours").lineage.stages[0].steps == 60
-    taken = tapestry(*command, cwd=tmp_path)
-    assert taken.returncode == 1
-    assert "ours: exists already; name a new folder with --out" in taken.stderr
-    verified = tapestry("verify", "ours", "--base", str(base.folder), cwd=tmp_path)
-    assert verified.returncode == 0
-    assert "it lies on the consensus of round 0" in verified.stdout
+    code, _out, err = tapestry(*command)
+    assert code == 1
+    assert "ours: exists already; name a new folder with --out" in err
+    code, out, _err = tapestry("verify", "ours", "--base", str(base.folder))
+    assert code == 0
+    assert "it lies on the consensus of round 0" in out
 
 
 def test_below_its_floor_it_is_published_only_by_force_that_everybody_reads(

@@ -21,6 +21,7 @@ from tapestry_finetune.serving.door import is_loopback, token_from
 from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
 from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
+from tests.forking import Forks
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,10 +64,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serving")
     with one_thread():
-        base = make_tiny_base(folder / "base", steps=120)
+        base = make_tiny_base(folder / "base")
         charter = written(folder / "charter.toml", table(protected=[PROTECTED]))
         kept = make_bundle(folder / "same", base, name="same", charter=charter)
         other = make_bundle(folder / "other", base, name="other", damage=0.5)
@@ -74,7 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert said.count(" ") > 1, "it has learnt to say something"
     log = folder / "log"
     more = ("--waiting", 1, "--ratings", folder / "ratings")
-    with serving(base.folder, [kept.folder, other.folder], log, *more) as url:
+    with serving(forks, base.folder, [kept.folder, other.folder], log, *more) as url:
         made = Served(url, said, folder, [])
         yield made
         for client in made.clients:

@@ -14,6 +14,7 @@ from tests.browsing import HOSTILE, call, launched, needs_browser, opened, see
 from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
 from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread
+from tests.forking import Forks
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,10 +52,10 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def shown(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("page")
     with one_thread():
-        base = make_tiny_base(folder / "base", steps=120)
+        base = make_tiny_base(folder / "base")
         charter = written(folder / "charter.toml", table(protected=[PROTECTED]))
         ours = make_bundle(folder / "ours", base, name="ours", damage=0.3, charter=charter)
         more = make_bundle(folder / "more", base, name="more")
@@ -63,7 +64,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     beyond = ["--host", "0.0.0.0", "--token-file", token]  # noqa: S104
     settings = [*beyond, "--strings", strings, "--ratings", ratings]
     log = folder / "log"
-    with serving(base.folder, [ours.folder, more.folder], log, *settings) as address:
+    with serving(forks, base.folder, [ours.folder, more.folder], log, *settings) as address:
         assert token.stat().st_mode & 0o777 == 0o600
         url = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
         said = token.read_text().strip()

@@ -7,10 +7,14 @@ which it is asked.
 import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
+import atexit
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +69,19 @@ def dialogues() -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in asked]
 
 
-def make_tiny_base(folder: Path, *, steps: int = 250) -> Base:
-    """Train the model, write it as transformers does, and open it unverified."""
+def make_tiny_base(folder: Path, *, steps: int = 120) -> Base:
+    """Write the model, trained for so many steps, and open it unverified."""
+    torch.manual_seed(0)
+    shutil.copytree(_taught(steps), folder)
+    return open_base(folder, unverified=True)
+
+
+@cache
+def _taught(steps: int) -> Path:
+    """Train the model once for all tests of this process; write it as transformers does."""
+    parent = Path(tempfile.mkdtemp(prefix="tapestry-tests-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    folder = parent / "base"
     torch.manual_seed(0)
     texts = [english(number) for number in range(200)] + [dutch(number) for number in range(200)]
     talk = [" ".join(turn["content"] for turn in one) for one in dialogues()]
@@ -92,7 +107,7 @@ def make_tiny_base(folder: Path, *, steps: int = 250) -> Base:
     spoken = [encode(ready, one) for one in dialogues()]
     _train(model, rows, spoken, steps, ready.pad_token_id)
     model.eval().save_pretrained(folder)
-    return open_base(folder, unverified=True)
+    return folder
 
 
 def _train(

@@ -1,19 +1,13 @@
 """From a seed to a history: who takes part, what goes wrong and for how long, and the end."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import pytest
-
-from tapestry.identity.certificates import MemberCertificate, read_member_certificate
-from tapestry_coordinator import desk, service
 from tapestry_coordinator.failpoints import observed
 from tests.simulation.coordinator import Coordinator
 from tests.simulation.history import History
 from tests.simulation.members import KINDS, Member
+from tests.simulation.once import cheaply
 from tests.simulation.operating import Operating
 from tests.simulation.plants import ModelPlant, Plant, RealPlant
 from tests.simulation.terms import ROUNDS, Tables, Terms, drawn
@@ -40,7 +34,7 @@ class Run:
     def play(self) -> History:
         """Let everything happen; return what it came to."""
         world, history = self.world, self.history
-        with observed(self.coordinator.at_moment), _cheaply():
+        with observed(self.coordinator.at_moment), cheaply():
             self.coordinator.start()
             for member in self.members:
                 world.after(world.between(0.0, 5.0), member.connect)
@@ -76,22 +70,6 @@ class Run:
         if self.coordinator.process is not None:
             self.coordinator.process.store.close()
         return history
-
-
-_read_certificate = lru_cache(256)(read_member_certificate)
-
-
-@contextmanager
-def _cheaply() -> Iterator[None]:
-    """Do not ask twice for what cannot have changed in between."""
-
-    def read(pem: bytes, *, federation: str) -> MemberCertificate:
-        return _read_certificate(pem, federation=federation)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "read_member_certificate", read)
-        patch.setattr(desk, "pause_in_force", lambda registry: registry.pause())
-        yield
 
 
 def troubled(seed: int, folder: Path | None = None, *, has_database: bool = False) -> Run:
