@@ -482,6 +482,8 @@ class Daemon:
 
         def on_step(report: StepReport) -> bool:
             self._progress.line(is_told=listener.is_told)
+            if self._launching is not None:  # a queue may take its hosts back again and again
+                self._deaths = 0
             return watch(report)
 
         steps, first, last = self._ready().train(
