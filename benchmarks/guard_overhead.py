@@ -35,7 +35,7 @@ from tapestry_demo.federation import Processes, tapestry_command, wait_for_port
 from tapestry_node.client import NodeClient
 from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
-from tapestry_node.messages import Line, Made
+from tapestry_node.messages import Line, Made, SocketLine
 from tapestry_node.policy import Policy
 from tapestry_node.spool import Spooled, spooling
 
@@ -45,7 +45,7 @@ _MEMBER = "bench"
 def main() -> None:
     """Measure and print."""
     if len(sys.argv) > 1 and sys.argv[1] == "--encode":
-        encode(Line(socket.socket(fileno=int(sys.argv[2]))), int(sys.argv[3]), sys.argv[4])
+        encode(SocketLine(socket.socket(fileno=int(sys.argv[2]))), int(sys.argv[3]), sys.argv[4])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=float, default=100e6)
@@ -137,7 +137,7 @@ def encoder(layout: ParameterLayout, codec: str) -> Line:
         pass_fds=[theirs.fileno()],
     )
     theirs.close()
-    line = Line(ours)
+    line = SocketLine(ours)
     line.receive()
     return line
 

@@ -171,7 +171,7 @@ def _forking_once(start: Callable[[socket.socket], Any]) -> Callable[[socket.soc
 def _be_trainer(descriptor: int) -> None:
     """Be a trainer's process, with the environment and the files that one has."""
     from tapestry_node import training  # noqa: PLC0415 - in the forked process
-    from tapestry_node.messages import Line  # noqa: PLC0415
+    from tapestry_node.messages import SocketLine  # noqa: PLC0415
 
     code = 1
     try:
@@ -182,7 +182,7 @@ def _be_trainer(descriptor: int) -> None:
         os.dup2(nothing, 0)
         os.closerange(3, descriptor)
         os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
-        training.main(Line(socket.socket(fileno=descriptor)))
+        training.main(SocketLine(socket.socket(fileno=descriptor)))
         code = 0
     finally:
         os._exit(code)

@@ -153,12 +153,14 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
                 certificate_serial=_serial(certificate, federation),
                 now=now,
             )
+            member = self._desk.registry.member(request.member_id)
         _log.info("%s joined", request.member_id)
         return enrolment_pb2.EnrolResponse(
             certificate=certificate,
             coordinator_key=self._desk.genesis.coordinator_key,
             genesis_digest=bytes.fromhex(self._desk.genesis.genesis_digest),
             address=self._desk.settings.network.address,
+            role=member.role if member is not None else "",
         )
 
     def Renew(

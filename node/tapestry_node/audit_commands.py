@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 from tapestry_node.options import AsJson, Dir, Folder
+from tapestry_node.showing import reading
 
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 _MOST_ROUNDS = 10
@@ -69,11 +71,14 @@ def audit(
     if not home.egress.is_file():
         raise ConfigError(f"{home.egress}: nothing has left this node yet")
     key = home.identity.signing_key()
-    if export is not None:
-        found = write(home, export.resolve(), key, head=head, now=_clock())
-    else:
-        evidence = evidence_of(home, home.identity.load(), member_key=public_bytes(key))
-        found = look(evidence, head=head)
+    with bar() as shown:
+        tell = reading(shown)
+        if export is not None:
+            target = export.resolve()
+            found = write(home, target, key, head=head, now=_clock(), on_progress=tell)
+        else:
+            evidence = evidence_of(home, home.identity.load(), member_key=public_bytes(key))
+            found = look(evidence, head=head, on_progress=tell)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
@@ -164,7 +169,8 @@ def verify_report(
     """
     from tapestry_node.reporting import verify_report as verify  # noqa: PLC0415
 
-    found = verify(folder.resolve(), genesis=federation)
+    with bar() as shown:
+        found = verify(folder.resolve(), genesis=federation, on_progress=reading(shown))
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:

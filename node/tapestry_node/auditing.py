@@ -5,7 +5,7 @@ It reads files only, so that it gives the same result on a node's folder and on 
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,25 @@ class _Sums:
             self.commits.add(one.digest)
 
 
-def audit(evidence: Evidence, *, head: str | None = None) -> dict[str, Any]:
+def audit(
+    evidence: Evidence,
+    *,
+    head: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> dict[str, Any]:
     """Return what the files show; `problems` lists everything that should not be so.
 
     Args:
         evidence: What is looked at.
         head: A head of the ledger that an earlier audit printed.
+        on_progress: Told how many bytes of the ledger were read, of how many.
     """
     problems: list[str] = []
     seen, kernel_problem = _read_kernel(evidence.kernel)
     sums, broken = _Sums(), ""
     wanted = {one.ledger_lines for one in seen}
     try:
-        for departure in read_ledger(evidence.ledger, head=head):
+        for departure in read_ledger(evidence.ledger, head=head, on_progress=on_progress):
             sums.add(departure, wanted=wanted)
     except UntrustedError as error:
         broken = str(error)

@@ -58,8 +58,10 @@ def join(
     """Become a member: makes keys here, has them certified, pins the federation's root."""
     from tapestry.identity.certificates import format_fingerprint  # noqa: PLC0415
     from tapestry.identity.invitations import decode  # noqa: PLC0415
+    from tapestry.identity.membership import CONTRIBUTOR  # noqa: PLC0415
     from tapestry_node.home import NodeHome  # noqa: PLC0415
     from tapestry_node.joining import join as join_federation  # noqa: PLC0415
+    from tapestry_node.joining import next_steps  # noqa: PLC0415
 
     opened = decode(_text_or_file(invitation))
     target = folder or default_home("node")
@@ -69,12 +71,14 @@ def join(
         settings = home.load_settings()
         table = settings.node.model_copy(update={"language": language})
         home.save_settings(settings.model_copy(update={"node": table}))
-    typer.echo(f"{membership.member_id} is a member of {membership.federation}")
+    as_role = "" if membership.role == CONTRIBUTOR else f", as {membership.role}"
+    typer.echo(f"{membership.member_id} is a member of {membership.federation}{as_role}")
     typer.echo(f"  root fingerprint  {format_fingerprint(opened.root_fingerprint)}")
     typer.echo("                    compare it with whoever invited you, by another channel")
     typer.echo(f"  your policy       {target / 'node.toml'}")
     typer.echo("next:")
-    typer.echo(f"  tapestry node run {target} --data YOUR_TEXT")
+    for line in next_steps(membership.role, target):
+        typer.echo(f"  {line}")
 
 
 @app.command()
@@ -86,9 +90,7 @@ def run(
     ] = False,
     nproc: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=64, help="Processes that train together: one for each GPU of this machine."
-        ),
+        typer.Option(min=1, max=1024, help="Processes that train together: one for each GPU."),
     ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v")] = False,
@@ -121,6 +123,24 @@ def run(
         _stop_on_signals(daemon)
         with alone(home.folder, who="this node"):
             daemon.run()
+
+
+@app.command()
+def trainer(folder: Folder = None) -> None:
+    """Be one of the trainer's processes, where a launcher starts them: torchrun, or srun.
+
+    For `launch = "external"` in node.toml: `tapestry node run` then starts no trainer, and waits
+    for as many of these as [node] processes (or --nproc) says. The folder lies on a disk that all
+    hosts share, under the same path. Ends with the node; with 1 if it is to be started anew.
+
+    Example, on each of two hosts: torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d
+    --rdzv-endpoint host-1:29500 --max-restarts 9 --no-python tapestry node trainer /shared/node
+    """
+    from tapestry_node.launched import main, place_from  # noqa: PLC0415
+
+    log_to_stderr(as_json=False, verbose=False)
+    code = main(folder or default_home("node"), place_from(os.environ))
+    os._exit(code)  # nothing is left to write, and torch takes its time to leave
 
 
 def _stop_on_signals(daemon: "Daemon") -> None:

@@ -26,6 +26,7 @@ from tapestry.errors import (
 )
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import public_bytes
+from tapestry.identity.membership import CONTRIBUTOR
 from tapestry.objectives.reports import StepReport
 from tapestry.params.layout import ParameterLayout
 from tapestry.wire.allocation import spare_what_is_there
@@ -38,6 +39,7 @@ from tapestry_node.delivering import deliver
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
+from tapestry_node.launching import Launching
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.memory import fewer_rows
 from tapestry_node.policy import NodeSettings
@@ -122,6 +124,10 @@ class Daemon:
         self._candidate = ""
         """Manifest digest of the candidate that this process has measured."""
         self._trainer: TrainerProcess | None = None
+        self._launching: Launching | None = None
+        """Where a launcher starts the trainer's processes."""
+        self._unavailable = ""
+        """What was said last of what cannot be done now."""
         self._layout: ParameterLayout | None = None
         """Of the vector, once the trainer is ready."""
         self._rows = 0
@@ -147,6 +153,8 @@ class Daemon:
             ConfigError: The data or a setting cannot be used.
         """
         spare_what_is_there()
+        if self._settings.node.launch == "external":
+            self._launching = Launching(self._home, self._settings.node)
         self._start_trainer()
         self._kernel.start()
         listener = Listener(self._connected)
@@ -163,11 +171,9 @@ class Daemon:
                     version = newest
                     if self._act(told, listener):
                         return
-                    backoff = FIRST_BACKOFF_SECONDS
+                    backoff, self._unavailable = FIRST_BACKOFF_SECONDS, ""
                 except (UnavailableError, OSError) as error:
-                    if isinstance(error, TrainerLostError):
-                        self._replace_trainer(error)
-                    _log.warning("%s; trying again", error)
+                    self._tell_unavailable(error)
                     version -= 1
                     self._wait(listener, streams=streams, seconds=backoff)
                     backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
@@ -176,6 +182,8 @@ class Daemon:
             raise
         finally:
             listener.stop()
+            if self._launching is not None:
+                self._launching.end()
             if self._trainer is not None:
                 self._trainer.stop()
             self._progress.end()
@@ -183,6 +191,18 @@ class Daemon:
             self._kernel.stop()
             self._client.close()
             self._ledger.close()
+
+    def _tell_unavailable(self, error: UnavailableError | OSError) -> None:
+        """Say what cannot be done now, and have another trainer started if that is gone."""
+        if isinstance(error, TrainerLostError):
+            self._replace_trainer(error)
+        if self._launching is None:
+            _log.warning("%s; trying again", error)
+            return
+        if str(error) != self._unavailable:  # a launcher's queue may take hours: told once
+            _log.warning("%s; trying again", error)
+        self._unavailable = str(error)
+        self._progress.write(self._unavailable)
 
     def _wait(self, listener: Listener, *, streams: int, seconds: float) -> None:
         """Wait before trying again: for a line that is down, until it comes back."""
@@ -298,7 +318,7 @@ class Daemon:
         """Answer an open plan: decline it, or train and contribute."""
         if plan.genesis != self._membership.genesis:
             raise UntrustedError(f"the plan of round {plan.round} is of another federation")
-        if self._has_answered(plan):
+        if self._membership.role != CONTRIBUTOR or self._has_answered(plan):
             self._evaluate(manifest, envelope)
             return
         if (plan.round, plan.attempt) in self._refused:
@@ -391,7 +411,10 @@ class Daemon:
         """Start the trainer's process, which has nothing to do yet."""
         self._layout = None
         self._trainer = TrainerProcess(
-            self._home, on_blocked=self._note_blocked, on_packing=self._progress.packing
+            self._home,
+            on_blocked=self._note_blocked,
+            on_packing=self._progress.packing,
+            launching=self._launching,
         )
 
     def _replace_trainer(self, error: TrainerLostError) -> None:
@@ -459,6 +482,8 @@ class Daemon:
 
         def on_step(report: StepReport) -> bool:
             self._progress.line(is_told=listener.is_told)
+            if self._launching is not None:  # a queue may take its hosts back again and again
+                self._deaths = 0
             return watch(report)
 
         steps, first, last = self._ready().train(

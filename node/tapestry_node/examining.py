@@ -63,7 +63,7 @@ def examine_last(
     process = TrainerProcess(home, on_blocked=on_blocked)
     try:
         process.open(
-            home.load_settings().node,
+            home.load_settings().node.model_copy(update={"processes": 1}),
             home.load_state().objective,
             base,
             data,

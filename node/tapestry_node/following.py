@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tapestry.errors import TapestryError
-from tapestry_node.followers import APART
+from tapestry.objectives.places import Place
+from tapestry_node.followers import APART, RENDEZVOUS
 from tapestry_node.isolation import end_with_parent, forbid_connections
-from tapestry_node.messages import Line, LineHandler, error_name
+from tapestry_node.messages import Line, LineHandler, SocketLine, error_name
 
 
 def main(line: Line) -> None:
@@ -22,35 +23,53 @@ def main(line: Line) -> None:
     try:
         hello = line.receive()
         forbid_connections(lambda call, to: line.send("blocked", call=call, to=to))
-        logging.getLogger().handlers[:] = [LineHandler(line)]
-        work = _Work(Path(hello["home"]), hello["rank"])
-        while True:
-            asked = line.receive()
-            kind = asked.pop("kind")
-            try:
-                getattr(work, kind)(**asked)
-            except Exception as error:  # noqa: BLE001 - told to the first process, which decides
-                text = str(error) or type(error).__name__
-                line.send("failed", at=kind, error=error_name(error), text=text)
-                if kind not in APART or not isinstance(error, TapestryError):
-                    os._exit(1)  # the others are waiting for this one in vain
-            else:
-                line.send("done")
+        home = Path(hello["home"])
+        place = Place.of(hello["rank"], hello["size"])
+        follow(line, home, place, rendezvous=home / RENDEZVOUS)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the first process is gone
     finally:
         line.close()
 
 
+def follow(line: Line, home: Path, place: Place, *, rendezvous: Path | None) -> None:
+    """Do what the first process asks, until it hangs up.
+
+    Args:
+        line: To the first process.
+        home: Of the node.
+        place: Of this process.
+        rendezvous: As in `ranks.Group`.
+
+    Raises:
+        EOFError: It has hung up; or an error of the line.
+    """
+    logging.getLogger().handlers[:] = [LineHandler(line)]
+    work = _Work(home, place, rendezvous)
+    while True:
+        asked = line.receive()
+        kind = asked.pop("kind")
+        try:
+            getattr(work, kind)(**asked)
+        except Exception as error:  # noqa: BLE001 - told to the first process, which decides
+            text = str(error) or type(error).__name__
+            line.send("failed", at=kind, error=error_name(error), text=text)
+            if kind not in APART or not isinstance(error, TapestryError):
+                os._exit(1)  # the others are waiting for this one in vain
+        else:
+            line.send("done")
+
+
 class _Work:
     """What the first process asks for; all of them do it at the same time."""
 
-    def __init__(self, home: Path, rank: int) -> None:
+    def __init__(self, home: Path, place: Place, rendezvous: Path | None) -> None:
         import tapestry.offline  # noqa: F401, PLC0415 - before transformers is imported
         from tapestry_node.home import NodeHome  # noqa: PLC0415
 
         self._home = NodeHome(home)
-        self._rank = rank
+        self._place = place
+        self._rendezvous = rendezvous
         self._trainer: Any = None
         self._begun: Any = None
 
@@ -68,10 +87,8 @@ class _Work:
             Path(asked["checkpoint"]),
             [Path(path) for path in asked["data"]],
             sequence_tokens=asked["sequence_tokens"],
-            rank=self._rank,
-            join=lambda device: Group(
-                self._rank, settings.processes, self._home.rendezvous, device
-            ),
+            place=self._place,
+            join=lambda device: Group(self._place, self._rendezvous, device),
         )
 
     def pool(self, *, path: str, digest: str) -> None:
@@ -102,5 +119,5 @@ class _Work:
 
 
 if __name__ == "__main__":
-    main(Line(socket.socket(fileno=int(sys.argv[1]))))
+    main(SocketLine(socket.socket(fileno=int(sys.argv[1]))))
     os._exit(0)

@@ -13,6 +13,7 @@ trainer/       the inner optimizer's state, kept across rounds; the residual of 
 spool/         a finished contribution until its receipt is here
 receipts/      the coordinator's signed acknowledgements, and the contributions they are for
 egress.jsonl   hash-chained record of everything that left (tapestry.wire.egress)
+egress-seen.json   how far `status` has verified it (tapestry_node.departed)
 egress-kernel.jsonl   what the kernel says was sent (tapestry.wire.kernel)
 approvals/     what a person has decided about contributions, if the policy asks for that
 policies/      every version of the policy under which something left, by its digest
@@ -97,6 +98,11 @@ class NodeHome:
     def egress(self) -> Path:
         """The record of everything that left."""
         return self.folder / EGRESS_FILE
+
+    @property
+    def egress_seen(self) -> Path:
+        """How far the egress ledger was verified by whoever looks again and again."""
+        return self.folder / "egress-seen.json"
 
     @property
     def kernel(self) -> Path:
@@ -186,9 +192,9 @@ class NodeHome:
         return self.folder / "approvals"
 
     @property
-    def rendezvous(self) -> Path:
-        """Where the processes of one trainer find each other."""
-        return self.folder / "trainer" / ".rendezvous"
+    def launched(self) -> Path:
+        """Where the guard and processes that a launcher has started find each other."""
+        return self.folder / "trainer" / "launched"
 
     @property
     def residual(self) -> Path:

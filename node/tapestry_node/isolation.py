@@ -58,14 +58,16 @@ def isolate(
     records: Path | None = None,
     writable: Sequence[str] = (),
     dies_with_parent: bool = True,
+    has_network: bool = False,
 ) -> Isolation:
     """Give up the network and the folder `keys`; the process must have one thread.
 
     Args:
-        keys: Folder that is empty from now on.
+        keys: Folder that is empty from now on, if there is one.
         records: Folder that can only be read from now on: ledger, policy, a person's decisions.
         writable: Names of folders in there that are excepted.
         dies_with_parent: Whether this process is ended when its parent ends.
+        has_network: Whether it keeps the network, to train with processes on other hosts.
 
     Returns:
         What came of it; nothing is raised where the kernel does not allow it.
@@ -76,16 +78,18 @@ def isolate(
     if dies_with_parent:
         end_with_parent()
     try:
-        _unshare(libc)
+        _unshare(libc, _CLONE_NEWNS if has_network else _CLONE_NEWNS | _CLONE_NEWNET)
     except OSError as error:
         return Isolation(network=False, keys=False, obstacle=f"unshare: {error.strerror}")
-    network, hidden, obstacle = True, True, ""
+    network, hidden, obstacle = not has_network, True, ""
     try:
-        _raise_loopback()
+        if not has_network:
+            _raise_loopback()
         _check(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
         if records is not None:
             _bind(libc, records, writable)
-        _hide(libc, keys)
+        if keys.is_dir():
+            _hide(libc, keys)
         if records is not None:
             _seal(libc, records)
     except OSError as error:
@@ -134,12 +138,12 @@ def forbid_connections(report: Callable[[str, str], None]) -> None:
     sys.addaudithook(hook)
 
 
-def _unshare(libc: ctypes.CDLL) -> None:
+def _unshare(libc: ctypes.CDLL, namespaces: int) -> None:
     """Enter namespaces of one's own; as a user of one's own where that is needed."""
     uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) == 0:
+    if libc.unshare(namespaces) == 0:
         return
-    _check(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS))
+    _check(libc.unshare(_CLONE_NEWUSER | namespaces))
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", encoding="ascii")
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", encoding="ascii")

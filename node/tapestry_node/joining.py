@@ -11,7 +11,7 @@ from tapestry.identity.certificates import certificate_request, create_tls_key
 from tapestry.identity.envelopes import sign
 from tapestry.identity.invitations import Invitation
 from tapestry.identity.keys import generate_signing_key, public_bytes
-from tapestry.identity.membership import Membership
+from tapestry.identity.membership import CONTRIBUTOR, Membership
 from tapestry.v1 import enrolment_pb2, enrolment_pb2_grpc
 from tapestry.wire.channels import open_channel
 from tapestry.wire.egress import EgressInterceptor, EgressLedger
@@ -70,6 +70,7 @@ def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
         address=response.address,
         coordinator_key=response.coordinator_key.hex(),
         genesis=response.genesis_digest.hex(),
+        role=response.role or CONTRIBUTOR,
     )
     home.identity.create(
         membership,
@@ -81,3 +82,18 @@ def join(invitation: Invitation, folder: Path, *, now: float) -> Membership:
     home.make_folders()
     home.load_settings()
     return membership
+
+
+def next_steps(role: str, node: Path) -> list[str]:
+    """Return the commands that a new member of a role begins with."""
+    watching = (
+        f"tapestry node run {node} --data YOUR_TEXT    # measures every checkpoint; trains none"
+    )
+    return {
+        "observer": [watching],
+        "operator": [f"tapestry coordinator status --as {node}", watching],
+        "auditor": [
+            f"tapestry checkpoint pull audit-N --round N --archive --dir {node}",
+            "tapestry checkpoint verify audit-N/published/round-N --archive audit-N",
+        ],
+    }.get(role, [f"tapestry node run {node} --data YOUR_TEXT"])

@@ -1,7 +1,8 @@
 """What the guard and the trainer, two processes of one node, say to each other.
 
-JSON objects over a pair of sockets that has no name: `kind` says what it is. The guard asks one
-thing at a time; the trainer answers with events and, last, `done` or `failed`.
+JSON objects over a pair of sockets that has no name, or over files (`shared_line`): `kind` says
+what it is. The guard asks one thing at a time; the trainer answers with events and, last, `done` or
+`failed`.
 """
 
 import json
@@ -12,13 +13,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from tapestry.data.usage import RoundUse
 from tapestry.errors import ConfigError, RejectedError, TapestryError, UntrustedError
 from tapestry_node.memory import is_memory_error
 
-_MOST_BYTES = 2**24
+MOST_BYTES = 2**24
 """A plan with its statistics; nothing that is a vector goes this way."""
 
 _ERRORS: dict[str, type[TapestryError]] = {
@@ -43,13 +44,8 @@ class Made:
     """What of the corpus was trained on, for the node's own history."""
 
 
-class Line:
-    """One end of the pair."""
-
-    def __init__(self, end: socket.socket) -> None:
-        """Take over a socket."""
-        self._connection = Connection(end.detach())
-        self._sending = threading.Lock()
+class Line(Protocol):
+    """One end of a pair."""
 
     def send(self, kind: str, **fields: object) -> None:
         """Say something.
@@ -57,9 +53,6 @@ class Line:
         Raises:
             OSError: The other process is gone.
         """
-        data = json.dumps({"kind": kind, **fields}).encode()
-        with self._sending:
-            self._connection.send_bytes(data)
 
     def receive(self) -> dict[str, Any]:
         """Wait for the next message.
@@ -68,7 +61,31 @@ class Line:
             EOFError: The other process is gone.
             OSError: The same, or it said more than a message may have.
         """
-        message: dict[str, Any] = json.loads(self._connection.recv_bytes(_MOST_BYTES))
+
+    def has_more(self) -> bool:
+        """Whether a message, or the end, can be received at once."""
+
+    def close(self) -> None:
+        """Hang up."""
+
+
+class SocketLine:
+    """One end of a pair of sockets."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over a socket."""
+        self._connection = Connection(end.detach())
+        self._sending = threading.Lock()
+
+    def send(self, kind: str, **fields: object) -> None:
+        """Say something."""
+        data = json.dumps({"kind": kind, **fields}).encode()
+        with self._sending:
+            self._connection.send_bytes(data)
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next message."""
+        message: dict[str, Any] = json.loads(self._connection.recv_bytes(MOST_BYTES))
         return message
 
     def has_more(self) -> bool:

@@ -16,11 +16,11 @@ from tapestry.checkpoints.folder import read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Receipt
 from tapestry.checkpoints.vector_file import MODEL_FILE
-from tapestry.errors import TapestryError, UntrustedError
+from tapestry.errors import TapestryError
 from tapestry.identity.membership import Membership
 from tapestry.storage.locks import holder
-from tapestry.wire.egress import BLOCKED, FIRST, Departure, LedgerFollower
 from tapestry_node.approving import summary, waiting
+from tapestry_node.departed import Departed, Left
 from tapestry_node.home import NodeHome, NodeState
 from tapestry_node.keeping import read_policy
 from tapestry_node.lineage import LineageFile
@@ -31,7 +31,6 @@ _T = TypeVar("_T")
 
 _DAY_SECONDS = 86_400
 _ROUNDS = 20
-_LINES = 20
 _SOON_SECONDS = 7 * _DAY_SECONDS
 _MODELS_OF_ROUND = 2
 """What a round still needs of the disk: the next checkpoint and a contribution, at most."""
@@ -52,32 +51,6 @@ class PastRound:
     bits_per_byte: float | None
     """Of the checkpoint on this node's held-out text."""
     has_receipt: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Left:
-    """What left this node, by its egress ledger."""
-
-    chain: str
-    """`whole`, `broken` or `empty`."""
-    problem: str
-    head: str
-    requests: int
-    bytes: int
-    today_since: float
-    """Unix seconds of the last midnight, UTC."""
-    today: dict[str, dict[str, int]]
-    """Requests and bytes since then, by call."""
-    by_call: dict[str, dict[str, int]]
-    """The same of all times."""
-    blocked: int
-    """Attempts of the trainer to reach a network; none of them left."""
-    newest: tuple[Departure, ...]
-
-    @property
-    def today_bytes(self) -> int:
-        """Of all calls together."""
-        return sum(pair["bytes"] for pair in self.today.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,12 +159,7 @@ class Observer:
         self.home = home
         self._membership = home.identity.load()
         self._validity = home.identity.validity()
-        self._follower = LedgerFollower(home.egress)
-        self._broken = ""
-        self._days: dict[int, dict[str, list[int]]] = {}
-        self._calls: dict[str, list[int]] = {}
-        self._newest: list[Departure] = []
-        self._blocked = 0
+        self._departed = Departed(home.egress, home.egress_seen)
         self._rounds: tuple[tuple[str, int], tuple[PastRound, ...]] = (("", 0), ())
 
     def look(self, *, now: float) -> Overview:
@@ -206,7 +174,7 @@ class Observer:
         is_running = process is not None and process == progress.pid
         started = progress.policy if is_running else ""
         policy = _readable(lambda: _in_force(home, started), None, damaged)
-        left = self._left(now)
+        left = self._departed.look(now=now)
         if left.problem:
             damaged.append(left.problem)
         return Overview(
@@ -228,40 +196,6 @@ class Observer:
             has_left=home.left.is_file(),
             damaged=tuple(damaged),
         )
-
-    def _left(self, now: float) -> Left:
-        if not self._broken:
-            try:
-                for departure in self._follower.more():
-                    self._add(departure)
-            except (UntrustedError, OSError) as error:
-                self._broken = str(error)
-        today = int(now // _DAY_SECONDS)
-        self._days = {day: calls for day, calls in self._days.items() if day >= today}
-        whole = "whole" if self._follower.lines else "empty"
-        return Left(
-            chain="broken" if self._broken else whole,
-            problem=self._broken,
-            head=self._follower.head if self._follower.lines else FIRST,
-            requests=sum(pair[0] for pair in self._calls.values()),
-            bytes=sum(pair[1] for pair in self._calls.values()),
-            today_since=float(today * _DAY_SECONDS),
-            today=_pairs(self._days.get(today, {})),
-            by_call=_pairs(self._calls),
-            blocked=self._blocked,
-            newest=tuple(reversed(self._newest)),
-        )
-
-    def _add(self, one: Departure) -> None:
-        self._newest = [*self._newest[1 - _LINES :], one]
-        if one.call.startswith(BLOCKED):
-            self._blocked += 1
-            return
-        call = one.call.rsplit(".", 1)[-1]
-        for table in (self._calls, self._days.setdefault(int(one.time // _DAY_SECONDS), {})):
-            pair = table.setdefault(call, [0, 0])
-            pair[0] += 1
-            pair[1] += one.bytes
 
     def _receipt(self, state: NodeState) -> Receipt | None:
         """Return the newest receipt."""
@@ -342,10 +276,6 @@ def _model_bytes(home: NodeHome) -> int:
         if path.is_file():
             return path.stat().st_size
     return 0
-
-
-def _pairs(calls: dict[str, list[int]]) -> dict[str, dict[str, int]]:
-    return {c: {"requests": pair[0], "bytes": pair[1]} for c, pair in sorted(calls.items())}
 
 
 def _to_do(seen: Overview) -> Iterable[str]:

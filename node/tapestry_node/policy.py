@@ -27,8 +27,11 @@ class NodeTable(Settings):
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 chooses by the size of the model."""
-    processes: Annotated[int, Field(ge=1, le=64)] = 1
-    """That train one model together on this machine; with GPUs, one for each. `--nproc` too."""
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """That train one model together; with GPUs, one for each. `--nproc` too."""
+    launch: Literal["own", "external"] = "own"
+    """Who starts the trainer's processes; `external`: a launcher (torchrun, srun) on one or several
+    hosts, as `tapestry node trainer FOLDER`, `processes` of them in all."""
     sharding: Literal["auto", "on", "off"] = "auto"
     """Whether each of several processes keeps a part of the model only (FSDP); `auto`: from half a
     billion parameters on."""

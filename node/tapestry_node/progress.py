@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _EVERY_SECONDS = 0.5
+_SPEED_SECONDS = 1.0
+"""That a point of the speed stands for, at least."""
 _MOST_POINTS = 400
 """Of a round's curve; then every second one is left out."""
 
@@ -33,6 +35,8 @@ class Progress:
     """Until the last inner step, at this speed."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """Step and loss of `round`, thinned out."""
+    speeds: list[tuple[int, float]] = field(default_factory=list)
+    """Step, and tokens a second since the point before, thinned out likewise."""
     waits_for_approval: int = 0
     """Round whose contribution waits for a person; 0: none does."""
     bytes_sent: int = 0
@@ -68,6 +72,7 @@ class ProgressFile:
         clock: Callable[[], float],
         bytes_sent: Callable[[], int] = lambda: 0,
         show: Callable[[Progress], None] | None = None,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         """Go on with what an earlier process wrote down.
 
@@ -77,11 +82,15 @@ class ProgressFile:
             clock: Unix seconds, for a person, beside the log's times.
             bytes_sent: Message bytes that this process has sent.
             show: Called with every change, for a terminal.
+            ticks: Seconds, to measure speed with.
         """
         self._path = path
         self._clock = clock
         self._bytes_sent = bytes_sent
         self._show = show
+        self._ticks = ticks
+        self._since = (0, 0, 0.0)
+        """Round, step and ticks from which the next point of the speed counts."""
         self._written = 0.0
         before = read_progress(path)
         self.now = Progress(
@@ -89,6 +98,7 @@ class ProgressFile:
             bits_per_byte=before.bits_per_byte,
             round=before.round,
             losses=before.losses,
+            speeds=before.speeds,
             pid=os.getpid(),
             running_since=clock(),
         )
@@ -146,13 +156,27 @@ class ProgressFile:
         now = self.now
         is_same = round_number == now.round  # whose steps may be taken again, after a crash
         now.losses = [p for p in now.losses if p[0] < step] if is_same else []
+        now.speeds = [p for p in now.speeds if p[0] < step] if is_same else []
         now.round, now.step, now.steps = round_number, step, steps
         now.loss, now.tokens_per_second = loss, speed
         now.seconds_left = (steps - step) * tokens / max(speed, 1e-9)
         now.losses.append((step, round(loss, 5)))
-        if len(now.losses) > _MOST_POINTS:
-            del now.losses[1:-1:2]
+        self._time(round_number, step, tokens)
+        for points in (now.losses, now.speeds):
+            if len(points) > _MOST_POINTS:
+                del points[1:-1:2]
         self.write("training")
+
+    def _time(self, round_number: int, step: int, tokens: int) -> None:
+        """Add a point of the speed, if that is due; the first step tells nothing of it."""
+        ticks = self._ticks()
+        known, first, began = self._since
+        if known != round_number or step <= first:
+            self._since = (round_number, step, ticks)
+        elif ticks - began >= _SPEED_SECONDS:
+            speed = (step - first) * tokens / (ticks - began)
+            self.now.speeds.append((step, round(speed, 1)))
+            self._since = (round_number, step, ticks)
 
 
 def read_progress(path: Path) -> Progress:
@@ -175,9 +199,10 @@ def read_progress(path: Path) -> Progress:
             setattr(found, name, value)
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         found.losses = [(int(step), float(loss)) for step, loss in found.losses]
+        found.speeds = [(int(step), float(speed)) for step, speed in found.speeds]
         found.bits_per_byte = {str(int(n)): float(b) for n, b in found.bits_per_byte.items()}
         return found
-    found.losses, found.bits_per_byte = [], {}
+    found.losses, found.speeds, found.bits_per_byte = [], [], {}
     return found
 
 

@@ -14,6 +14,7 @@ statement.json        digests of all of these, signed with the node's signing ke
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +83,13 @@ def evidence_of(home: NodeHome, membership: Membership, *, member_key: bytes) ->
 
 
 def export(
-    home: NodeHome, target: Path, key: Ed25519PrivateKey, *, head: str | None, now: float
+    home: NodeHome,
+    target: Path,
+    key: Ed25519PrivateKey,
+    *,
+    head: str | None,
+    now: float,
+    on_progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> dict[str, Any]:
     """Write a signed report into a new folder; return what the audit found.
 
@@ -102,7 +109,7 @@ def export(
             "member_key": public_bytes(key).hex(),
         }
         (folder / _FEDERATION_FILE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        found = audit(_evidence_in(folder, table), head=head)
+        found = audit(_evidence_in(folder, table), head=head, on_progress=on_progress)
         report = {**table, "created_at": now, **found, "ledger": EGRESS_FILE}
         (folder / _REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (folder / _PAGE_FILE).write_text(page(report, folder / EGRESS_FILE), encoding="utf-8")
@@ -150,12 +157,18 @@ def _names(folder: Path) -> list[str]:
     )
 
 
-def verify_report(folder: Path, *, genesis: str | None = None) -> dict[str, Any]:
+def verify_report(
+    folder: Path,
+    *,
+    genesis: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> dict[str, Any]:
     """Verify a report without the node; return what it shows.
 
     Args:
         folder: As exported.
         genesis: Begins the digest of the federation's genesis, if the reader knows it.
+        on_progress: Told how many bytes of the ledger were read, of how many.
 
     Raises:
         UntrustedError: Something was changed, left out, or does not follow from the files.
@@ -173,7 +186,7 @@ def verify_report(folder: Path, *, genesis: str | None = None) -> dict[str, Any]
         )
     certificate = _require_certificate(folder, table)
     report = _read_report(folder)
-    found = audit(_evidence_in(folder, table))
+    found = audit(_evidence_in(folder, table), on_progress=on_progress)
     for name, value in {**found, "ledger": EGRESS_FILE}.items():
         if json.loads(json.dumps(value)) != report.get(name) and name != "problems":
             raise UntrustedError(

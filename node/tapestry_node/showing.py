@@ -23,3 +23,8 @@ def following(shown: Bar) -> Callable[[Progress], None]:
             shown.show(now.doing, now.done, now.of, unit=now.unit)
 
     return show
+
+
+def reading(shown: Bar) -> Callable[[int, int], None]:
+    """Return what shows how far the egress ledger is verified."""
+    return lambda done, of: shown.show("verifying the egress ledger", done, of, unit="bytes")

@@ -25,6 +25,7 @@ from tapestry.objectives.fitting import (
     shard,
 )
 from tapestry.objectives.objective import Objective, OnPreparing, objective_named
+from tapestry.objectives.places import Place
 from tapestry.objectives.ranks import ALONE, Group, Ranks
 from tapestry.objectives.reports import Evaluation, StepReport
 from tapestry.objectives.training import (
@@ -76,7 +77,7 @@ class Trainer:
         data: Sequence[Path],
         *,
         sequence_tokens: int,
-        rank: int = 0,
+        place: Place | None = None,
         join: Callable[[torch.device], Ranks] = lambda _device: ALONE,
         on_packing: OnPreparing | None = None,
     ) -> None:
@@ -89,7 +90,7 @@ class Trainer:
             first_checkpoint: Any checkpoint of the federation's.
             data: The institution's text.
             sequence_tokens: As in the plans.
-            rank: Of this process, if several train together.
+            place: Of this process, if several train together.
             join: Forms their group, once the corpus is packed.
             on_packing: Told how far the text is read and packed.
 
@@ -101,7 +102,8 @@ class Trainer:
         first = open_vector_file(first_checkpoint / MODEL_FILE)
         self.layout = first.layout
         self.model_elements = first.model_elements
-        processes = settings.processes
+        place = place or Place()
+        processes = place.local_size
         choose_threads(self.model_elements, wanted=settings.threads, processes=processes)
         self._sequence_tokens = sequence_tokens
         self._settings = settings
@@ -113,7 +115,7 @@ class Trainer:
         self.corpus: Any = self._prepare(self._spec, settings.held_out_fraction)
         self.use: RoundUse | None = None
         """What of the corpus the newest round was trained on."""
-        self._device = choose_device(settings.device, rank=rank, processes=processes)
+        self._device = choose_device(settings.device, rank=place.local_rank, processes=processes)
         self.ranks = join(self._device)
         self.module = self.objective.build(first_checkpoint).to(self._device)
         own = self.objective.non_averageable(self.module)

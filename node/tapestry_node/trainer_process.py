@@ -1,7 +1,8 @@
 """The guard's end of the trainer's process: starts it, asks it, and survives its death.
 
 The process is started with an environment of named variables only, without the guard's files, and
-before the guard has read a key. It ends when the guard does, however that ends.
+before the guard has read a key. It ends when the guard does, however that ends. Or a launcher
+starts it, and others with it (`launching`).
 """
 
 import logging
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.data.usage import RoundUse
@@ -20,7 +21,8 @@ from tapestry.errors import ConfigError, UnavailableError
 from tapestry.objectives.reports import Evaluation, StepReport
 from tapestry_node.home import NodeHome
 from tapestry_node.isolation import protect_memory
-from tapestry_node.messages import Line, Made, error_named
+from tapestry_node.launching import Launching
+from tapestry_node.messages import Line, Made, SocketLine, error_named
 from tapestry_node.policy import NodeTable
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,23 @@ class OutOfMemoryError(TrainerLostError):
     """Training took more memory than there is."""
 
 
+class _Started(Protocol):
+    """A process that is at work, or will be."""
+
+    def line(self) -> Line:
+        """Return the line to it.
+
+        Raises:
+            UnavailableError: It is not there yet.
+        """
+
+    def lost(self) -> TrainerLostError:
+        """Return what to raise when it has hung up."""
+
+    def stop(self) -> None:
+        """Have it end."""
+
+
 class TrainerProcess:
     """A trainer, in a process of its own."""
 
@@ -49,6 +68,7 @@ class TrainerProcess:
         *,
         on_blocked: Callable[[str, str], None],
         on_packing: Callable[[str, int, int], None] = lambda _doing, _done, _of: None,
+        launching: Launching | None = None,
     ) -> None:
         """Start it; it imports what it needs while the guard goes on.
 
@@ -56,30 +76,34 @@ class TrainerProcess:
             home: Of the node.
             on_blocked: Told when the trainer has tried to reach a network: the call, and where to.
             on_packing: Told what the trainer does with the text, with bytes done and bytes of all.
+            launching: Where a launcher starts it; nothing is started here then.
         """
         home.load_settings()  # written by us if there are none: the trainer can only read them
+        self._home = home
         self._on_blocked = on_blocked
         self._on_packing = on_packing
-        ours, theirs = socket.socketpair()
-        self._process = _start(theirs)
-        theirs.close()
-        self._line = Line(ours)
         self.isolation = ""
         """What the kernel does not keep the trainer from; empty if it keeps it from everything."""
         self.seconds_before = 0.0
         """That earlier processes spent on the round that is trained, or was trained last."""
         self._is_greeted = False
-        self._line.send(
+        self._started: _Started
+        self.pid = 0
+        """The process's number; 0 where a launcher starts it."""
+        if launching is None:
+            child = _Child()
+            self._started, self.pid = child, child.pid
+            self._greet()
+        else:
+            self._started = _Elsewhere(launching)
+
+    def _greet(self) -> None:
+        self._started.line().send(
             "hello",
-            home=str(home.folder),
-            keys=str(home.identity.folder),
+            home=str(self._home.folder),
+            keys=str(self._home.identity.folder),
             log_level=logging.getLogger("tapestry_node").getEffectiveLevel(),
         )
-
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid
 
     def open(
         self,
@@ -140,7 +164,7 @@ class TrainerProcess:
             step = StepReport(step=event["step"], loss=event["loss"], tokens=event["tokens"])
             if not on_step(step) and not stopped:
                 stopped.append(step)
-                self._line.send("stop", keep=keeps_last())
+                self._started.line().send("stop", keep=keeps_last())
 
         stopped: list[StepReport] = []
         done = self._call(
@@ -172,12 +196,7 @@ class TrainerProcess:
 
     def stop(self) -> None:
         """End the process."""
-        self._line.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_SECONDS)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._started.stop()
 
     def _call(
         self,
@@ -190,17 +209,19 @@ class TrainerProcess:
         if not self._is_greeted:
             self._take_greeting()
         try:
-            self._line.send(kind, **asked)
+            self._started.line().send(kind, **asked)
             return self._answer(on_event)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise self._lost() from error
+            raise self._started.lost() from error
 
     def _take_greeting(self) -> None:
         """Hear what the process has given up."""
         try:
+            if not self.pid:
+                self._greet()
             greeting = self._answer(None)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise self._lost() from error
+            raise self._started.lost() from error
         self._is_greeted = True
         if not (greeting["network"] and greeting["keys"]):
             self.isolation = greeting["obstacle"]
@@ -212,7 +233,7 @@ class TrainerProcess:
 
     def _answer(self, on_event: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         while True:
-            message = self._line.receive()
+            message = self._started.line().receive()
             kind = message.pop("kind")
             if kind == "done":
                 return message
@@ -240,19 +261,6 @@ class TrainerProcess:
             )
         return error_named(message["error"], message["text"])
 
-    def _lost(self) -> TrainerLostError:
-        """Return what to raise when the process is gone."""
-        try:
-            code = self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        if code == -9:
-            return OutOfMemoryError(
-                "the trainer's process was killed; mostly that is the system short of memory"
-            )
-        return TrainerLostError(f"the trainer's process ended with code {code}")
-
 
 _OS_ERRORS = frozenset(
     {"OSError", "FileNotFoundError", "PermissionError", "IsADirectoryError", "BlockingIOError"}
@@ -278,3 +286,54 @@ def _start(theirs: socket.socket) -> "subprocess.Popen[bytes]":
         stdin=subprocess.DEVNULL,
         close_fds=True,
     )
+
+
+class _Child:
+    """A process that this one has started."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._process = _start(theirs)
+        theirs.close()
+        self._line = SocketLine(ours)
+        self.pid = self._process.pid
+
+    def line(self) -> Line:
+        return self._line
+
+    def lost(self) -> TrainerLostError:
+        try:
+            code = self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code == -9:
+            return OutOfMemoryError(
+                "the trainer's process was killed; mostly that is the system short of memory"
+            )
+        return TrainerLostError(f"the trainer's process ended with code {code}")
+
+    def stop(self) -> None:
+        self._line.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class _Elsewhere:
+    """A process that a launcher starts."""
+
+    def __init__(self, launching: Launching) -> None:
+        protect_memory()
+        self._launching = launching
+
+    def line(self) -> Line:
+        return self._launching.line()
+
+    def lost(self) -> TrainerLostError:
+        return TrainerLostError("the trainer's processes have ended; the launcher's log says why")
+
+    def stop(self) -> None:
+        self._launching.drop()

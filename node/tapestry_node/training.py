@@ -1,7 +1,8 @@
 """The trainer's process: it reads the text and trains, and can reach nothing but the guard.
 
-Started by `trainer_process.TrainerProcess`, which says first where the keys lie; what it gives up
-before anything else is imported is in `isolation`. It holds no credentials and knows no address.
+Started by `trainer_process.TrainerProcess`, which says first where the keys lie, or by a launcher
+(`launched`); what it gives up before anything else is imported is in `isolation`. It holds no
+credentials and knows no address.
 """
 
 import logging
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tapestry.errors import TapestryError
-from tapestry_node.followers import APART, Followers
+from tapestry.objectives.places import Place
+from tapestry_node.followers import APART, RENDEZVOUS, ChildFollower, Followers
 from tapestry_node.isolation import forbid_connections, isolate
-from tapestry_node.messages import Line, LineHandler, error_name
+from tapestry_node.messages import Line, LineHandler, SocketLine, error_name
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +47,20 @@ def main(line: Line) -> None:
             keys=isolation.keys,
             obstacle=isolation.obstacle,
         )
-        _serve(line, Path(hello["home"]))
+        home = Path(hello["home"])
+        serve(line, Session(line, home, Children(home, line)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the guard is gone
     finally:
         line.close()
 
 
-def _serve(line: Line, home: Path) -> None:
-    import tapestry.offline  # noqa: F401, PLC0415 - before transformers is imported
-    from tapestry_node.home import NodeHome  # noqa: PLC0415
+def serve(line: Line, session: "Session") -> None:
+    """Do what the guard asks, until it hangs up.
 
-    session = _Session(line, NodeHome(home))
+    Raises:
+        EOFError: It has hung up; or an error of the line.
+    """
     while True:
         asked = line.receive()
         kind = asked.pop("kind")
@@ -68,7 +72,7 @@ def _serve(line: Line, home: Path) -> None:
             raise
         except Exception as error:  # noqa: BLE001 - told to the guard, which decides
             name = error_name(error)
-            session.settle(name)
+            session.settle(name, error)
             if name == "os" and not isinstance(error, OSError):
                 _log.exception("a bug in the trainer")
             text = str(error) or type(error).__name__
@@ -77,21 +81,84 @@ def _serve(line: Line, home: Path) -> None:
             line.send("done", **answer)
 
 
-class _Session:
+class Others(Protocol):
+    """The other processes that train with this one, before they are needed."""
+
+    rendezvous: Path | None
+    """As in `ranks.Group`."""
+
+    def place(self, processes: int) -> Place:
+        """Return the place of this one, where the settings say how many there are."""
+
+    def begin(self, place: Place) -> Followers:
+        """Have them hear."""
+
+    def settle(self, followers: Followers, error: Exception) -> None:
+        """After an error that nobody expected: end here if it came of the end of one of them."""
+
+
+class Children:
+    """Others that this process starts."""
+
+    def __init__(self, home: Path, guard: Line) -> None:
+        """Start none yet.
+
+        Args:
+            home: Of the node.
+            guard: The line to it.
+        """
+        self._home = home
+        self._guard = guard
+        self.rendezvous: Path | None = home / RENDEZVOUS
+
+    def place(self, processes: int) -> Place:
+        """Return the first place of so many."""
+        return Place.of(0, processes)
+
+    def begin(self, place: Place) -> Followers:
+        """Start them."""
+        (self._home / RENDEZVOUS).unlink(missing_ok=True)
+        return Followers(
+            [ChildFollower(self._home, rank, place.size) for rank in range(1, place.size)],
+            self._guard,
+            report=lambda call, to: self._guard.send("blocked", call=call, to=to),
+        )
+
+    def settle(self, followers: Followers, _error: Exception) -> None:
+        """Wait a moment for one that is ending."""
+        followers.settle()
+
+
+class Session:
     """What the guard can ask for; everything that takes torch is imported when it is needed."""
 
-    def __init__(self, line: Line, home: Any) -> None:  # noqa: ANN401 - NodeHome, imported late
+    def __init__(self, line: Line, home: Path, others: Others) -> None:
+        """Begin with nothing.
+
+        Args:
+            line: To the guard.
+            home: Of the node.
+            others: The processes that train with this one, if there are any.
+        """
+        import tapestry.offline  # noqa: F401, PLC0415 - before transformers is imported
+        from tapestry_node.home import NodeHome  # noqa: PLC0415
+
         self._line = line
-        self._home = home
+        self._home = NodeHome(home)
+        self._others = others
         self._trainer: Any = None
-        self._followers: Followers | None = None
+        self.followers: Followers | None = None
         """The other processes that train with this one."""
         self._begun: Any = None
         """The round that is trained."""
         self._losses: list[float] = []
         """Of its steps."""
+        self.is_asked_to_end = False
+        """Whether to end after this step, and keep it."""
+        self.is_stepping = False
 
     def call(self, kind: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Do one thing that the guard asks; return the answer."""
         calls: dict[str, Callable[..., dict[str, Any]]] = {
             "open": self._open,
             "pool": self._pool,
@@ -111,26 +178,27 @@ class _Session:
         data: list[str],
         sequence_tokens: int,
     ) -> dict[str, Any]:
-        from tapestry.objectives.ranks import ALONE, Group, Ranks  # noqa: PLC0415
+        from tapestry.objectives.ranks import ALONE, Group, Ranks  # noqa: PLC0415 - imports torch
         from tapestry_node.policy import NodeTable  # noqa: PLC0415
         from tapestry_node.trainer import Trainer  # noqa: PLC0415 - imports torch
 
         table = NodeTable.model_validate(settings)
+        place = self._others.place(table.processes)
 
         def join(device: Any) -> Ranks:  # noqa: ANN401 - torch.device
-            if table.processes == 1:
+            if place.size == 1:
                 return ALONE
-            self._start_followers(table.processes - 1)
-            if self._followers is not None:
-                self._followers.ask(
-                    "open",
-                    settings=settings,
-                    objective=objective,
-                    checkpoint=checkpoint,
-                    data=data,
-                    sequence_tokens=sequence_tokens,
-                )
-            return Group(0, table.processes, self._home.rendezvous, device)
+            if self.followers is None:
+                self.followers = self._others.begin(place)
+            self.followers.ask(
+                "open",
+                settings=settings,
+                objective=objective,
+                checkpoint=checkpoint,
+                data=data,
+                sequence_tokens=sequence_tokens,
+            )
+            return Group(place, self._others.rendezvous, device)
 
         self._trainer = Trainer(
             self._home,
@@ -139,44 +207,35 @@ class _Session:
             Path(checkpoint),
             [Path(path) for path in data],
             sequence_tokens=sequence_tokens,
+            place=place,
             join=join,
             on_packing=lambda doing, done, of: self._line.send(
                 "packing", doing=doing, done=done, of=of
             ),
         )
-        if self._followers is not None:
-            self._followers.answers()
+        if self.followers is not None:
+            self.followers.answers()
         return {}
-
-    def _start_followers(self, count: int) -> None:
-        if self._followers is None:
-            self._home.rendezvous.unlink(missing_ok=True)
-            self._followers = Followers(
-                self._home.folder,
-                count,
-                self._line,
-                report=lambda call, to: self._line.send("blocked", call=call, to=to),
-            )
 
     def _together(self, kind: str, own: Callable[[], Any], **asked: object) -> Any:  # noqa: ANN401
         """Do something that the other processes do at the same time, if there are any."""
-        if self._followers is None:
+        if self.followers is None:
             return own()
-        self._followers.ask(kind, **asked)
+        self.followers.ask(kind, **asked)
         try:
             done = own()
         except Exception:
             if kind in APART:
                 with suppress(TapestryError):
-                    self._followers.answers()
+                    self.followers.answers()
             raise
-        self._followers.answers()
+        self.followers.answers()
         return done
 
-    def settle(self, error: str) -> None:
+    def settle(self, name: str, error: Exception) -> None:
         """After an error: end here if it came of the end of another process."""
-        if self._followers is not None and error == "os":
-            self._followers.settle()
+        if self.followers is not None and name == "os":
+            self._others.settle(self.followers, error)
 
     def _pool(self, *, path: str, digest: str) -> dict[str, Any]:
         self._trainer.use_pool(Path(path), digest)  # packed here first
@@ -211,17 +270,25 @@ class _Session:
             previous_state=previous_state,
         )
         self._line.send("begun", seconds=self._begun.done.seconds)
-        self._losses = self._together(
-            "steps",
-            lambda: self._trainer.take_steps(self._begun, on_step=self._tell, rows=rows),
-            rows=rows,
-        )
-        losses = self._losses
+        self.is_stepping = True
+        try:
+            self._losses = losses = self._together(
+                "steps",
+                lambda: self._trainer.take_steps(self._begun, on_step=self._tell, rows=rows),
+                rows=rows,
+            )
+        finally:
+            self.is_stepping = False
+        if self.is_asked_to_end:
+            raise EOFError("asked to end")
         return {"steps": len(losses), "loss_first": losses[0], "loss_last": losses[-1]}
 
     def _tell(self, report: Any) -> bool:  # noqa: ANN401 - StepReport, which imports torch
         """Tell a step; go on unless the guard says stop, or is gone."""
         self._line.send("step", step=report.step, loss=report.loss, tokens=report.tokens)
+        if self.is_asked_to_end:
+            self._begun.unfinished.keeps_last = True
+            return False
         if not self._line.has_more():
             return True
         told = self._line.receive()
@@ -276,5 +343,5 @@ class _Session:
 
 
 if __name__ == "__main__":
-    main(Line(socket.socket(fileno=int(sys.argv[1]))))
+    main(SocketLine(socket.socket(fileno=int(sys.argv[1]))))
     os._exit(0)  # nothing is left to write, and torch takes its time to leave

@@ -30,6 +30,8 @@ _ROOT_FILE = "root.crt"
 _CERTIFICATE_FILE = "tls.crt"
 _TLS_KEY_FILE = "tls.key"
 _SIGNING_KEY_FILE = "signing.key"
+CONTRIBUTOR = "contributor"
+"""The role of members that train."""
 _Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -47,6 +49,8 @@ class Membership:
     """Raw Ed25519 public key, hex: signs plans, manifests, receipts."""
     genesis: _Hex
     """Hex digest of the genesis manifest: the federation's identity."""
+    role: str = CONTRIBUTOR
+    """As the invitation said: that, observer, operator or auditor."""
 
 
 _MEMBERSHIP = TypeAdapter(Membership)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tapestry.objectives.places import Place
+
 _BUCKET_ELEMENTS = 16_000_000
 """Gradients that are summed in one call."""
 
@@ -59,29 +61,41 @@ class Ranks:
 class Group(Ranks):
     """A process of several, over torch's process group."""
 
-    def __init__(self, rank: int, size: int, rendezvous: Path, device: torch.device) -> None:
-        """Form the group; returns when all are there.
+    def __init__(self, place: Place, rendezvous: Path | None, device: torch.device) -> None:
+        """Form the group, or go on with it; returns when all are there.
 
         Args:
-            rank: From 0.
-            size: How many processes there are.
+            place: Of this process.
             rendezvous: A file of this group's that is not there yet; nothing listens anywhere for
-                whoever would join.
+                whoever would join. None: as a launcher has said in the environment.
             device: That this process trains on.
         """
-        self.rank, self.size = rank, size
+        self.rank, self.size = place.rank, place.size
         self.device = device
         if not dist.is_initialized():
-            loopback = "lo0" if sys.platform == "darwin" else "lo"
-            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+            if rendezvous is not None:
+                loopback = "lo0" if sys.platform == "darwin" else "lo"
+                os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                init_method=f"file://{rendezvous}",
-                rank=rank,
-                world_size=size,
+                init_method="env://" if rendezvous is None else f"file://{rendezvous}",
+                rank=place.rank,
+                world_size=place.size,
             )
+
+    def told(self, says: bytes) -> bytes:
+        """Return what the first process says, as many bytes as this one does."""
+        data = torch.tensor(list(says), dtype=torch.uint8)
+        dist.broadcast(data, src=0)
+        return bytes(data.tolist())
+
+    def answers(self, answer: int) -> list[int]:
+        """Return what every process answers, by rank."""
+        found = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(found, torch.tensor([answer]))
+        return [int(one) for one in found]
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Sum them over the processes, many in one call; sharded ones are summed already."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btapestry/v1/enrolment.proto\x12\x0btapestry.v1\"\x91\x01\n\x0c\x45nrolRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x04 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x05 \x01(\x0c\x12\x19\n\x11signing_key_proof\x18\x06 \x01(\x0c\"f\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63oordinator_key\x18\x02 \x01(\x0c\x12\x16\n\x0egenesis_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\" \n\rLeaveResponse\x12\x0f\n\x07left_at\x18\x01 \x01(\x01\x32\xd2\x01\n\x10\x45nrolmentService\x12>\n\x05\x45nrol\x12\x19.tapestry.v1.EnrolRequest\x1a\x1a.tapestry.v1.EnrolResponse\x12>\n\x05Renew\x12\x19.tapestry.v1.RenewRequest\x1a\x1a.tapestry.v1.RenewResponse\x12>\n\x05Leave\x12\x19.tapestry.v1.LeaveRequest\x1a\x1a.tapestry.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btapestry/v1/enrolment.proto\x12\x0btapestry.v1\"\x91\x01\n\x0c\x45nrolRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x04 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x05 \x01(\x0c\x12\x19\n\x11signing_key_proof\x18\x06 \x01(\x0c\"t\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63oordinator_key\x18\x02 \x01(\x0c\x12\x16\n\x0egenesis_digest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\" \n\rLeaveResponse\x12\x0f\n\x07left_at\x18\x01 \x01(\x01\x32\xd2\x01\n\x10\x45nrolmentService\x12>\n\x05\x45nrol\x12\x19.tapestry.v1.EnrolRequest\x1a\x1a.tapestry.v1.EnrolResponse\x12>\n\x05Renew\x12\x19.tapestry.v1.RenewRequest\x1a\x1a.tapestry.v1.RenewResponse\x12>\n\x05Leave\x12\x19.tapestry.v1.LeaveRequest\x1a\x1a.tapestry.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=45
   _globals['_ENROLREQUEST']._serialized_end=190
   _globals['_ENROLRESPONSE']._serialized_start=192
-  _globals['_ENROLRESPONSE']._serialized_end=294
-  _globals['_RENEWREQUEST']._serialized_start=296
-  _globals['_RENEWREQUEST']._serialized_end=339
-  _globals['_RENEWRESPONSE']._serialized_start=341
-  _globals['_RENEWRESPONSE']._serialized_end=377
-  _globals['_LEAVEREQUEST']._serialized_start=379
-  _globals['_LEAVEREQUEST']._serialized_end=409
-  _globals['_LEAVERESPONSE']._serialized_start=411
-  _globals['_LEAVERESPONSE']._serialized_end=443
-  _globals['_ENROLMENTSERVICE']._serialized_start=446
-  _globals['_ENROLMENTSERVICE']._serialized_end=656
+  _globals['_ENROLRESPONSE']._serialized_end=308
+  _globals['_RENEWREQUEST']._serialized_start=310
+  _globals['_RENEWREQUEST']._serialized_end=353
+  _globals['_RENEWRESPONSE']._serialized_start=355
+  _globals['_RENEWRESPONSE']._serialized_end=391
+  _globals['_LEAVEREQUEST']._serialized_start=393
+  _globals['_LEAVEREQUEST']._serialized_end=423
+  _globals['_LEAVERESPONSE']._serialized_start=425
+  _globals['_LEAVERESPONSE']._serialized_end=457
+  _globals['_ENROLMENTSERVICE']._serialized_start=460
+  _globals['_ENROLMENTSERVICE']._serialized_end=670
 # @@protoc_insertion_point(module_scope)

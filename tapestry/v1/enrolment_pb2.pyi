@@ -70,6 +70,7 @@ class EnrolResponse(_message.Message):
     COORDINATOR_KEY_FIELD_NUMBER: _builtins.int
     GENESIS_DIGEST_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
     """PEM; names spiffe://<federation>/node/<member_id>, lives for days"""
     coordinator_key: _builtins.bytes
@@ -78,6 +79,8 @@ class EnrolResponse(_message.Message):
     """SHA-256 of the genesis manifest: the federation's identity"""
     address: _builtins.str
     """host:port of the calls over mutual TLS"""
+    role: _builtins.str
+    """contributor, observer, operator, auditor; empty: contributor"""
     def __init__(
         self,
         *,
@@ -85,10 +88,11 @@ class EnrolResponse(_message.Message):
         coordinator_key: _builtins.bytes = ...,
         genesis_digest: _builtins.bytes = ...,
         address: _builtins.str = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "certificate", b"certificate", "coordinator_key", b"coordinator_key", "genesis_digest", b"genesis_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "certificate", b"certificate", "coordinator_key", b"coordinator_key", "genesis_digest", b"genesis_digest", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

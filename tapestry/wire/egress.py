@@ -30,6 +30,7 @@ BLOCKED = "blocked/"
 """Begins the call of a line about what did not leave: the trainer tried to reach a network."""
 FIRST = "0" * 64
 _TAIL_BYTES = 4096
+_TELL_LINES = 5000
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
@@ -231,21 +232,31 @@ def _round_of(request: Any) -> int:  # noqa: ANN401 - any message
     return int(getattr(request, "round", 0))
 
 
-def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
+def read_ledger(
+    path: Path,
+    *,
+    head: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Iterator[Departure]:
     """Yield the departures of a ledger, verifying the chain.
 
     Args:
         path: The ledger.
         head: Hex SHA-256 of a line that was once its last: without it, nobody can tell whether
             the end of the file was cut off or written anew.
+        on_progress: Told now and then how many bytes were read, of how many.
 
     Raises:
         UntrustedError: A line was changed, added or taken out; the message names it.
     """
     previous = FIRST
-    heads = {FIRST}
+    heads, done = {FIRST}, 0
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         for index, raw in enumerate(file):
+            done += len(raw)
+            if index % _TELL_LINES == 0:
+                on_progress(done, size)
             line = raw.rstrip(b"\n")
             departure = _next(path, line, index=index, previous=previous)
             previous = hashlib.sha256(line).hexdigest()
@@ -262,13 +273,21 @@ def read_ledger(path: Path, *, head: str | None = None) -> Iterator[Departure]:
 class LedgerFollower:
     """Reads a ledger that is being written, verifying the chain; each line once."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin at its first line."""
+    def __init__(self, path: Path, *, offset: int = 0, lines: int = 0, head: str = FIRST) -> None:
+        """Begin at its first line, or behind lines that were verified before.
+
+        Args:
+            path: The ledger.
+            offset: Bytes of those lines.
+            lines: How many they are.
+            head: SHA-256 of the last of them.
+        """
         self._path = path
-        self._offset = 0
-        self.lines = 0
+        self.offset = offset
+        """Bytes that were read."""
+        self.lines = lines
         """That were read."""
-        self.head = FIRST
+        self.head = head
         """SHA-256 of the last of them."""
 
     def more(self) -> Iterator[Departure]:
@@ -284,15 +303,15 @@ class LedgerFollower:
                 raise UntrustedError(f"{self._path}: was removed") from None
             return
         with file:
-            if os.fstat(file.fileno()).st_size < self._offset:
+            if os.fstat(file.fileno()).st_size < self.offset:
                 raise UntrustedError(f"{self._path}: was cut off before line {self.lines}")
-            file.seek(self._offset)
+            file.seek(self.offset)
             for raw in file:
                 if not raw.endswith(b"\n"):
                     return  # it is being written
                 line = raw[:-1]
                 departure = _next(self._path, line, index=self.lines, previous=self.head)
-                self._offset += len(raw)
+                self.offset += len(raw)
                 self.lines += 1
                 self.head = hashlib.sha256(line).hexdigest()
                 yield departure

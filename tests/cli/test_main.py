@@ -41,6 +41,7 @@ OPTIONS = {
     "node approve": [],
     "node doctor": ["FOLDER", "--data", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
+    "node trainer": ["FOLDER", "torchrun"],
     "node status": ["FOLDER", "--watch", "--json"],
     "node page": ["FOLDER", "--port", "--json-log"],
     "node audit": ["FOLDER", "--json", "--export", "--leakage"],

@@ -115,16 +115,17 @@ class Live:
         self.start("coordinator", "coordinator", "serve", str(self.home.folder))
         self.wait(lambda: "enrolment:" in self.log("coordinator"))
 
-    def invite(self, member: str) -> str:
+    def invite(self, member: str, *, role: str = "contributor") -> str:
         """Return an invitation's text."""
-        said = self.call("coordinator", "invite", member, "--dir", str(self.home.folder))
+        home = str(self.home.folder)
+        said = self.call("coordinator", "invite", member, "--role", role, "--dir", home)
         return next(line for line in said.splitlines() if line.startswith("tapestry-invite-"))
 
-    def join(self, member: str, language: str) -> Path:
+    def join(self, member: str, language: str, *, role: str = "contributor") -> Path:
         """Make a node with its text; return its folder."""
-        node = self.folder / member
+        node, invited = self.folder / member, self.invite(member, role=role)
         write_text(self.folder / f"{member}-text", language)
-        self.call("node", "join", self.invite(member), "--dir", str(node), "--language", language)
+        self.call("node", "join", invited, "--dir", str(node), "--language", language)
         return node
 
     def describe(self, member: str, language: str) -> None:

@@ -18,7 +18,7 @@ from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.cli.main import main
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.certificates import create_authority, read_member_certificate
-from tapestry.identity.invitations import Invitation
+from tapestry.identity.invitations import Invitation, encode
 from tapestry.identity.keys import load_tls_key
 from tapestry.wire.egress import read_ledger
 from tapestry_coordinator.home import CoordinatorHome
@@ -73,6 +73,29 @@ def test_a_member_knows_its_federation_and_pins_root_key_and_genesis(
     assert identity.load() == membership
     root = ssl.PEM_cert_to_DER_cert(identity.root_pem().decode())
     assert hashlib.sha256(root).digest() == invitation.root_fingerprint
+
+
+BEGINS_WITH = {
+    "contributor": ("a member of loom\n", "tapestry node run {} --data YOUR_TEXT\n"),
+    "observer": (", as observer\n", "--data YOUR_TEXT    # measures every checkpoint; trains none"),
+    "operator": (", as operator\n", "tapestry coordinator status --as {}\n"),
+    "auditor": (", as auditor\n", "pull audit-N --round N --archive --dir {}\n"),
+}
+
+
+@pytest.mark.parametrize("role", list(BEGINS_WITH))
+def test_a_new_member_is_told_what_its_role_begins_with(
+    coordinator: CoordinatorHome, tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str
+) -> None:
+    invited = make_invitation(coordinator, next(_members), now=now(), role=role)
+    node = tmp_path / "node"
+    assert main(["node", "join", encode(invited), "--dir", str(node)]) == 0
+    out = capsys.readouterr().out
+    says, command = BEGINS_WITH[role]
+    assert says in out
+    assert command.format(node) in out
+    assert ("node run" in out) == (role != "auditor")
+    assert require_node(node).identity.load().role == role
 
 
 def test_the_certificate_names_the_member_and_is_of_the_key_that_was_made_here(

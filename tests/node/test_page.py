@@ -1,5 +1,6 @@
 """The node's local page in a real browser, served by its own process."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -58,7 +59,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     )
     home.save_settings(NodeSettings(policy=Policy(approval="manual")))
     home.save_state(NodeState(round=1, manifest="c" * 64, objective="causal-lm"))
-    progress = ProgressFile(home.progress, [], clock=NOW.timestamp)
+    seconds = itertools.count()  # of each step
+    progress = ProgressFile(
+        home.progress, [], clock=NOW.timestamp, ticks=lambda: float(next(seconds))
+    )
     progress.now.bits_per_byte = {"0": 5.0, "1": 4.5}
     progress.now.connected_since = NOW.timestamp()
     progress.write("waiting")
@@ -102,7 +106,10 @@ def test_the_page_follows_the_node_and_shows_hostile_words_as_words(
         see(page, "h1", "Round 2: step 7 of 20")
         see(page, ".tile", "4.300")
         see(page, ".tile", "1\u202f234")
-        page.wait_for_function("document.querySelectorAll('.chart svg path').length > 1")
+        for name in ("loss", "speed", "quality"):
+            page.wait_for_function(
+                f"document.querySelectorAll('#chart-{name} svg path').length > 1"
+            )
         send(shown.home, HOSTILE)
         see(page, "#ledger td", HOSTILE)
         see(page, "#left tr", "RoundsService/Report")
@@ -133,7 +140,7 @@ def test_a_narrow_window_shows_all_without_scrolling_sideways(
         viewport={"width": 390, "height": 844},
         color_scheme=scheme,
     ) as (page, problems):
-        page.wait_for_function("document.querySelectorAll('.chart svg').length === 2")
+        page.wait_for_function("document.querySelectorAll('.chart svg').length === 3")
         assert page.evaluate("document.documentElement.scrollWidth") == 390, page.evaluate(_WIDE)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert problems == []

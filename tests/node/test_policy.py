@@ -152,6 +152,15 @@ def test_what_an_institution_writes_is_kept(tmp_path: Path) -> None:
         ("[node]\nheld_out_fraction = 0.5", "node.held_out_fraction: "),
         ("[policy]\nreport_evaluation = 'perhaps'", "policy.report_evaluation: "),
         ("[policy", "not valid TOML"),
+        (
+            "[policy]\nmin_inner_steps = 50\nmax_inner_steps = 10",
+            "policy: min_inner_steps = 50 and max_inner_steps = 10 contradict each other",
+        ),
+        (
+            "[policy]\nmin_tokens = 2_000\nmax_tokens = 1_000",
+            "policy: min_tokens = 2,000 and max_tokens = 1,000 contradict each other",
+        ),
+        ("[policy]\nobjectives = []", "policy: objectives is empty: no plan could be accepted"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_in_one_line(tmp_path: Path, text: str, says: str) -> None:

@@ -368,6 +368,13 @@ def test_a_request_that_nobody_answers_is_in_the_ledger_too(path: Path) -> None:
     assert [departure.call for departure in read_ledger(path)] == [f"{SERVICE}/Describe"]
 
 
+def test_reading_tells_how_far_it_is(path: Path) -> None:
+    lines = written(path, [b"x"] * 3)
+    told: list[tuple[int, int]] = []
+    assert len(list(read_ledger(path, on_progress=lambda done, of: told.append((done, of))))) == 3
+    assert told == [(len(lines[0]), len(b"".join(lines)))], "at the first line, then now and then"
+
+
 def test_who_follows_a_ledger_reads_each_line_once_and_sees_a_change(path: Path) -> None:
     follower = LedgerFollower(path)
     assert (list(follower.more()), follower.head) == ([], FIRST), "there is none yet"

@@ -54,13 +54,15 @@ class Board:
         }
         losses = [(int(step), float(loss)) for step, loss in seen.now.losses]
         scores = sorted((int(n), float(bits)) for n, bits in seen.now.bits_per_byte.items())
-        points = (seen.now.round, losses, scores)
+        speeds = [(int(step), float(speed)) for step, speed in seen.now.speeds]
+        points = (seen.now.round, losses, speeds, scores)
         if points != self._points:
             self._points = points
             self.options = {
                 "loss": frame(
                     [line("training loss", losses, COLOURS[0])], y="nats per token", x="step"
                 ),
+                "speed": frame([line("speed", speeds, COLOURS[1])], y="tokens a second", x="step"),
                 "quality": frame(
                     [line("held-out text", scores, COLOURS[2])], y="bits per byte", x="checkpoint"
                 ),

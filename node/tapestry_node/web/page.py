@@ -33,12 +33,17 @@ def _main(renewing: Renewing) -> Markup:
             "section",
             chart("loss", "Training loss", note="Of each inner step of the newest round here."),
             chart(
-                "quality",
-                "Quality",
-                note="Each checkpoint on your own held-out text. Lower is better.",
+                "speed",
+                "Speed",
+                note="Tokens a second in the same round, pauses to keep it included.",
             ),
             id="training",
             class_="two",
+        ),
+        chart(
+            "quality",
+            "Quality",
+            note="Each checkpoint on your own held-out text. Lower is better.",
         ),
         card("rounds", "Rounds", part("rounds"), note="As the federation's manifests tell them."),
         card(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from tapestry.web.markup import Markup, count, in_bytes, joined, moment, of, said, table, tag
 from tapestry.web.parts import card, chip, hero
-from tapestry_node.overview import Left, Overview, PastRound
+from tapestry_node.departed import Left
+from tapestry_node.overview import Overview, PastRound
 from tapestry_node.progress import in_words, lasting
 from tapestry_node.screen import remark
 
