@@ -2,19 +2,19 @@
 
 A document's shingles are the windows of `_WINDOW_BYTES` over its UTF-8 without case, blanks and
 punctuation of ASCII: they need no words, so every script is treated alike. One shingle in
-`_SAMPLING`, chosen by its own hash and so the same in every document, is kept, and MinHash makes of
-those a signature whose share of equal places estimates the Jaccard similarity: in each place stands
-the least of the shingles' hashes, each multiplied by the place's own odd number. Signatures are
-compared where a band of them is equal (locality-sensitive hashing), by sorting: memory is about
+`_SAMPLING`, chosen by its own hash and so the same in every document, is kept, and MinHash (rensa)
+makes of those a signature whose share of equal places estimates the Jaccard similarity. Signatures
+are compared where a band of them is equal (locality-sensitive hashing), by sorting: memory is about
 thirty bytes a document, and the result depends on the documents and their order alone.
 
-Shapes: N documents, K places of a signature, S bytes of a batch, M kept shingles of it.
+Shapes: N documents, K places of a signature, S bytes of a batch.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from rensa import RMinHash
 
 PLACES = 64
 """K."""
@@ -34,7 +34,6 @@ _random = np.random.Generator(np.random.PCG64(_SEED))
 _BYTE_VALUES = _random.integers(0, 2**32, 256, dtype=np.uint32)
 _BASE = 0x9E3779B1
 _INVERSE = pow(_BASE, -1, 2**32)
-_FACTORS = _random.integers(0, 2**31, PLACES, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
 _MIX_SHINGLE = np.uint32(0x85EBCA6B)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 
@@ -60,21 +59,13 @@ def sign(texts: Sequence[bytes]) -> tuple[Signatures, npt.NDArray[np.bool_]]:
     is_inside = np.ones(len(places), np.bool_)
     for stop, begin in zip(stops, [*begins[1:], len(places)], strict=True):
         is_inside[stop:begin] = False  # windows that reach into the next text
-    counts = stops - begins
-    return _least(hashes[is_inside], counts), counts >= _FEWEST_SHINGLES
-
-
-def _least(hashes_M: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]) -> Signatures:
-    """Return the signature [N, K] of each text, whose hashes stand one after the other."""
-    signatures = np.zeros((len(counts), PLACES), np.uint32)
-    has_any = counts > 0
-    if has_any.any():
-        starts = (np.cumsum(counts) - counts)[has_any]
-        multiplied = np.empty_like(hashes_M)
-        for place, factor in enumerate(_FACTORS):
-            np.multiply(hashes_M, factor, out=multiplied)
-            signatures[has_any, place] = np.minimum.reduceat(multiplied, starts)
-    return signatures
+    hashes, counts = hashes[is_inside], stops - begins
+    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts, dtype=np.uint64)])
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        hashes.astype(np.uint64), offsets, PLACES, _SEED
+    )
+    signatures = np.array(matrix.to_rows(), np.uint32).reshape(len(texts), PLACES)
+    return signatures, counts >= _FEWEST_SHINGLES
 
 
 def _shingles(
