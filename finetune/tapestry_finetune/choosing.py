@@ -185,6 +185,8 @@ def stage_settings(
     """Return how a stage is trained, everything decided."""
     table: StageTable = getattr(recipe, stage)
     rate = _RATES[chosen.method] * max(1.0, _RATE_WIDTH / width)
+    if stage == "instruct":
+        rate = min(rate, _RATES["lora"] * max(1.0, _RATE_WIDTH / width))
     if stage == "values":
         rate *= _VALUES_SHARE
     return StageSettings(

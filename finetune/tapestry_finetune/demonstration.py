@@ -38,7 +38,7 @@ replay = 0.25
 [language]
 steps = 60
 [instruct]
-steps = 20
+steps = 6
 [values]
 steps = 10
 

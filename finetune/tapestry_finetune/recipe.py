@@ -112,7 +112,8 @@ class StageTable(Settings):
 
     learning_rate: float = Field(default=0.0, ge=0, le=1)
     """0: chosen. 2e-4 for lora, 5e-4 for lora+embeddings, 5e-5 for full in a model 768 wide, more
-    in narrower ones and less in wider; a twentieth of that for values. `plan` shows it."""
+    in narrower ones and less in wider; for instruct never more than for lora, since few chats
+    unlearn a language soon; for values a twentieth. `plan` shows it."""
     epochs: float = Field(default=0.0, ge=0, le=1000)
     """How often everything is seen; 0: 1 for text, 3 for chats and preferences."""
     steps: int = Field(default=0, ge=0)
