@@ -110,7 +110,7 @@ def test_a_federation_is_founded_in_a_database_and_a_store_once(
     genesis = found(tmp_path / "fed", founding, shared, now=FOUNDED_AT)
     assert not (tmp_path / "fed" / "coordinator.db").exists()
     with closing(Registry(url)) as registry:
-        assert registry.lineage() == [genesis]
+        assert list(registry.lineage()) == [genesis]
     (folder,) = (store / "published").iterdir()
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
