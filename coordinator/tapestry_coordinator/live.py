@@ -95,6 +95,7 @@ class Live:
         refused: Mapping[str, int],
         now: float,
         paused: str | None = None,
+        ends: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Return how things stand, as `live.json` holds it.
 
@@ -105,6 +106,7 @@ class Live:
             refused: Calls that were refused, by status.
             now: Unix seconds.
             paused: Why no round opens, if the operator wants none.
+            ends: When the coordinator's certificate and the federation's root do, Unix seconds.
         """
         with self._lock:
             known = {*self._doing, *here, *state.cohort}
@@ -133,6 +135,7 @@ class Live:
             "uploads_in_flight": sum(m["state"] == "uploading" for m in members.values()),
             "bytes_received": received,
             "refused": dict(refused),
+            "ends": dict(ends or {}),
             "aggregation_seconds": self.aggregation_seconds,
         }
 
