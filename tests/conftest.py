@@ -32,7 +32,7 @@ from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, Netwo
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import record_in_ledger
 from tests.forking import Forks
-from tests.servers import Postgres, running_postgres
+from tests.servers import SQLITE_ALONE, Postgres, running_postgres
 
 FOUNDED_AT = 1_750_000_000.0
 CODEC = "int8"
@@ -104,6 +104,7 @@ def postgres() -> Iterator[Postgres]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests by every kind of database where that is asked for."""
     asked = getattr(metafunc.module, "EVERY_DATABASE", "TAPESTRY_EVERY_DATABASE" in os.environ)
+    asked = asked and not getattr(metafunc.function, SQLITE_ALONE, False)
     if asked and "registry_at" in metafunc.fixturenames:
         metafunc.parametrize("registry_at", DATABASES, indirect=True)
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from moto.server import ThreadedMotoServer
@@ -26,6 +27,17 @@ from tapestry_demo.federation import free_port_pair
 _UP_SECONDS = 60.0
 _USER = "tapestry"
 _TEMPLATE, _COPY = "tables", "registry"
+_PATIENT = "-c%20idle_in_transaction_session_timeout%3D60s"
+"""For processes that wait for a processor in the middle of a transaction."""
+SQLITE_ALONE = "sqlite_alone"
+
+T = TypeVar("T")
+
+
+def sqlite_alone(test: T) -> T:
+    """Mark a test about the registry's own file, or a copy of it."""
+    setattr(test, SQLITE_ALONE, True)
+    return test
 
 
 def _binaries() -> Path:
@@ -131,7 +143,7 @@ class Postgres:
             self.has_template = True
         self.run(f"DROP DATABASE IF EXISTS {_COPY} WITH (FORCE)")
         self.run(f"CREATE DATABASE {_COPY} TEMPLATE {_TEMPLATE}")
-        return self.url(_COPY)
+        return f"{self.url(_COPY)}?options={_PATIENT}"
 
 
 @contextmanager

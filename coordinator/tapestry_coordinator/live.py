@@ -19,6 +19,9 @@ from typing import Any, Self
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.rounds import Phase, RoundRules, RoundState
 
+_VERSION = version("tapestry-fl")
+"""Read once: to look it up reads the distribution's files, and remembers more each time."""
+
 LIVE_FILE = "live.json"
 FORMAT = 1
 EVERY_SECONDS = 1.0
@@ -116,7 +119,7 @@ class Live:
         return {
             "format": FORMAT,
             "pid": os.getpid(),
-            "version": version("tapestry-fl"),
+            "version": _VERSION,
             "time": now,
             "started_at": self._started_at,
             "phase": state.phase.value,

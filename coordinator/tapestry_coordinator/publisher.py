@@ -289,13 +289,15 @@ class Publisher:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)
 
 
+@cache
+def _versions() -> Mapping[str, str]:
+    """Return the distributions that compute, by name."""
+    return {"tapestry": version("tapestry-fl"), "numpy": np.__version__}
+
+
 def software() -> dict[str, str]:
     """Return what can matter to whoever repeats an aggregation: versions, and the code itself."""
-    return {
-        "tapestry": version("tapestry-fl"),
-        "numpy": np.__version__,
-        "source": source_digest(),
-    }
+    return {**_versions(), "source": source_digest()}
 
 
 @cache

@@ -35,7 +35,7 @@ def test_a_ruinous_step_is_measured_held_reverted_and_left_behind_by_whoever_lea
 ) -> None:
     blobs = live.folder / "blobs"
     blobs.mkdir()
-    storage = ("--database", postgres.new_database(), "--blobs", blobs.as_uri())
+    storage = ("--database", postgres.registry_database(), "--blobs", blobs.as_uri())
     live.found(rounds=2, storage=storage)
     live.decide(no_harm={"action": "hold"}, aggregation={"learning_rate": 500.0})
     live.serve()
