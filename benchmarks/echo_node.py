@@ -9,6 +9,7 @@ Several folders are several members in one process, each with a connection of it
 """
 
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy as np
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import Contribution, RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
+from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
@@ -29,6 +31,7 @@ from tapestry_node.client import NodeClient, Told
 from tapestry_node.home import NodeHome, require_node
 from tapestry_node.spool import Spooled, spooling
 
+_AGAIN_SECONDS = 0.5
 _NOISE = np.float32(1e-3)
 
 
@@ -47,18 +50,30 @@ class EchoNode:
         )
         self.client = NodeClient(self.membership, home.identity, ledger)
         self.noise = noise
+        self.answered = 0
+        """The last round that was."""
 
     def run(self) -> None:
-        """Answer what is told."""
-        answered = 0
+        """Answer what is told; connect again when the line breaks, as a node does."""
+        while True:
+            try:
+                if self.listen():
+                    return
+            except UnavailableError as error:
+                print(f"{self.membership.member_id}: {error}", flush=True)
+            time.sleep(_AGAIN_SECONDS)
+
+    def listen(self) -> bool:
+        """Answer until the stream ends; tell whether no further round is planned."""
         for told in self.client.watch():
             if told.plan is not None:
                 plan = RoundPlan.parsed(told.plan.payload, what="plan")
-                if plan.round > answered:
+                if plan.round > self.answered:
                     self.answer(plan, told)
-                    answered = plan.round
+                    self.answered = plan.round
             if told.is_finished:
-                return
+                return True
+        return False
 
     def answer(self, plan: RoundPlan, told: Told) -> None:
         """Fetch the base, echo it with noise, send the difference."""
@@ -66,6 +81,7 @@ class EchoNode:
         base = self.fetch(told.manifest)
         fetched = time.perf_counter()
         folder = self.home.spool(plan.round)
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt whose line broke
         layout = open_vector_file(base / MODEL_FILE).layout
         codec = codec_named(plan.codec)
         squares = []

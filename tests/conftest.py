@@ -1,5 +1,6 @@
 """A small federation on disk, made once for all tests that read published checkpoints."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,11 @@ from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, Netwo
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import record_in_ledger
 from tests.forking import Forks
-from tests.servers import Postgres, running_postgres
+from tests.servers import SQLITE_ALONE, Postgres, running_postgres
 
 FOUNDED_AT = 1_750_000_000.0
 CODEC = "int8"
+DATABASES = ("sqlite", "postgresql")
 TOKENS = {"fr-bnf": 10_000, "is-lbs": 2_500}
 
 
@@ -99,13 +101,34 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests by every kind of database where that is asked for."""
+    asked = getattr(metafunc.module, "EVERY_DATABASE", "TAPESTRY_EVERY_DATABASE" in os.environ)
+    asked = asked and not getattr(metafunc.function, SQLITE_ALONE, False)
+    if asked and "registry_at" in metafunc.fixturenames:
+        metafunc.parametrize("registry_at", DATABASES, indirect=True)
+
+
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, of either kind."""
     if request.param == "sqlite":
         return sqlite_url(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture
+def registry_at(request: pytest.FixtureRequest) -> str:
+    """Where a small federation has its registry: the URL of a database, or empty for its file.
+
+    A module that says `EVERY_DATABASE = True` runs by a database of each kind; with
+    `TAPESTRY_EVERY_DATABASE=1` all do.
+    """
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return ""
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.registry_database()
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,29 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from moto.server import ThreadedMotoServer
 from sqlalchemy import make_url
 
+from tapestry_coordinator.registry import Registry
 from tapestry_demo.federation import free_port_pair
 
 _UP_SECONDS = 60.0
 _USER = "tapestry"
+_TEMPLATE, _COPY = "tables", "registry"
+_PATIENT = "-c%20idle_in_transaction_session_timeout%3D60s"
+"""For processes that wait for a processor in the middle of a transaction."""
+SQLITE_ALONE = "sqlite_alone"
+
+T = TypeVar("T")
+
+
+def sqlite_alone(test: T) -> T:
+    """Mark a test about the registry's own file, or a copy of it."""
+    setattr(test, SQLITE_ALONE, True)
+    return test
 
 
 def _binaries() -> Path:
@@ -55,6 +69,7 @@ class Postgres:
     port: int
     password: str = field(default_factory=lambda: f"pw{secrets.token_hex(8)}")
     process: subprocess.Popen[bytes] | None = None
+    has_template: bool = False
 
     def make(self) -> None:
         """Make its folder."""
@@ -119,6 +134,16 @@ class Postgres:
         self.run("DROP SCHEMA IF EXISTS public CASCADE")
         self.run("CREATE SCHEMA public")
         return self.url()
+
+    def registry_database(self) -> str:
+        """Return the URL of a database with the registry's empty tables: always the same."""
+        if not self.has_template:
+            self.run(f"CREATE DATABASE {_TEMPLATE}")
+            Registry(self.url(_TEMPLATE)).close()
+            self.has_template = True
+        self.run(f"DROP DATABASE IF EXISTS {_COPY} WITH (FORCE)")
+        self.run(f"CREATE DATABASE {_COPY} TEMPLATE {_TEMPLATE}")
+        return f"{self.url(_COPY)}?options={_PATIENT}"
 
 
 @contextmanager

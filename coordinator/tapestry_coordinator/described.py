@@ -140,20 +140,23 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _tokens(lineage: Sequence[Envelope]) -> dict[str, int]:
     """Add up what moved the model; the manifests were verified, and may be many."""
-    since: list[tuple[str, Envelope]] = []
-    tokens: Counter[str] = Counter()
-    for envelope in reversed(lineage):
-        digest = payload_digest(envelope)
-        if digest in _added_up:
-            tokens.update(_added_up[digest])
-            break
-        since.append((digest, envelope))
-    for digest, envelope in reversed(since):
+    begin, known = _newest_known(lineage)
+    tokens = Counter(known)
+    for envelope in lineage[begin:] if begin else lineage:
         made = Manifest.parsed(envelope.payload, what="manifest").made
         for part in () if made is None else made.participation:
             if part.weight > 0:
                 tokens[part.member_id] += part.tokens
-        _added_up[digest] = dict(tokens)
+        _added_up[payload_digest(envelope)] = dict(tokens)
         for oldest in list(_added_up)[:-_MOST_ADDED_UP]:
             del _added_up[oldest]
     return dict(sorted(tokens.items()))
+
+
+def _newest_known(lineage: Sequence[Envelope]) -> tuple[int, Mapping[str, int]]:
+    """Return how many manifests are added up already, of the newest few, and to what."""
+    for length in range(len(lineage), max(0, len(lineage) - _MOST_ADDED_UP), -1):
+        known = _added_up.get(payload_digest(lineage[length - 1]))
+        if known is not None:
+            return length, known
+    return 0, {}

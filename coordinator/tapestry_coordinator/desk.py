@@ -79,6 +79,8 @@ _BETWEEN = {
     Phase.HELD: "held: a member found it worse for its text, and the operator decides",
     Phase.RELEASING: "being published",
 }
+_MOST_INDEXED = 64
+"""Checkpoints whose files are served without having been asked about since the start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,12 +158,11 @@ class Desk:
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
-        self._files: dict[str, set[Path]] = {}
-        if self._planner.pool is not None:
-            self._files[self._planner.pool[0]] = {home.pool}
+        self._files: dict[int, dict[str, str]] = {}
+        """Names of published files by digest, of the rounds that were looked at last."""
         self._measured: dict[int, float] = {self._newest: 0.0}
         """Rounds whose card is older than their evaluations, and since when."""
-        for number in range(self._newest + 2):
+        for number in (0, *range(max(1, self._newest + 2 - _MOST_INDEXED), self._newest + 2)):
             self.index_files(number)
         self._unproved: dict[int, float] = {}
         """Rounds whose proof in the folder lacks something, and since when."""
@@ -665,10 +666,9 @@ class Desk:
 
     def index_files(self, number: int) -> None:
         """Make the files of a published checkpoint available by their digests."""
-        folder, candidate = self.home.checkpoint(number), self.home.candidate(number)
-        folders = {folder, candidate}
+        folder = self.home.checkpoint(number)
         if not folder.is_dir():
-            folder = candidate
+            folder = self.home.candidate(number)
         envelope = self.registry.manifest(number) if number <= self._newest else None
         if not folder.is_dir():
             return
@@ -677,12 +677,18 @@ class Desk:
             envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
         manifest = Manifest.parsed(envelope.payload, what="manifest")
         step = () if manifest.step is None else (manifest.step,)
-        entries = (*card.files, *manifest.files, *step)
+        names = {entry.digest: entry.name for entry in (*card.files, *manifest.files, *step)}
         with self._changed:
-            for paths in self._files.values():
-                paths -= {path for path in paths if not folders.isdisjoint(path.parents)}
-            for entry in entries:
-                self._files.setdefault(entry.digest, set()).add(folder / entry.name)
+            self._files.pop(number, None)
+            self._files[number] = names
+            for oldest in list(self._files)[:-_MOST_INDEXED]:
+                if oldest not in (0, self._newest):
+                    del self._files[oldest]
+
+    def have_indexed(self, number: int) -> None:
+        """Make the files of an older checkpoint available too."""
+        if number not in self._files:
+            self.index_files(number)
 
     def file(self, digest: str) -> Path:
         """Return the path of a published file.
@@ -690,11 +696,15 @@ class Desk:
         Raises:
             RejectedError: Nothing published has that digest.
         """
+        pool = self._planner.pool
+        if pool is not None and digest == pool[0] and self.home.pool.is_file():
+            return self.home.pool
         with self._changed:
-            paths = sorted(self._files.get(digest, ()))
-        for path in paths:
-            if path.is_file():
-                return path
+            found = [(n, names[digest]) for n, names in self._files.items() if digest in names]
+        for number, name in found:
+            for folder in (self.home.checkpoint(number), self.home.candidate(number)):
+                if (folder / name).is_file():
+                    return folder / name
         raise RejectedError(f"no published file has the digest {digest[:16]}")
 
     def evaluate(self, evaluation: StoredEvaluation) -> None:

@@ -19,6 +19,9 @@ from typing import Any, Self
 from tapestry.storage.atomic import write_atomic
 from tapestry_coordinator.rounds import Phase, RoundRules, RoundState
 
+_VERSION = version("tapestry-fl")
+"""Read once: to look it up reads the distribution's files, and remembers more each time."""
+
 LIVE_FILE = "live.json"
 FORMAT = 1
 EVERY_SECONDS = 1.0
@@ -95,6 +98,7 @@ class Live:
         refused: Mapping[str, int],
         now: float,
         paused: str | None = None,
+        ends: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Return how things stand, as `live.json` holds it.
 
@@ -105,6 +109,7 @@ class Live:
             refused: Calls that were refused, by status.
             now: Unix seconds.
             paused: Why no round opens, if the operator wants none.
+            ends: When the coordinator's certificate and the federation's root do, Unix seconds.
         """
         with self._lock:
             known = {*self._doing, *here, *state.cohort}
@@ -114,7 +119,7 @@ class Live:
         return {
             "format": FORMAT,
             "pid": os.getpid(),
-            "version": version("tapestry-fl"),
+            "version": _VERSION,
             "time": now,
             "started_at": self._started_at,
             "phase": state.phase.value,
@@ -133,6 +138,7 @@ class Live:
             "uploads_in_flight": sum(m["state"] == "uploading" for m in members.values()),
             "bytes_received": received,
             "refused": dict(refused),
+            "ends": dict(ends or {}),
             "aggregation_seconds": self.aggregation_seconds,
         }
 

@@ -49,6 +49,7 @@ from tapestry.storage.atomic import replacing, sync_path
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.chain import Followed
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
 from tapestry_coordinator.rounds import RoundState
@@ -248,7 +249,7 @@ class Publisher:
     def _finish(self, manifest: Manifest, closed: ClosedRound, folder: Path) -> Envelope:
         """Sign the manifest, and write what stands beside the model."""
         envelope = manifest.signed(self.key)
-        lineage = [*closed.lineage, envelope]
+        lineage = Followed(closed.lineage, envelope)
         write_statements(folder, lineage)
         notes = self.home.notes(manifest.round)
         write_card(folder, lineage, closed.evaluations, self.key, notes=notes)
@@ -288,13 +289,15 @@ class Publisher:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)
 
 
+@cache
+def _versions() -> Mapping[str, str]:
+    """Return the distributions that compute, by name."""
+    return {"tapestry": version("tapestry-fl"), "numpy": np.__version__}
+
+
 def software() -> dict[str, str]:
     """Return what can matter to whoever repeats an aggregation: versions, and the code itself."""
-    return {
-        "tapestry": version("tapestry-fl"),
-        "numpy": np.__version__,
-        "source": source_digest(),
-    }
+    return {**_versions(), "source": source_digest()}
 
 
 @cache

@@ -28,6 +28,7 @@ from tapestry.errors import ConfigError, RejectedError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.ledger.entries import PLAN, Entry
 from tapestry_coordinator import failpoints, rounds
+from tapestry_coordinator.chain import Chain
 from tapestry_coordinator.database import (
     at_every_turn,
     open_database,
@@ -607,13 +608,24 @@ class Registry:
         if done.rowcount != 1:
             raise RejectedError(f"{member_id} has no exclusion with the number {exclusion_id}")
 
-    def lineage(self, last: int | None = None) -> list[Envelope]:
-        """Return the manifests from genesis to round `last` (or the newest), oldest first."""
-        query = select(manifests.c.envelope).order_by(manifests.c.round)
-        if last is not None:
-            query = query.where(manifests.c.round <= last)
+    def lineage(self, last: int | None = None) -> Chain:
+        """Return the manifests from genesis to round `last` (or the newest), oldest first.
+
+        They are read when they are looked at.
+        """
+        newest = self.newest_round()
+        length = 0 if newest is None else newest + 1
+        return Chain(self._manifests, length if last is None else min(length, last + 1))
+
+    def _manifests(self, begin: int, end: int) -> list[Envelope]:
+        """Return the manifests from one round up to, not including, another."""
+        query = (
+            select(manifests.c.envelope)
+            .where((manifests.c.round >= begin) & (manifests.c.round < end))
+            .order_by(manifests.c.round)
+        )
         with transaction(self._engine) as connection:
-            texts: Sequence[str] = connection.execute(query).scalars().all()
+            texts = connection.execute(query).scalars().all()
         return [from_json(text.encode(), what="manifest") for text in texts]
 
     def manifest(self, number: int) -> Envelope | None:

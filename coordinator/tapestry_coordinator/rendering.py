@@ -41,6 +41,9 @@ def _status(table: dict[str, Any]) -> Text:
             lines.append(f"  decide: tapestry coordinator release {number} | revert {number}")
     lines.append(f"newest checkpoint: {table['newest_checkpoint']} in {table['checkpoint_folder']}")
     lines += [f"  {m}: {bpb:.4f} bits per byte" for m, bpb in table["bits_per_byte"].items()]
+    if table["ends"]:
+        own, root = (readable_time(table["ends"][name]) for name in ("certificate", "root"))
+        lines.append(f"certificate until {own}, renewed before; the federation's root until {root}")
     return Text("\n".join(lines))
 
 

@@ -6,31 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
-
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tapestry.checkpoints.folder import CARD_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.errors import ConfigError, TapestryError, UnavailableError
-from tapestry.identity.certificates import issue_server_certificate
+from tapestry.errors import TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
-from tapestry.identity.keys import load_tls_key, private_pem
 from tapestry.storage.atomic import giving_up
-from tapestry.v1 import enrolment_pb2_grpc, rounds_pb2_grpc
-from tapestry.wire.admin import add_admin_service
 from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
-from tapestry.wire.archives import add_archive_service
-from tapestry.wire.bulk import add_transfer_service
-from tapestry.wire.channels import server_credentials
-from tapestry.wire.ledger import add_ledger_service
-from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry_coordinator import failpoints
-from tapestry_coordinator.archiving import readable_files
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.crowd import Crowd, allow_files
@@ -40,20 +26,14 @@ from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.leases import Lease
 from tapestry_coordinator.ledger_files import make_up_ledger_files, write_ledger_files
+from tapestry_coordinator.listening import Listening
 from tapestry_coordinator.live import LiveFile
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Phase, folded
-from tapestry_coordinator.service import (
-    EnrolmentService,
-    RoundsService,
-    TransferService,
-    operator_of,
-)
 from tapestry_coordinator.settling import Settling
-from tapestry_coordinator.showing import ledger_for
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
@@ -64,13 +44,6 @@ _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 15.0
 _CARD_SECONDS = 3.0
 _PROOF_SECONDS = 1.0
-_WORKERS = 1024
-"""Threads at most, one a call: a member that sends a vector has six."""
-_ENROLMENT_WORKERS = 64
-"""More than one caller can take: nobody has shown a certificate there."""
-_STOP_SECONDS = 3.0
-_CERTIFICATE_DAYS = 398
-"""Made anew at every start; a process that runs longer has to be started again."""
 
 
 class CoordinatorServer:
@@ -118,7 +91,6 @@ class CoordinatorServer:
         self._settling.recover()
         self._make_up()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="settle")
-        self._callers: list[ThreadPoolExecutor] = []
         self._unsettled: tuple[int, Future[None]] | None = None
         steady = SteadyClock(clock, time.monotonic, not_before=self._registry.newest_event_at())
         self.desk = Desk(
@@ -128,6 +100,9 @@ class CoordinatorServer:
         self._places = Places()
         self._crowd = Crowd()
         self._stopping = threading.Event()
+        self._listening = Listening(
+            home, self.desk, self._store, self._layout, self._places, clock=clock
+        )
 
     def _make_up(self) -> None:
         """Make sure of what the last process may have left undone after a round was recorded.
@@ -153,7 +128,7 @@ class CoordinatorServer:
         reuse_large_blocks()
         spare_what_is_there()
         allow_files()
-        servers = self._start_servers()
+        self._listening.start()
         if self._lease is None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._on_signal)
@@ -170,23 +145,23 @@ class CoordinatorServer:
                     self._places.end_stalled()
                     now = time.monotonic()
                     self._crowd.look(now)
+                    self._listening.renew_if_due()
                     is_due = now - looked >= _LOOK_SECONDS
                     looked = now if is_due else looked
                     self._pass_time(look=is_due)
         finally:
             self._stopping.set()
-            self.desk.wake()
-            for stopped in [server.stop(_STOP_SECONDS) for server in servers]:
-                stopped.wait()
+            self._listening.stop()
             aggregator.join()
             self._leave_proofs()
-            for threads in (*self._callers, self._threads):
-                threads.shutdown()  # whoever is in the middle of a call needs store and registry
+            self._listening.wait()  # whoever is in the middle of a call needs store and registry
+            self._threads.shutdown()
             self._store.close()
             self._registry.close()
             _log.info("stopped")
 
     def _live_table(self) -> dict[str, Any]:
+        listening = self._listening
         return self.desk.live.table(
             self.desk.state,
             here=self.desk.here(),
@@ -194,6 +169,7 @@ class CoordinatorServer:
             refused=self._places.refused,
             paused=self.desk.pause_reason,
             now=self._clock(),
+            ends={"certificate": listening.certificate_ends, "root": listening.root_ends},
         )
 
     def _pass_time(self, *, look: bool) -> None:
@@ -221,48 +197,6 @@ class CoordinatorServer:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.stop()
-
-    def _start_servers(self) -> list[grpc.Server]:
-        key = load_tls_key(self.home.tls_key)
-        network = self.settings.network
-        own = issue_server_certificate(
-            self._authority,
-            key.public_key(),
-            federation=self.desk.genesis.origin.federation,
-            hosts=sorted({_host(network.address), _host(network.enrolment_address)}),
-            now=datetime.fromtimestamp(self._clock(), UTC),
-            lifetime_days=_CERTIFICATE_DAYS,
-        )
-        members = self._server(_WORKERS)
-        enrolment = EnrolmentService(self.desk, self._authority)
-        rounds_pb2_grpc.add_RoundsServiceServicer_to_server(
-            RoundsService(self.desk, self._stopping), members
-        )
-        transfer = TransferService(  # type: ignore[abstract] # its two large calls: wire.bulk
-            self.desk, self._store, self._layout
-        )
-        add_transfer_service(transfer, transfer, members)
-        add_archive_service(lambda context, n: readable_files(self.desk, context, n), members)
-        add_admin_service(lambda context: operator_of(context, self.desk), members)
-        add_ledger_service(lambda context: ledger_for(context, self.desk), members)
-        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, members)
-        servicer = health.HealthServicer()
-        servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, members)
-        door = self._server(_ENROLMENT_WORKERS)
-        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, door)
-        pem = private_pem(key)
-        root = self._authority.certificate_pem
-        _bind(members, network.listen, own, pem, root)
-        _bind(door, network.enrolment_listen, own, pem, None)
-        for server in (members, door):
-            server.start()
-        return [members, door]
-
-    def _server(self, workers: int) -> grpc.Server:
-        threads = ThreadPoolExecutor(workers, thread_name_prefix="call")
-        self._callers.append(threads)
-        return grpc.server(threads, interceptors=[self._places], options=SERVER_OPTIONS)
 
     # Aggregation and cards, in one thread
 
@@ -386,20 +320,3 @@ class CoordinatorServer:
                     notes=self.home.notes(number),
                 )
                 self.desk.index_files(number)
-
-
-def _host(address: str) -> str:
-    return address.rsplit(":", 1)[0].strip("[]")
-
-
-def _bind(server: grpc.Server, listen: str, own: bytes, key: bytes, root: bytes | None) -> None:
-    credentials = server_credentials(certificate_pem=own, key_pem=key, root_pem=root)
-    try:
-        port = server.add_secure_port(listen, credentials)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise ConfigError(
-            f"cannot listen on {listen}: the port is in use or not allowed; stop the other "
-            "process or change [network] in coordinator.toml"
-        )

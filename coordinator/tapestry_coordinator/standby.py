@@ -131,11 +131,11 @@ class Standby:
             thread.join()
 
     def _follow(self, mirror: Mirror, ended: threading.Event) -> None:
-        told = ""
+        told, registry = "", None
         while not ended.wait(_FOLLOW_SECONDS):
             try:
-                with closing(Registry(self._url)) as registry:
-                    lineage = registry.lineage()
+                registry = registry or Registry(self._url)
+                lineage = registry.lineage()
                 mirror.bring_founding(lineage[0])
                 mirror.bring_checkpoint(len(lineage) - 1, lineage[-1])
                 told = ""
@@ -143,3 +143,5 @@ class Standby:
                 if told != str(error):
                     told = str(error)
                     _log.warning("standing by, not up to date: %s", error)
+        if registry is not None:
+            registry.close()

@@ -6,6 +6,7 @@ from typing import Any
 
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
+from tapestry_coordinator.live import read_live
 from tapestry_coordinator.registry import ACTIVE, Member, Registry
 from tapestry_coordinator.rounds import Phase, folded
 
@@ -43,6 +44,7 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
         "measured": state.dissent,
         "newest_checkpoint": newest,
         "checkpoint_folder": str(home.checkpoint(newest)),
+        "ends": (read_live(home.live) or {}).get("ends", {}),
         "bits_per_byte": {e.member_id: e.bits_per_byte for e in measured},
     }
 

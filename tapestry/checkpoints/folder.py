@@ -21,13 +21,20 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from tapestry.checkpoints.manifest import FileEntry
 from tapestry.errors import UntrustedError
 from tapestry.identity.envelopes import MAX_ENVELOPE_BYTES, Envelope, from_json, to_json
 from tapestry.ledger.proof import PROOF_FILE
-from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, sync_tree, write_atomic
+from tapestry.storage.atomic import (
+    TEMPORARY_SUFFIX,
+    replacing,
+    sync_path,
+    sync_tree,
+    write_atomic,
+)
 
 STATEMENTS = "tapestry"
 MANIFEST_FILE = "tapestry/manifest.json"
@@ -114,9 +121,9 @@ def read_envelopes(path: Path, *, what: str) -> list[Envelope]:
 def write_statements(folder: Path, lineage: Sequence[Envelope]) -> None:
     """Write manifest and lineage below `folder`; the last of `lineage` is the folder's own."""
     (folder / STATEMENTS).mkdir(exist_ok=True)
-    write_atomic(
-        folder / LINEAGE_FILE, b"".join(to_json(envelope) + b"\n" for envelope in lineage[:-1])
-    )
+    with replacing(folder / LINEAGE_FILE) as file:
+        for envelope in islice(lineage, len(lineage) - 1):
+            file.write(to_json(envelope) + b"\n")
     write_atomic(folder / MANIFEST_FILE, to_json(lineage[-1]))
 
 

@@ -8,6 +8,7 @@ after the checkpoint and are signed on their own, so that they can be renewed wi
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
@@ -358,6 +359,6 @@ def verify_lineage(envelopes: Sequence[Envelope], *, pinned: str | None = None) 
     if not envelopes:
         raise UntrustedError("lineage: empty; expected at least the genesis manifest")
     lineage = Lineage(envelopes[0], pinned=pinned)
-    for envelope in envelopes[1:]:
+    for envelope in islice(envelopes, 1, None):
         lineage.extend(envelope)
     return lineage

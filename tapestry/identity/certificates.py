@@ -283,6 +283,11 @@ def read_member_certificate(pem: bytes, *, federation: str) -> MemberCertificate
     )
 
 
+def certificate_ends(pem: bytes) -> datetime:
+    """Return until when one of our own certificates is valid, UTC and aware."""
+    return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+
+
 def fingerprint(certificate_pem: bytes) -> bytes:
     """Return the SHA-256 of a certificate's DER form, as `openssl x509 -fingerprint -sha256`."""
     try:

@@ -42,6 +42,9 @@ WINDOW_BYTES = 8 * MEBIBYTE
 UPLOAD_WINDOW_BYTES = MEBIBYTE
 """What a member may send ahead on one of its streams, while the coordinator holds it for all."""
 
+CALLS_END_SECONDS = 600.0
+"""For calls that are under way when their connection is to end: as long as a fragment may take."""
+
 _COMMON = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -67,9 +70,9 @@ SERVER_OPTIONS = [
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # Every call looks its caller up; but only a handshake asks for a certificate that is still
-    # valid. Calls that are under way have ten minutes, as long as a fragment may take.
+    # valid.
     ("grpc.max_connection_age_ms", 12 * 3_600_000),
-    ("grpc.max_connection_age_grace_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", int(CALLS_END_SECONDS * 1000)),
     # A node that fetches says little: one window update for 4 MiB. So the coordinator, which has
     # its heartbeats, asks only where nothing came for long: 4 MiB in 20 minutes are 28 kbit/s.
     ("grpc.keepalive_time_ms", 1_200_000),

@@ -35,7 +35,7 @@ from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.database import database_url
+from tapestry_coordinator.database import DATABASE_FILE, database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import entry_of_contribution
@@ -244,11 +244,13 @@ def found_small(
     federation: str = "loom",
     rounds: RoundsSettings | None = None,
     policy: Mapping[str, Mapping[str, Any]] | None = None,
+    database: str = "",
     **aggregation: Any,
 ) -> Small:
     """Found a federation over `elements` ones; `aggregation` goes into that table of the policy.
 
-    `policy` goes into its other tables.
+    `policy` goes into its other tables; `database` is the URL of one with empty tables, if the
+    registry is not to be a file in the folder.
 
     Folders with the same name and length are copies of one, with its keys.
     """
@@ -256,6 +258,8 @@ def found_small(
     home = CoordinatorHome(folder.resolve())
     if rounds is not None:
         settings_module.save(folder, home.load_settings().model_copy(update={"rounds": rounds}))
+    if database:
+        move_registry(home, database)
     if aggregation or policy:
         changed = changed_policy(home.load_policy(), **(policy or {}), aggregation=aggregation)
         save_policy(home.policy, changed)
@@ -263,6 +267,19 @@ def found_small(
         registry.adopt_policy(changed, now=FOUNDED_AT)
         registry.close()
     return Small(home)
+
+
+def move_registry(home: CoordinatorHome, database: str) -> None:
+    """Have the registry of a federation that was just founded in another database."""
+    settings = home.load_settings()
+    storage = settings.storage.model_copy(update={"database": database})
+    settings_module.save(home.folder, settings.model_copy(update={"storage": storage}))
+    (home.folder / DATABASE_FILE).unlink()
+    (genesis,) = read_lineage(home.checkpoint(0))
+    registry = Registry(database)
+    registry.add_genesis(payload_digest(genesis), genesis)
+    registry.adopt_policy(home.load_policy(), now=FOUNDED_AT)
+    registry.close()
 
 
 def found_in_part(folder: Path, **aggregation: Any) -> Small:

@@ -114,6 +114,10 @@ def test_silence_an_empty_federation_and_a_lost_database_come_first() -> None:
     silent = story_of(live, members=3, database_error="", now=1042.0)
     assert silent.title == "The coordinator has been silent for 40 s."
     assert story_of(live, members=0, database_error="", now=1001.0).title.startswith("No instit")
+    ending = {**live, "ends": {"certificate": 1001.0 + 3 * 86_400, "root": 9e9}}
+    told = story_of(ending, members=3, database_error="", now=1001.0)
+    assert (told.tone, told.title) == ("bad", "The coordinator's certificate ends in 3 days.")
+    assert story_of(ending, members=3, database_error="", now=1001.0 - 12 * 86_400).tone != "bad"
     lost = story_of(live, members=3, database_error="locked", now=1001.0)
     assert (lost.tone, lost.title) == ("bad", "The database does not answer.")
 

@@ -337,6 +337,10 @@ def test_the_lineage_is_oldest_first_and_can_be_cut(registry: Registry) -> None:
         )
     assert [e.payload for e in registry.lineage()] == [b"0", b"1", b"2", b"3"]
     assert [e.payload for e in registry.lineage(2)] == [b"0", b"1", b"2"]
+    assert [e.payload for e in registry.lineage()[1:3]] == [b"1", b"2"]
+    assert registry.lineage()[-1].payload == b"3"
+    with pytest.raises(IndexError):
+        registry.lineage(1)[2]
     assert registry.newest_round() == 3
     assert registry.round_of(digest("0")) == 0
     assert registry.round_of(digest("9")) is None

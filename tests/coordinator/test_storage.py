@@ -44,6 +44,8 @@ from tests.coordinator.small import (
 )
 from tests.servers import Postgres
 
+EVERY_DATABASE = True
+
 # Settings
 
 
@@ -110,7 +112,7 @@ def test_a_federation_is_founded_in_a_database_and_a_store_once(
     genesis = found(tmp_path / "fed", founding, shared, now=FOUNDED_AT)
     assert not (tmp_path / "fed" / "coordinator.db").exists()
     with closing(Registry(url)) as registry:
-        assert registry.lineage() == [genesis]
+        assert list(registry.lineage()) == [genesis]
     (folder,) = (store / "published").iterdir()
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -216,15 +218,15 @@ class Undecided(Registry):
             raise UnavailableError("the connection broke")
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Small:
+def quick(folder: Path, database: str = "") -> Small:
     rounds = settings_module.RoundsSettings(quorum=1, gather_seconds=0.0, grace_seconds=0.0)
-    return found_small(tmp_path / "fed", rounds=rounds, learning_rate=0.5)
+    return found_small(folder, rounds=rounds, learning_rate=0.5, database=database)
 
 
 def test_events_that_the_database_took_without_saying_so_are_not_recorded_twice(
-    small: Small,
+    tmp_path: Path, registry_at: str
 ) -> None:
+    small = quick(tmp_path / "fed", registry_at)
     registry = Undecided(database_url(small.home))
     secret = b"s" * 32
     registry.add_invitation(secret, member_id="a", now=0.0, expires_at=1.0)
@@ -263,7 +265,8 @@ def _arrived(digest: str) -> Arrived:
 
 
 @pytest.mark.slow
-def test_a_second_coordinator_in_one_folder_is_refused(small: Small) -> None:
+def test_a_second_coordinator_in_one_folder_is_refused(tmp_path: Path) -> None:
+    small = quick(tmp_path / "fed")
     with alone(small.home.folder, who="the coordinator"):
         done = subprocess.run(
             tapestry_command("coordinator", "serve", str(small.home.folder)),

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,15 +66,19 @@ class Live:
         quorum: int = 2,
         model: Path | None = None,
         trainable: str = "all",
+        storage: Sequence[str] = (),
         **changes: Any,
     ) -> None:
-        """Found the federation; `changes` go into the table `[rounds]`."""
+        """Found the federation; `changes` go into the table `[rounds]`.
+
+        `storage` says where registry and blobs are, as `init` takes it.
+        """
         made_of = ("--vocabulary", "300") if model is None else ("--model", str(model))
         self.call(
             "coordinator", "init", str(self.home.folder), "--name", "loom",
             "--address", f"localhost:{self.port}", "--rounds", str(rounds),
             "--inner-steps", str(steps), "--quorum", str(quorum), *made_of,
-            "--trainable", trainable,
+            "--trainable", trainable, *storage,
             "--pool", str(write_text(self.folder / "pool", "isl")),
         )  # fmt: skip
         settings = self.home.load_settings()
@@ -113,7 +117,23 @@ class Live:
     def serve(self) -> None:
         """Start the coordinator and wait until it listens."""
         self.start("coordinator", "coordinator", "serve", str(self.home.folder))
-        self.wait(lambda: "enrolment:" in self.log("coordinator"))
+        self.wait_until_listening("coordinator")
+
+    def wait_until_listening(self, name: str) -> None:
+        """Wait until a coordinator serves."""
+        self.wait(lambda: "enrolment:" in self.log(name))
+
+    def stand_by(self, name: str) -> CoordinatorHome:
+        """Start another coordinator at the same address; return its folder once it stands by."""
+        home = CoordinatorHome(self.folder / name)
+        home.folder.mkdir()
+        for part in ("ca", "identity"):
+            shutil.copytree(self.home.folder / part, home.folder / part)
+        for part in ("coordinator.toml", "policy.toml"):
+            shutil.copy(self.home.folder / part, home.folder / part)
+        self.start(name, "coordinator", "serve", str(home.folder))
+        self.wait(lambda: "standing by: " in self.log(name))
+        return home
 
     def invite(self, member: str, *, role: str = "contributor") -> str:
         """Return an invitation's text."""

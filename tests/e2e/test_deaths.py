@@ -104,7 +104,7 @@ class Federation:
     @property
     def lineage(self) -> list[Envelope]:
         with closing(Registry(database_url(self.home))) as registry:
-            return registry.lineage()
+            return list(registry.lineage())
 
 
 @pytest.fixture

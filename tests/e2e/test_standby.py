@@ -5,225 +5,32 @@ takes no training.
 """
 
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable
 
 import grpc
 import numpy as np
 import pytest
 
-from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
-from tapestry.config import parse_settings
 from tapestry.identity.envelopes import Envelope
 from tapestry.v1 import transfer_pb2
 from tapestry.wire.messages import envelope_message
-from tapestry_coordinator import settings as settings_module
-from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.inviting import make_invitation
-from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Arrived, Published
-from tapestry_coordinator.settings import RoundsSettings, StorageSettings
 from tapestry_coordinator.status import status_of
-from tapestry_demo.federation import Processes, free_port_pair
-from tests.coordinator.small import FOUNDED_AT, Small, found_small
-from tests.forking import Forks
-from tests.servers import Postgres, Store, running_store
-from tests.wire.serving import CALL_SECONDS, Line, Member, Watch
+from tests.e2e.several_coordinators import Shared, again, commit
+from tests.wire.serving import CALL_SECONDS
 
 pytestmark = pytest.mark.slow
-
-T = TypeVar("T")
-
-
-@dataclass
-class Shared:
-    """A federation whose coordinators share database and store."""
-
-    folder: Path
-    small: Small
-    processes: Processes
-    forks: Forks
-    postgres: Postgres
-    store: Store
-    url: str
-    ports: dict[str, int]
-    leader: str = "north"
-    stack: ExitStack = field(default_factory=ExitStack)
-
-    # What a member of the tests asks of a coordinator
-
-    @property
-    def federation(self) -> str:
-        return self.small.home.load_genesis().origin.federation
-
-    @property
-    def root_pem(self) -> bytes:
-        return self.small.home.load_authority().certificate_pem
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.ports[self.leader]}"
-
-    @property
-    def door(self) -> str:
-        return f"127.0.0.1:{self.ports[self.leader] + 1}"
-
-    # Coordinators
-
-    def home(self, name: str) -> CoordinatorHome:
-        return CoordinatorHome(self.folder / name)
-
-    def serve(self, name: str) -> None:
-        command = ["coordinator", "serve", str(self.folder / name)]
-        log = self.folder / "logs" / f"{name}.log"
-        self.processes.running[name] = self.forks.start(command, log)
-
-    def log(self, name: str) -> str:
-        return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8")
-
-    def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "\n".join(
-                f"{name}: {self.log(name)[-3000:]}" for name in self.processes.running
-            )
-            time.sleep(0.05)
-
-    def leads(self, name: str, times: int = 1) -> None:
-        """Wait until a coordinator listens."""
-        self.wait(lambda: self.log(name).count("enrolment:") >= times)
-        self.leader = name
-
-    def send(self, name: str, number: signal.Signals) -> None:
-        self.processes.running[name].send_signal(number)
-
-    def kill(self, name: str) -> None:
-        process = self.processes.running.pop(name)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    # Members
-
-    def join(self, member_id: str) -> Member:
-        member = Member(self, member_id)  # type: ignore[arg-type]
-        invitation = make_invitation(
-            self.home("north"), member_id, now=datetime.now(UTC).timestamp()
-        )
-        with member.knocking() as stub:
-            response = stub.Enrol(member.enrolment(invitation), timeout=CALL_SECONDS)
-        member.certificate = response.certificate
-        return member
-
-    def connect(self, member: Member) -> tuple[Line, Watch]:
-        """Connect as soon as somebody listens, and listen in turn."""
-
-        def connected() -> tuple[Line, Watch]:
-            with ExitStack() as stack:
-                line = stack.enter_context(member.connected(address=self.address))
-                watch = line.watch()
-                self.stack.enter_context(stack.pop_all())
-            return line, watch
-
-        return again(connected)
-
-    def manifests(self) -> list[Envelope]:
-        return self.ask(Registry.lineage)
-
-    def ask(self, question: Callable[[Registry], T]) -> T:
-        registry = Registry(self.url)
-        try:
-            return question(registry)
-        finally:
-            registry.close()
-
-
-def again(call: Callable[[], T], *, seconds: float = 60.0) -> T:
-    """Do what a node does: try again while the other side is not available."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def commit(line: Line, plan: RoundPlan, delta: list[float]) -> Envelope:
-    """Send and commit a contribution, again and again while the other side is not available."""
-    return again(lambda: line.commit(line.sent(plan, np.array(delta, np.float32))))
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with running_store() as one:
-        yield one
-
-
-@pytest.fixture
-def shared(tmp_path: Path, forks: Forks, postgres: Postgres, store: Store) -> Iterator[Shared]:
-    """Two folders: the one in which the federation was founded, and one to stand by."""
-    rounds = RoundsSettings(
-        quorum=2, gather_seconds=60.0, grace_seconds=0.0, deadline_seconds=600.0
-    )
-    small = found_small(tmp_path / "north", elements=3, rounds=rounds, learning_rate=0.5)
-    (tmp_path / "north" / "coordinator.db").unlink()
-    url = postgres.new_database()
-    storage = parse_settings(
-        {"database": url, "blobs": f"{store.url}/{tmp_path.name}", "endpoint": store.endpoint},
-        StorageSettings,
-        where="test",
-    )
-    ports = {name: free_port_pair() for name in ("north", "south")}
-    _save(small.home, storage, ports["north"])
-    (tmp_path / "south").mkdir()
-    for name in ("ca", "identity"):
-        shutil.copytree(tmp_path / "north" / name, tmp_path / "south" / name)
-    for name in ("coordinator.toml", "policy.toml"):
-        shutil.copy(tmp_path / "north" / name, tmp_path / "south" / name)
-    _save(CoordinatorHome(tmp_path / "south"), storage, ports["south"])
-    (genesis,) = small.lineage
-    blobs = blobs_of(small.home)
-    assert blobs is not None
-    Mirror(small.home, blobs).put_founding(genesis)
-    registry = Registry(url)
-    registry.add_genesis(payload_digest(genesis), genesis)
-    registry.adopt_policy(small.policy, now=FOUNDED_AT)
-    registry.close()
-    with Processes(tmp_path / "logs") as processes:
-        federation = Shared(tmp_path, small, processes, forks, postgres, store, url, ports)
-        with federation.stack:
-            yield federation
-        for process in processes.running.values():
-            process.send_signal(signal.SIGCONT)
-
-
-def _save(home: CoordinatorHome, storage: StorageSettings, port: int) -> None:
-    settings = home.load_settings()
-    network = settings.network.model_copy(
-        update={"listen": f"127.0.0.1:{port}", "enrolment_listen": f"127.0.0.1:{port + 1}"}
-    )
-    changed = settings.model_copy(update={"network": network, "storage": storage})
-    settings_module.save(home.folder, changed)
 
 
 def test_the_standby_finishes_the_round_of_a_leader_that_was_killed(
     shared: Shared, record_property: Callable[[str, object], None]
 ) -> None:
-    shared.serve("north")
-    shared.leads("north")
-    shared.serve("south")
-    shared.wait(lambda: "standing by: " in shared.log("south"))
+    shared.serve_both()
     assert f":{shared.folder / 'north'} leads" in shared.log("south")
     members = [shared.join(name) for name in ("a-lib", "b-lib")]
     (line, watch), _other = [shared.connect(member) for member in members]
@@ -264,10 +71,7 @@ def test_the_standby_finishes_the_round_of_a_leader_that_was_killed(
 
 
 def test_a_leader_that_was_paused_past_its_lease_writes_nothing(shared: Shared) -> None:
-    shared.serve("north")
-    shared.leads("north")
-    shared.serve("south")
-    shared.wait(lambda: "standing by: " in shared.log("south"))
+    shared.serve_both()
     members = [shared.join(name) for name in ("a-lib", "b-lib")]
     (line, watch), (other, _watch) = [shared.connect(member) for member in members]
     plan = watch.until_plan()

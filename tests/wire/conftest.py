@@ -15,9 +15,9 @@ ROUNDS = RoundsSettings(quorum=2, gather_seconds=10.0, grace_seconds=300.0, dead
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+def coordinator(tmp_path: Path, registry_at: str) -> Iterator[Coordinator]:
     """A federation over a vector of two ones, in one short fragment."""
-    serving = Coordinator(found_small(tmp_path / "fed", rounds=ROUNDS))
+    serving = Coordinator(found_small(tmp_path / "fed", rounds=ROUNDS, database=registry_at))
     yield serving
     serving.stop()
 

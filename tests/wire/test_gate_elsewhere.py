@@ -17,6 +17,8 @@ from tests.wire.serving import Coordinator, gathered
 from tests.wire.test_no_harm import closed_round, made, measure
 from tests.wire.test_policy import adopt, contribute, parts
 
+EVERY_DATABASE = True
+
 
 def test_who_takes_over_goes_on_with_the_same_candidate_and_publishes_once(
     coordinator: Coordinator, stack: ExitStack

@@ -13,6 +13,8 @@ from tests.wire.serving import Coordinator, Line, gathered
 from tests.wire.test_no_harm import closed_round, made, measure
 from tests.wire.test_policy import DELTA, contribute, parts
 
+EVERY_DATABASE = True
+
 REASON = "not a member any more when the round closed"
 
 

@@ -27,6 +27,7 @@ from tapestry_coordinator.ledgering import entry_of_checkpoint, entry_of_member,
 from tapestry_node.home import NodeHome
 from tapestry_node.witnessing import Witness
 from tests.coordinator.small import Small, found_small, signing_key
+from tests.servers import sqlite_alone
 from tests.wire.conftest import ROUNDS
 from tests.wire.serving import CALL_SECONDS, Clock, Coordinator, Line, Member
 
@@ -355,6 +356,7 @@ def forked(coordinator: Coordinator, tmp_path: Path) -> Iterator[tuple[Coordinat
     other.stop()
 
 
+@sqlite_alone
 def test_a_coordinator_from_an_old_backup_is_refused(
     forked: tuple[Coordinator, Coordinator], tmp_path: Path
 ) -> None:
@@ -370,6 +372,7 @@ def test_a_coordinator_from_an_old_backup_is_refused(
     assert not watching.evidence  # to have lost something is not to have lied
 
 
+@sqlite_alone
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_two_histories_stop_the_node_and_leave_evidence(
     forked: tuple[Coordinator, Coordinator], tmp_path: Path, rounds: int
@@ -395,6 +398,7 @@ def test_two_histories_stop_the_node_and_leave_evidence(
     assert {fork.first, fork.second} == {accepted, head_of(liar)}
 
 
+@sqlite_alone
 def test_a_shorter_history_that_is_another_leaves_evidence_too(
     forked: tuple[Coordinator, Coordinator], tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from tapestry_coordinator.rounds import Phase
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
 from tests.wire.test_policy import adopt, contribute
 
+EVERY_DATABASE = True
+
 Lines = dict[str, Line]
 
 

@@ -20,6 +20,8 @@ from tapestry_coordinator.rounds import Phase
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, Watch
 from tests.wire.test_service import gathered, refused
 
+EVERY_DATABASE = True
+
 DELTA = np.float32([0.5, -0.25])
 
 

@@ -14,6 +14,8 @@ from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
 from tests.wire.test_no_harm import made
 from tests.wire.test_policy import contribute, parts
 
+EVERY_DATABASE = True
+
 
 def leave(line: Line, reason: str = "our law has changed") -> float:
     request = enrolment_pb2.LeaveRequest(reason=reason)

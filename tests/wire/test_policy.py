@@ -20,6 +20,8 @@ from tapestry_coordinator.exclusions import NO_WEIGHT, REFUSED, record_weightles
 from tests.coordinator.small import MOST_TOKENS, changed_policy
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
 
+EVERY_DATABASE = True
+
 DELTA = np.array([0.5, -0.25], np.float32)
 Lines = dict[str, Line]
 

@@ -41,6 +41,7 @@ from tapestry_coordinator.registry import StoredEvaluation
 from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import MOST_TOKENS, forget_stores, found_small
+from tests.servers import sqlite_alone
 from tests.wire.conftest import ROUNDS
 from tests.wire.serving import (
     CALL_SECONDS,
@@ -1167,6 +1168,7 @@ def no_file_grows() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@sqlite_alone
 def test_a_registry_that_cannot_write_is_unavailable_and_the_commit_can_be_repeated(
     coordinator: Coordinator, stack: ExitStack
 ) -> None:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tapestry.params.fragments import fragment_digest
-from tapestry_coordinator import server as server_module
+from tapestry_coordinator import listening
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.server import CoordinatorServer
 from tapestry_coordinator.settings import NetworkSettings
@@ -37,7 +37,7 @@ def signals() -> Iterator[None]:
 def test_calls_are_over_when_the_coordinator_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_STOP_SECONDS", 0.2)
+    monkeypatch.setattr(listening, "_STOP_SECONDS", 0.2)
     small = found_small(tmp_path / "fed", rounds=ROUNDS)
     port = free_port_pair()
     listen, door = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"

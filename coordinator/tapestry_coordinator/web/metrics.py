@@ -12,9 +12,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tapestry.web.markup import lasting
 from tapestry_coordinator.rounds import Phase
 from tapestry_coordinator.web.board import Board
-from tapestry_coordinator.web.story import FRESH_SECONDS
+from tapestry_coordinator.web.story import FRESH_SECONDS, certificate_left
 
 
 class Metrics(Collector):
@@ -65,6 +66,14 @@ def _live(live: dict[str, Any], now: float) -> Iterator[Metric]:
     yield _gauge("tapestry_cohort", "Members that the round asks.", len(live["cohort"]))
     yield _gauge("tapestry_contributions", "In the round so far.", len(live["arrived"]))
     yield _gauge("tapestry_declines", "In the round so far.", len(live["declined"]))
+    left = GaugeMetricFamily(
+        "tapestry_certificate_left_seconds",
+        "Until the coordinator's certificate, or the federation's root, ends.",
+        labels=["of"],
+    )
+    for name, ends in live.get("ends", {}).items():
+        left.add_metric([name], ends - now)
+    yield left
     speed = sum(m["tokens_per_second"] for m in members if m["state"] == "training")
     yield _gauge("tapestry_tokens_per_second", "Of all members that train.", speed)
     in_flight = live["uploads_in_flight"]
@@ -100,6 +109,9 @@ def problem_of(board: Board) -> str:
     silence = board.clock() - board.live["time"]
     if silence > FRESH_SECONDS:
         return f"the coordinator has been silent for {silence:.0f} s"
+    left = certificate_left(board.live, board.clock())
+    if left is not None:
+        return f"the coordinator's certificate ends in {lasting(left)}, and was not renewed"
     return ""
 
 

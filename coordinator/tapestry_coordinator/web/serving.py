@@ -32,6 +32,7 @@ from tapestry_coordinator.web.settings import PageSettings
 
 _log = logging.getLogger(__name__)
 _CERTIFICATE_DAYS = 397
+_VERSION = version("tapestry-fl")
 
 
 def serve_page(
@@ -99,7 +100,7 @@ def _add_routes(app: FastAPI, board: Board) -> None:
 
     @app.get("/healthz")
     def healthz() -> Response:
-        table = {**health_of(board), "page_version": version("tapestry-fl")}
+        table = {**health_of(board), "page_version": _VERSION}
         return JSONResponse(table, 200 if table["healthy"] else 503)
 
     @app.get("/metrics")

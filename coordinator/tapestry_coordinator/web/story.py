@@ -10,6 +10,8 @@ from tapestry_coordinator.rounds import Phase
 
 FRESH_SECONDS = 10.0
 """Age of a heartbeat after which the coordinator counts as silent."""
+_LEFT_SECONDS = 14 * 86_400.0
+"""Of the coordinator's certificate: it renews it long before."""
 
 _STATES = ("training", "uploading", "waiting", "absent", "declined")
 
@@ -53,6 +55,13 @@ def story_of(
             detail="It crashed, or its machine is overloaded. Look at its log; starting it again "
             "loses nothing.",
         )
+    left = certificate_left(live, now)
+    if left is not None:
+        return Story(
+            tone="bad",
+            title=f"The coordinator's certificate ends in {lasting(left)}.",
+            detail="It could not renew it; its log says why. Nobody can connect after that.",
+        )
     if members == 0:
         return Story(
             tone="idle",
@@ -60,6 +69,13 @@ def story_of(
             detail="Invite the first with `tapestry coordinator invite MEMBER`.",
         )
     return _of_phase(live, now)
+
+
+def certificate_left(live: Mapping[str, Any], now: float) -> float | None:
+    """Return how many seconds are left of the coordinator's certificate if they are too few."""
+    ends = live.get("ends", {}).get("certificate")
+    left = None if ends is None else max(0.0, ends - now)
+    return None if left is None or left > _LEFT_SECONDS else left
 
 
 _GATE = {
