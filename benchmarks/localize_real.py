@@ -113,7 +113,7 @@ def localize(args: argparse.Namespace) -> None:
         more = (
             f"\n[language]\nsteps = {args.language_steps}\n"
             f"\n[instruct]\nsteps = {args.instruct_steps}\n"
-            "\n[evaluation]\nmost_tokens = 32\nanswers = 8\ndocuments = 2\n"
+            "\n[evaluation]\nmost_tokens = 32\nanswers = 8\ndocuments = 12\n"
         )
         text = recipe.read_text(encoding="utf-8")
         text = text.replace("[training]\n", "[training]\nbatch = 4\nsequence_tokens = 256\n", 1)

@@ -43,11 +43,14 @@ class Counted:
         share = len(self.dropped) / (self.rows + len(self.dropped))
         named = ", ".join(self.dropped[:_NAMED]) + (", ..." if len(self.dropped) > _NAMED else "")
         if share <= _MOST_DROPPED:
-            return f"longer than a sequence and dropped, {len(self.dropped):,} rows: {named}"
+            return f"longer than a sequence and dropped, {self._many()}: {named}"
         return (
-            f"longer than a sequence and dropped, {len(self.dropped):,} rows ({share:.0%}): "
+            f"longer than a sequence and dropped, {self._many()} ({share:.0%}): "
             f"{named}; raise training.sequence_tokens, or shorten them"
         )
+
+    def _many(self) -> str:
+        return "1 row" if len(self.dropped) == 1 else f"{len(self.dropped):,} rows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -130,13 +130,14 @@ def test_an_interval_of_few_documents_says_little() -> None:
     )
 
 
-def test_of_hardly_any_text_only_a_great_loss_has_regressed() -> None:
+def test_of_hardly_any_text_only_a_great_change_is_a_verdict() -> None:
     row = verdict_on(texts([100.0]), texts([103.0]))
     assert (row.verdict, row.note) == (
         "kept",
         "1 text is too few to tell; give more in [evaluation] text",
     )
-    assert verdict_on(texts([100.0] * 3), texts([90.0] * 3)).verdict == "kept"
+    assert verdict_on(texts([100.0] * 3), texts([91.0] * 3)).verdict == "kept"
+    assert verdict_on(texts([100.0] * 3), texts([89.0] * 3)).verdict == "improved"
     assert verdict_on(texts([100.0]), texts([111.0])).verdict == "REGRESSED"
     assert verdict_on(texts([100.0]), texts([103.0]), Floor(strict=True)).verdict == "REGRESSED"
     assert verdict_on(texts([100.0] * 4), texts([103.0] * 4)).verdict == "REGRESSED"

@@ -272,7 +272,7 @@ def test_rows_longer_than_a_sequence_are_counted_and_named(base: Base) -> None:
     made = chat_examples(tokenizer, dialogues, names, sequence_tokens=64)
     assert (len(made), made.counted.dropped) == (3, ["chats.jsonl:3"])
     assert made.counted.warning() == (
-        "longer than a sequence and dropped, 1 rows (25%): chats.jsonl:3; raise "
+        "longer than a sequence and dropped, 1 row (25%): chats.jsonl:3; raise "
         "training.sequence_tokens, or shorten them"
     )
     with pytest.raises(ConfigError, match=r"all 1 rows are longer than 64 tokens \(first: a:1\)"):

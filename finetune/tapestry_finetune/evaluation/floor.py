@@ -12,7 +12,7 @@ from tapestry_finetune.evaluation.series import MEASURES, Measured, Series, pair
 _FEWEST_TEXTS = 8
 """Texts that an interval can be taken from."""
 _FEWEST_JUDGED = 4
-"""Texts from which a verdict follows, short of a loss of so many times what the floor allows:"""
+"""Texts from which a verdict follows, short of a change of so many times what the floor allows:"""
 _CERTAINLY = 5
 
 Verdict = Literal["improved", "kept", "REGRESSED"]
@@ -108,7 +108,7 @@ def _row(before: Series, after: Series, floor: Floor, *, resamples: int, seed: i
         if (
             len(before.items) < _FEWEST_JUDGED
             and not floor.strict
-            and losses[0] <= _CERTAINLY * tolerance
+            and abs(losses[0]) <= _CERTAINLY * tolerance
         ):
             few = "is" if len(before.items) == 1 else "are"
             verdict, note = "kept", f"{texts} {few} too few to tell; give more in [evaluation] text"
