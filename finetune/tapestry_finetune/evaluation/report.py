@@ -13,6 +13,7 @@ from tapestry_finetune.evaluation.evaluating import ArmRow, Evaluation, Shown
 from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.plots import plot_changes, plot_positions
 from tapestry_finetune.evaluation.series import MEASURES
+from tapestry_finetune.rows.looking import language_name
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"
@@ -31,7 +32,7 @@ summary { cursor: pointer; margin: .75rem 0; color: var(--accent); }
 .said .who, small { color: var(--muted); font-size: .85rem; } small { display: block; }
 dl.about { display: grid; margin: 0; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dl.about dd { margin: 0; overflow-wrap: anywhere; } dl.about dt { color: var(--muted); }
-.means li { margin: .3rem 0; max-width: 46rem; }
+.of { overflow-wrap: normal; } .means li { margin: .3rem 0; max-width: 46rem; }
 @media (max-width: 44rem) { .plot { overflow-x: auto; } .plot svg { min-width: 34rem; } }
 """
 _MEANINGS = """
@@ -120,7 +121,7 @@ def _verdicts(rows: Sequence[VerdictRow], notes: Sequence[str]) -> Markup:
     body = [
         (
             MEASURES[row.measure].label,
-            said(row.slice),
+            _of(row.slice),
             f"{row.items:,}",
             *[tag("span", one, class_="number") for one in figures_of(row)],
             tag(
@@ -137,6 +138,12 @@ def _verdicts(rows: Sequence[VerdictRow], notes: Sequence[str]) -> Markup:
         *[tag("p", note, class_="note") for note in notes],
         tag("div", Markup(plot_changes(rows)), class_="plot"),
     )
+
+
+def _of(slice_: str) -> Markup:
+    """Return what a figure is of: a language by its name, with its code."""
+    name = language_name(slice_)
+    return tag("span", said(name if name == slice_ else f"{name} ({slice_})"), class_="of")
 
 
 def figures_of(row: VerdictRow) -> tuple[str, str, str, str, str]:
@@ -165,7 +172,7 @@ def _values(rows: Sequence[ArmRow]) -> Markup:
     body = [
         (
             MEASURES[row.measure].label,
-            said(row.slice),
+            _of(row.slice),
             f"{row.items:,}",
             *[_share(row.arms.get(arm)) for arm in arms],
         )
