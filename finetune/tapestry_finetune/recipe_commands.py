@@ -190,6 +190,7 @@ def run(
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder with --out")
     with bar() as shown, stopping() as is_stopped:
+        typer.echo("verifying the base, reading the files", err=True)
         try:
             bundle, evaluation = make(
                 recipe,
@@ -313,9 +314,15 @@ def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN4
             typer.echo(f"{what}: step {progress.step} of {progress.steps}, {note}", err=True)
 
     def on_work(what: str, done: int, of: int) -> None:
+        nonlocal doing
         if is_stopped():
             raise StoppedError("stopped; what was learnt is kept")
         shown.show(what, done, of, unit="done")
+        if not sys.stderr.isatty() and what != doing:
+            typer.echo(f"measuring {what}", err=True)
+            doing = what
+
+    doing = ""
 
     return Telling(
         say=lambda sentence: typer.echo(printable(sentence), err=True),

@@ -123,12 +123,8 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
 
     write_recipe(tmp_path, base.folder, more=SHORT)
     command = ["run", "recipe.toml", "--key", "key"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tapestry.cli.main", "finetune", *command],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    start = [sys.executable, "-m", "tapestry.cli.main", "finetune", *command]
+    running = subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "ours-run" / "1-language" / "metrics.jsonl"
     until = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
@@ -140,6 +136,14 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
     assert running.returncode == 130
     assert "go on with: tapestry finetune run recipe.toml" in said
     assert not (tmp_path / "ours").exists()
+    with subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        said = ""
+        for line in running.stderr or ():
+            said += line
+            if line.startswith("measuring ") and "stopping" not in said:
+                running.send_signal(signal.SIGINT)
+    assert running.returncode == 130
+    assert "stopped; what was learnt is kept; go on with: tapestry finetune run" in said
     code, out, err = tapestry(*command)
     assert code == 0, err
     assert "bits per byte of held-out text" in out
