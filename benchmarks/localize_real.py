@@ -119,7 +119,7 @@ def localize(args: argparse.Namespace) -> None:
         text = text.replace("[training]\n", "[training]\nbatch = 4\nsequence_tokens = 256\n", 1)
         recipe.write_text(text + more, encoding="utf-8")
     tapestry(args, "finetune", "plan", "recipe.toml", "--no-measure")
-    tapestry(args, "finetune", "run", "recipe.toml", "--key", "key")
+    tapestry(args, "finetune", "run", "recipe.toml", "--key", "key", "--force", "a benchmark")
     tapestry(args, "finetune", "verify", NAME, "--base", "fed/published/round-000000")
 
 
@@ -138,6 +138,7 @@ def carry_over(args: argparse.Namespace) -> None:
     said = tapestry(
         args, "finetune", "rebase", NAME, "--onto", "fed/published/round-000001",
         "--recipe", "recipe.toml", "--steps", args.touch_up_steps, "--key", "key",
+        "--force", "a benchmark",
         "--out", "rebased", "--json",
     )  # fmt: skip
     (args.work / "rebased.json").write_text(said, encoding="utf-8")
