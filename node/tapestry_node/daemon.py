@@ -283,6 +283,8 @@ class Daemon:
         try:
             if self._measure(manifest, envelope, self._home.candidate):
                 self._candidate = digest
+        except UnavailableError:  # which is a RejectedError too: to be tried again
+            raise
         except RejectedError as error:  # decided meanwhile
             _log.warning("candidate %d: %s", manifest.round, error)
 
@@ -523,6 +525,8 @@ class Daemon:
                 key=self._signing_key,
                 seconds=seconds,
             )
+        except UnavailableError:  # the trainer ended while it wrote: what it learnt is kept
+            raise
         except RejectedError:
             self._home.unfinished.unlink(missing_ok=True)  # it would be refused again
             raise
