@@ -61,6 +61,20 @@ def _account() -> str | None:
     return "postgres" if "postgres" in names else "nobody"
 
 
+def _under_account() -> list[str]:
+    """Begin a command with this to run it under that user.
+
+    `subprocess` can change the user as well, but forks for it, and the child of a process that has
+    gRPC's threads may crash before it becomes another program.
+    """
+    account = _account()
+    if account is None:
+        return []
+    entry = pwd.getpwnam(account)
+    ids = ["--reuid", str(entry.pw_uid), "--regid", str(entry.pw_gid), "--clear-groups"]
+    return ["setpriv", *ids, "--"]
+
+
 @dataclass
 class Postgres:
     """A server that can be stopped and started again."""
@@ -81,11 +95,11 @@ class Postgres:
                 shutil.chown(path, account)
         subprocess.run(
             [
-                _binaries() / "initdb", "--pgdata", self.folder / "data", "--username", _USER,
-                "--pwfile", secret, "--auth", "scram-sha-256", "--no-sync", "--encoding", "UTF8",
-                "--no-locale",
+                *_under_account(), _binaries() / "initdb", "--pgdata", self.folder / "data",
+                "--username", _USER, "--pwfile", secret, "--auth", "scram-sha-256", "--no-sync",
+                "--encoding", "UTF8", "--no-locale",
             ],
-            user=account, check=True, capture_output=True, cwd=self.folder,
+            check=True, capture_output=True, cwd=self.folder,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -95,10 +109,11 @@ class Postgres:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    _binaries() / "postgres", "-D", self.folder / "data", "-p", str(self.port),
-                    "-k", self.folder, *(word for one in options for word in ("-c", one)),
+                    *_under_account(), _binaries() / "postgres", "-D", self.folder / "data",
+                    "-p", str(self.port), "-k", self.folder,
+                    *(word for one in options for word in ("-c", one)),
                 ],
-                user=_account(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
+                cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + _UP_SECONDS
         while True:

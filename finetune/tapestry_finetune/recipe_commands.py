@@ -313,6 +313,8 @@ def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN4
         if not sys.stderr.isatty() and progress.step % max(1, progress.steps // 10) == 0:
             typer.echo(f"{what}: step {progress.step} of {progress.steps}, {note}", err=True)
 
+    doing = ""
+
     def on_work(what: str, done: int, of: int) -> None:
         nonlocal doing
         if is_stopped():
@@ -321,8 +323,6 @@ def telling_on(shown: Bar, is_stopped: Callable[[], bool]) -> Any:  # noqa: ANN4
         if not sys.stderr.isatty() and what != doing:
             typer.echo(f"measuring {what}", err=True)
             doing = what
-
-    doing = ""
 
     return Telling(
         say=lambda sentence: typer.echo(printable(sentence), err=True),
