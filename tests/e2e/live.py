@@ -43,6 +43,22 @@ def write_text(folder: Path, language: str, *, documents: int = 60) -> Path:
     return folder
 
 
+def wait_for(
+    condition: Callable[[], bool],
+    processes: Processes,
+    log: Callable[[str], str],
+    *,
+    seconds: float,
+) -> None:
+    """Wait until `condition` holds; if it does not, show what every process has said last."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "\n".join(
+            f"{name}: {log(name)[-3000:]}" for name in processes.running
+        )
+        time.sleep(0.05)
+
+
 @dataclass
 class Live:
     """A federation in a temporary folder."""
@@ -216,12 +232,7 @@ class Live:
 
     def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
         """Wait until `condition` holds."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "\n".join(
-                f"{name}: {self.log(name)[-2000:]}" for name in self.processes.running
-            )
-            time.sleep(0.1)
+        wait_for(condition, self.processes, self.log, seconds=seconds)
 
     def verify(self, number: int) -> str:
         """Verify a checkpoint, once a member's cosignature is beside it; return what was said."""

@@ -31,6 +31,7 @@ from tapestry_coordinator.rounds import Event
 from tapestry_coordinator.settings import RoundsSettings, StorageSettings
 from tapestry_demo.federation import Processes, free_port_pair
 from tests.coordinator.small import FOUNDED_AT, Small, changed_policy, found_small
+from tests.e2e.live import wait_for
 from tests.forking import Forks
 from tests.servers import Postgres, Store
 from tests.wire.serving import CALL_SECONDS, Line, Member, Watch
@@ -101,12 +102,7 @@ class Shared:
         return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8")
 
     def wait(self, condition: Callable[[], bool], *, seconds: float = 180.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "\n".join(
-                f"{name}: {self.log(name)[-3000:]}" for name in self.processes.running
-            )
-            time.sleep(0.05)
+        wait_for(condition, self.processes, self.log, seconds=seconds)
 
     def leads(self, name: str, times: int = 1) -> None:
         """Wait until a coordinator listens."""
