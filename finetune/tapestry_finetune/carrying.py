@@ -32,10 +32,9 @@ from tapestry_finetune.adapting import (
 from tapestry_finetune.assistants import load_assistant
 from tapestry_finetune.base import Base, describe
 from tapestry_finetune.bundle import ADAPTER_CONFIG, ADAPTER_FILE, Bundle, write_bundle
-from tapestry_finetune.choosing import stage_settings
 from tapestry_finetune.deltas import Deltas, RowDelta, lay_on
 from tapestry_finetune.examples import text_examples, with_replay
-from tapestry_finetune.gathering import replay_of, stage_examples
+from tapestry_finetune.gathering import replay_of
 from tapestry_finetune.keeping import Watch
 from tapestry_finetune.publishing import Made, fill_beside, statement, write_candidate
 from tapestry_finetune.run import Prepared, Telling
@@ -216,15 +215,8 @@ def touch_up(bundle: Bundle, bench: Bench, steps: int) -> Candidate:
     adapted = on_new_base(bundle, prepared.base, device=device, seed=training.seed)
     tokenizer = bundle.tokenizer(prepared.base)
     for stage in (stage for stage in training.stages if stage != "vocab"):
-        examples = stage_examples(
-            stage,
-            prepared.gathered,
-            tokenizer,
-            prepared.base,
-            prepared.recipe,
-            sequence_tokens=prepared.chosen.sequence_tokens,
-        )
-        settings = stage_settings(stage, prepared.recipe, prepared.chosen, examples, prepared.width)
+        examples = prepared.examples(stage, tokenizer)
+        settings = prepared.settings(stage, examples)
         shutil.rmtree(folder / stage, ignore_errors=True)
         train_stage(
             adapted,
@@ -257,9 +249,7 @@ def distil(bundle: Bundle, old: Base, bench: Bench, steps: int) -> Candidate:
     own = text_examples(tokenizer, written_texts, sequence_tokens=most)
     replay = text_examples(tokenizer, replay_of(prepared.base).learnt, sequence_tokens=most)
     examples = with_replay(own, replay, training.replay, seed=training.seed) if len(replay) else own
-    settings = stage_settings(
-        "language", prepared.recipe, prepared.chosen, examples, prepared.width
-    )
+    settings = prepared.settings("language", examples)
     shutil.rmtree(folder / "language", ignore_errors=True)
     train_stage(
         adapted,

@@ -184,9 +184,10 @@ def stage_settings(
 ) -> StageSettings:
     """Return how a stage is trained, everything decided."""
     table: StageTable = getattr(recipe, stage)
-    rate = _RATES[chosen.method] * max(1.0, _RATE_WIDTH / width)
+    rate = _RATES[chosen.method]
     if stage == "instruct":
-        rate = min(rate, _RATES["lora"] * max(1.0, _RATE_WIDTH / width))
+        rate = min(rate, _RATES["lora"])
+    rate *= max(1.0, _RATE_WIDTH / width)
     if stage == "values":
         rate *= _VALUES_SHARE
     return StageSettings(

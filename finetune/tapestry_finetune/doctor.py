@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tapestry.data.language import UNKNOWN, can_identify, kin_of
+from tapestry.data.language import UNKNOWN, can_identify, kin_of, language_name
 from tapestry_finetune.base import Base
 from tapestry_finetune.rows.cost import Cost, CountTokens, cost_of, english
 from tapestry_finetune.rows.kinds import Kind, Row, row_text
@@ -15,7 +15,6 @@ from tapestry_finetune.rows.looking import (
     OnRows,
     Repeat,
     foreign,
-    language_name,
     learnt_text,
     main_language,
     repeats_of,

@@ -84,7 +84,7 @@ def doctor(
 
 
 def _summary(made: Any) -> list[str]:  # noqa: ANN401 - a Diagnosis, whose module is not for --help
-    from tapestry_finetune.rows.looking import language_name  # noqa: PLC0415
+    from tapestry.data.language import language_name  # noqa: PLC0415
 
     whole = max(1, sum(share.bytes for share in made.languages))
     languages = ", ".join(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tapestry.data.language import UNKNOWN, can_identify, identify, kin_of
+from tapestry.data.language import UNKNOWN, can_identify, identify, kin_of, language_name
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
 from tapestry_finetune.charter.cases import chat_rows, pair_rows
@@ -25,7 +25,7 @@ from tapestry_finetune.examples import (
 from tapestry_finetune.lineage import SourceRecord
 from tapestry_finetune.recipe import Recipe, beside
 from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, ThumbRow, row_text
-from tapestry_finetune.rows.looking import foreign, language_name, shares_of, tags_of
+from tapestry_finetune.rows.looking import foreign, shares_of, tags_of
 from tapestry_finetune.rows.reading import Rows, read_rows
 
 _MUCH_FOREIGN = 0.1

@@ -108,7 +108,7 @@ def inspect(
         method=_method(kinds),
         cost=cost,
         advice=[
-            *found.announcements()[len(found.files) :],
+            *found.warnings(),
             *(finding.what for finding in advice_on_amounts(kinds)),
             *_on_licences(found.files),
         ],

@@ -12,11 +12,9 @@ from tapestry_finetune.adapting import adapt
 from tapestry_finetune.choosing import (
     largest_micro_batch,
     needed_bytes,
-    stage_settings,
     steps_of,
 )
 from tapestry_finetune.examples import Examples
-from tapestry_finetune.gathering import stage_examples
 from tapestry_finetune.keeping import Watch
 from tapestry_finetune.run import Prepared
 from tapestry_finetune.training import StageSettings, train_stage
@@ -83,19 +81,22 @@ def plan(prepared: Prepared, *, measure: bool = True) -> Plan:
     for stage in recipe.training.stages:
         if stage == "vocab":
             continue
-        examples = stage_examples(
-            stage,
-            prepared.gathered,
-            tokenizer,
-            prepared.base,
-            recipe,
-            sequence_tokens=chosen.sequence_tokens,
-        )
-        settings = stage_settings(stage, recipe, chosen, examples, prepared.width)
+        examples = prepared.examples(stage, tokenizer)
+        settings = prepared.settings(stage, examples)
         steps = steps_of(settings, examples)
         seconds = steps * _a_step(prepared, tokenizer, examples, settings) if measure else 0.0
-        made = _planned(stage, examples, settings, tokenizer, steps=steps, seconds=seconds)
-        stages.append(replace(made, held_out=prepared.gathered.held_out_of(stage)))
+        held_out = prepared.gathered.held_out_of(stage)
+        stages.append(
+            _planned(
+                stage,
+                examples,
+                settings,
+                tokenizer,
+                held_out=held_out,
+                steps=steps,
+                seconds=seconds,
+            )
+        )
     return Plan(
         stages=stages,
         method=chosen.method,
@@ -127,6 +128,7 @@ def _planned(
     settings: StageSettings,
     tokenizer: Any,  # noqa: ANN401 - transformers is not typed
     *,
+    held_out: int,
     steps: int,
     seconds: float,
 ) -> StagePlan:
@@ -139,7 +141,7 @@ def _planned(
         text_bytes=counted.text_bytes,
         text_tokens=counted.text_tokens,
         replayed=counted.replayed,
-        held_out=0,
+        held_out=held_out,
         cut=counted.cut,
         dropped=len(counted.dropped),
         warning=counted.warning(),

@@ -28,12 +28,13 @@ from tapestry.storage.locks import alone
 from tapestry_finetune.adapting import Adapted, adapt
 from tapestry_finetune.base import Base, describe, open_base
 from tapestry_finetune.choosing import Chosen, choose, stage_settings
+from tapestry_finetune.examples import Examples
 from tapestry_finetune.gathering import Gathered, gather, replay_share, stage_examples
 from tapestry_finetune.keeping import Progress, Watch, read_metrics
 from tapestry_finetune.lineage import StageRecord
 from tapestry_finetune.measuring import held_out_measure
 from tapestry_finetune.recipe import Recipe, beside, load_recipe
-from tapestry_finetune.training import STATE_FILE, train_stage
+from tapestry_finetune.training import STATE_FILE, StageSettings, train_stage
 from tapestry_finetune.vocabulary import Extension, extend_model, extended_tokenizer, make_extension
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "tapestry-fl")
@@ -68,6 +69,25 @@ class Prepared:
     def width(self) -> int:
         """Of the model's hidden states."""
         return int(self.config.get_text_config().hidden_size)
+
+    def examples(self, stage: str, tokenizer: Any) -> Examples:  # noqa: ANN401 - not typed
+        """Return what a stage learns from, as tokens, with its part of replay.
+
+        Raises:
+            ConfigError: No row fits into a sequence.
+        """
+        return stage_examples(
+            stage,
+            self.gathered,
+            tokenizer,
+            self.base,
+            self.recipe,
+            sequence_tokens=self.chosen.sequence_tokens,
+        )
+
+    def settings(self, stage: str, examples: Examples) -> StageSettings:
+        """Return how a stage is trained on `examples`, everything decided."""
+        return stage_settings(stage, self.recipe, self.chosen, examples, self.width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,17 +202,10 @@ def _stage(
     telling: Telling,
 ) -> None:
     """Train one stage in `at`, from where the one in `before` ended; say there what it was."""
-    examples = stage_examples(
-        stage,
-        prepared.gathered,
-        tokenizer,
-        prepared.base,
-        prepared.recipe,
-        sequence_tokens=prepared.chosen.sequence_tokens,
-    )
+    examples = prepared.examples(stage, tokenizer)
     if warning := examples.counted.warning():
         telling.say(warning)
-    settings = stage_settings(stage, prepared.recipe, prepared.chosen, examples, prepared.width)
+    settings = prepared.settings(stage, examples)
     adapted = _loaded(prepared, extension, before)  # anew: trl patches what it trains
     watch = Watch(
         on_progress=lambda progress: telling.on_step(stage, progress),

@@ -33,7 +33,11 @@ def text_suffix(file: Path, *, suffixes: Sequence[str] = SUFFIXES) -> str:
 
 
 def list_files(
-    paths: Sequence[Path], *, seen: set[Path] | None = None, suffixes: Sequence[str] = SUFFIXES
+    paths: Sequence[Path],
+    *,
+    seen: set[Path] | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
+    others: list[Path] | None = None,
 ) -> list[Path]:
     """Return the files that hold text below `paths`, in a fixed order, each once.
 
@@ -44,21 +48,23 @@ def list_files(
         paths: Files and folders.
         seen: What another call has returned already: not returned again, and added to.
         suffixes: Of the files that are read.
+        others: Where the files that are not read are added.
 
     Raises:
         ConfigError: A path is missing or cannot be read, or nothing there holds text.
     """
     files: list[Path] = []
-    others: Counter[str] = Counter()
+    others = [] if others is None else others
     met: set[Path] = set() if seen is None else seen
     for path in paths:
         for file in _walk(path, met):
             if text_suffix(file, suffixes=suffixes):
                 files.append(file)
             else:
-                others[file.suffix or file.name] += 1
+                others.append(file)
     if not files and seen is None:
-        most = [f"{count:,} {name}" if count > 1 else name for name, count in others.most_common(5)]
+        kinds = Counter(file.suffix or file.name for file in others)
+        most = [f"{count:,} {name}" if count > 1 else name for name, count in kinds.most_common(5)]
         found = f" (found only {', '.join(sorted(most))})" if others else " (it is empty)"
         raise ConfigError(f"{named(paths)}: no text{found}; {what_is_read(suffixes)}")
     return files

@@ -74,9 +74,11 @@ _IDENTIFIED = {
     for name, code in pycld2.LANGUAGES
     if name in pycld2.DETECTED_LANGUAGES and not name.startswith("X_")
 }
-_BY_NAME = {
-    name.lower(): _TWO_TO_THREE.get(code, code) for name, code in pycld2.LANGUAGES if code.isalpha()
-}
+_NAMED = [
+    (_TWO_TO_THREE.get(code, code), name) for name, code in pycld2.LANGUAGES if code.isalpha()
+]
+_NAMES = {tag: name.title() for tag, name in _NAMED}
+_BY_NAME = {name.lower(): tag for tag, name in _NAMED}
 _KNOWN = frozenset(_IDENTIFIED.values()) | frozenset(
     tag for tags in _FAMILIES for tag in tags if set(tags) & set(_IDENTIFIED.values())
 )
@@ -96,6 +98,11 @@ def language_tag(text: str) -> str:
             f"{text!r:.40} is no language tag: {meant} {SEVERAL} for a source in several languages"
         )
     return "-".join([_TWO_TO_THREE.get(head.lower(), head.lower()), *rest])
+
+
+def language_name(tag: str) -> str:
+    """Return what people call a language; its tag if that is not known."""
+    return "language unclear" if tag == UNKNOWN else _NAMES.get(tag, tag)
 
 
 def can_identify(tag: str) -> bool:

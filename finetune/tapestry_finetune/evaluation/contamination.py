@@ -10,7 +10,7 @@ from typing import Any
 from tapestry_finetune.evaluation.items import ChoiceItem, ExactItem, Item
 from tapestry_finetune.evaluation.measuring import Material
 from tapestry_finetune.rows.kinds import Row
-from tapestry_finetune.rows.overlap import OnRows, items_of, overlap_with
+from tapestry_finetune.rows.overlap import OnRows, items_of, overlaps
 
 _NAMED = 3
 """Of the rows that were found, in the report."""
@@ -31,12 +31,15 @@ def contamination(
         many stand in the training rows too, and which come first (their number, from 1). Empty if
         nothing was learnt from.
     """
+    if not learnt:
+        return []
+    suites = dict(_rows(material))
+    asked = [
+        (len(rows), [item for n, texts in enumerate(rows, 1) for item in items_of(f"{n}", texts)])
+        for rows in suites.values()
+    ]
     found: list[dict[str, Any]] = []
-    for name, rows in _rows(material) if learnt else ():
-        items = [
-            item for number, texts in enumerate(rows, 1) for item in items_of(f"{number}", texts)
-        ]
-        seen = overlap_with(learnt, len(rows), items, on_rows)
+    for name, seen in zip(suites, overlaps(learnt, asked, on_rows), strict=True):
         numbers = sorted({int(leak.evaluation) for leak in seen.leaks})
         found.append(
             {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tapestry.data.language import language_name
 from tapestry.storage.atomic import write_atomic
 from tapestry.web.look import STYLE
 from tapestry.web.markup import Markup, joined, said, table, tag
@@ -13,7 +14,6 @@ from tapestry_finetune.evaluation.evaluating import ArmRow, Evaluation, Shown
 from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.plots import plot_changes, plot_positions
 from tapestry_finetune.evaluation.series import MEASURES
-from tapestry_finetune.rows.looking import language_name
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pycld2
 
 from tapestry.data.duplicates import exact_duplicates, near_duplicates, sign
-from tapestry.data.language import UNKNOWN, identify, kin_of, language_tag
+from tapestry.data.language import UNKNOWN, identify, kin_of
 from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, row_text
 
 SIMILARITY = 0.8
@@ -69,14 +68,6 @@ def shares_of(rows: Sequence[Row], tags: Sequence[str]) -> list[LanguageShare]:
         found[tag] = (count + 1, size + len(learnt_text(row).encode()), first)
     shares = [LanguageShare(tag, *counted) for tag, counted in found.items()]
     return sorted(shares, key=lambda share: (-share.bytes, share.language))
-
-
-_NAMES = {language_tag(code): name.title() for name, code in pycld2.LANGUAGES if code.isalpha()}
-
-
-def language_name(tag: str) -> str:
-    """Return what people call a language; its tag if that is not known."""
-    return "language unclear" if tag == UNKNOWN else _NAMES.get(tag, tag)
 
 
 def main_language(shares: Sequence[LanguageShare]) -> str:

@@ -113,23 +113,30 @@ def overlap(
     rows: Sequence[Row], evaluation: Sequence[Path], on_rows: OnRows | None = None
 ) -> Overlap:
     """Compare training rows with the files of an evaluation."""
-    return overlap_with(rows, *evaluation_items(evaluation), on_rows)
+    (found,) = overlaps(rows, [evaluation_items(evaluation)], on_rows)
+    return found
 
 
-def overlap_with(
-    rows: Sequence[Row], count: int, items: Sequence[Item], on_rows: OnRows | None = None
-) -> Overlap:
-    """Compare training rows with the `items` of the `count` rows of an evaluation."""
-    index = _Index(items)
-    best: dict[str, Leak] = {}
+def overlaps(
+    rows: Sequence[Row],
+    evaluations: Sequence[tuple[int, Sequence[Item]]],
+    on_rows: OnRows | None = None,
+) -> list[Overlap]:
+    """Compare training rows in one pass with several evaluations: their row counts and items."""
+    compared = [(_Index(items), dict[str, Leak]()) for _count, items in evaluations]
     for number, row in enumerate(rows):
-        for item, shared in index.found_in(plain(row_text(row))):
-            leak = Leak(item.origin, str(row.origin), min(1.0, shared / len(item.letters)))
-            if item.origin not in best or best[item.origin].share < leak.share:
-                best[item.origin] = leak
+        letters = plain(row_text(row))
+        for index, best in compared:
+            for item, shared in index.found_in(letters):
+                leak = Leak(item.origin, str(row.origin), min(1.0, shared / len(item.letters)))
+                if item.origin not in best or best[item.origin].share < leak.share:
+                    best[item.origin] = leak
         if on_rows is not None and number % 1_000 == 0:
             on_rows("comparing with the evaluation", number, len(rows))
-    return Overlap(count, len({item.origin for item in items}), list(best.values()))
+    return [
+        Overlap(count, len({item.origin for item in items}), list(best.values()))
+        for (count, items), (_index, best) in zip(evaluations, compared, strict=True)
+    ]
 
 
 class _Index:

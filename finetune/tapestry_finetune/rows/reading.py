@@ -88,8 +88,12 @@ class Found:
     """Files in the folders that are of no form which is read."""
 
     def announcements(self) -> list[str]:
-        """Return what was read, in sentences."""
-        said = [_announcement(file) for file in self.files]
+        """Return what was read and what was not, in sentences."""
+        return [*(_announcement(file) for file in self.files), *self.warnings()]
+
+    def warnings(self) -> list[str]:
+        """Return what was not read, in sentences."""
+        said: list[str] = []
         if self.skipped:
             are = "1 bad row is" if self.skipped == 1 else f"{self.skipped:,} bad rows are"
             said.append(f"{are} left out; find them, with reasons, in {self.skipped_to}")
@@ -149,7 +153,8 @@ def read_files(
 ) -> Found:
     """Read the rows of `paths` file by file, of whatever kinds; see `read_rows`."""
     reading = reading or Reading()
-    listed = _listed(paths)
+    left_out: list[Path] = []
+    listed = _listed(paths, left_out)
     if skip_bad is not None:
         _require_apart(skip_bad, paths)
     reader = _Reader(reading, sum(file.stat().st_size for file, _top in listed), on_progress)
@@ -162,13 +167,22 @@ def read_files(
         if reader.faults or not files:
             rows = sum(len(file.rows) for file in files)
             raise RowFaults(reader.faults, rows=rows, hint=reader.hint())
-    return Found(files, reader.skipped, skip_bad, _of_no_form(paths))
+    return Found(files, reader.skipped, skip_bad, tuple(left_out))
 
 
-def _listed(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Return each file that holds rows, and which of `paths` it was found below."""
+def _listed(paths: Sequence[Path], left_out: list[Path]) -> list[tuple[Path, Path]]:
+    """Return each file that holds rows, and which of `paths` it was found below.
+
+    What is of no form that is read is added to `left_out`, but what tells of the data.
+    """
     seen: set[Path] = set()
-    found = [(f, top) for top in paths for f in list_files([top], seen=seen, suffixes=SUFFIXES)]
+    others: list[Path] = []
+    found = [
+        (file, top)
+        for top in paths
+        for file in list_files([top], seen=seen, suffixes=SUFFIXES, others=others)
+    ]
+    left_out += [file for file in others if not _tells_of_data(file)]
     if not found:
         list_files(paths, suffixes=SUFFIXES)  # says what is there instead
     listed = [(file, top) for file, top in found if file == top or not is_about_data(file)]
@@ -179,8 +193,11 @@ def _listed(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 def is_about_data(file: Path) -> bool:
     """Whether a file in a folder tells of the data, as `README.md` and `LICENSE.txt` do."""
-    stem = file.name.partition(".")[0].upper()
-    return file.suffix.lower() in (".md", ".txt") and stem.startswith(_ABOUT)
+    return file.suffix.lower() in (".md", ".txt") and _tells_of_data(file)
+
+
+def _tells_of_data(file: Path) -> bool:
+    return file.name.partition(".")[0].upper().startswith(_ABOUT)
 
 
 def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
@@ -192,20 +209,6 @@ def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
         raise ConfigError(
             f"{skip_bad}: data is read from there, and bad rows must not be: name a file elsewhere"
         )
-
-
-def _of_no_form(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Return the files in the folders of `paths` that nothing here reads, hidden ones aside."""
-    found: list[Path] = []
-    for top in (path for path in paths if path.is_dir()):
-        for file in sorted(top.rglob("*")):
-            is_hidden = any(part.startswith(".") for part in file.relative_to(top).parts)
-            is_about = file.name.partition(".")[0].upper().startswith(_ABOUT)
-            if file.is_file() and not (
-                is_hidden or is_about or text_suffix(file, suffixes=SUFFIXES)
-            ):
-                found.append(file)
-    return tuple(found)
 
 
 def _left_out(files: Sequence[Path]) -> str:
