@@ -199,9 +199,11 @@ def serve(
     Example: tapestry coordinator serve fed
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
+    from tapestry.wire.allocation import reuse_large_blocks  # noqa: PLC0415
     from tapestry_coordinator.failpoints import arm  # noqa: PLC0415
     from tapestry_coordinator.standby import serve_home  # noqa: PLC0415 - imports grpc
 
+    reuse_large_blocks()
     log_to_stderr(as_json=json_log, verbose=verbose)
     changed = {"database": database, "blobs": blobs}
     if failpoints:

@@ -15,7 +15,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import giving_up
-from tapestry.wire.allocation import reuse_large_blocks, spare_what_is_there
+from tapestry.wire.allocation import return_free_blocks, spare_what_is_there
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
@@ -125,7 +125,6 @@ class CoordinatorServer:
         Raises:
             ConfigError: A port is in use.
         """
-        reuse_large_blocks()
         spare_what_is_there()
         allow_files()
         self._listening.start()
@@ -217,6 +216,7 @@ class CoordinatorServer:
         self._wait_until_settled()
         state = self.desk.state
         failpoints.reach("round-closed")
+        return_free_blocks()  # of the uploads
         closed = ClosedRound.recorded(self._registry, state)
         gate = closed.policy.no_harm
         if state.phase is Phase.AGGREGATING and gate.action != "publish":
@@ -229,6 +229,7 @@ class CoordinatorServer:
         if closed.reverted:
             self._registry.forget_evaluations(state.number)
         self._record(envelope)
+        return_free_blocks()
         try:
             self._prove(older_than_seconds=0.0)
         finally:

@@ -103,11 +103,13 @@ def run(
     Example: tapestry node run --data corpus/ --nproc 4
     """
     from tapestry.storage.locks import alone  # noqa: PLC0415
+    from tapestry.wire.allocation import reuse_large_blocks  # noqa: PLC0415
     from tapestry_node.daemon import Daemon  # noqa: PLC0415 - imports grpc
     from tapestry_node.governing import text_of  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
     from tapestry_node.leaving import require_member  # noqa: PLC0415
 
+    reuse_large_blocks()
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
     require_member(home)

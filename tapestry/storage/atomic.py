@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -166,6 +167,7 @@ def sync_tree(folder: Path) -> None:
         sync_path(path)
 
 
+@cache
 def boot_id() -> str:
     """Return what is another after the machine went down; where nobody tells, always the same."""
     try:

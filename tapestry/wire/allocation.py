@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _BYTES = 32 * 2**20
@@ -15,17 +16,23 @@ def reuse_large_blocks() -> None:
 
     glibc maps and unmaps every block of some megabytes anew, and each page of it is then zeroed by
     the kernel at its first touch: for a coordinator that receives gigabytes in fragments this is as
-    much work as decrypting them. Does nothing where the C library is another.
+    much work as decrypting them. To be called before the process has a second thread: with that
+    one's first block glibc settles for good how many heaps there may be, and each keeps what its
+    threads have freed. Does nothing where the C library is another.
     """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
+    mallopt = _glibc("mallopt")
     mallopt(_M_MMAP_THRESHOLD, _BYTES)
     mallopt(_M_TRIM_THRESHOLD, 2 * _BYTES)
     mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def return_free_blocks() -> None:
+    """Give the system back what is free, between used blocks too (malloc_trim(3)).
+
+    For where one kind of work ends and another begins: what the first leaves free lies scattered,
+    and the second would lay its blocks beside it. Does nothing where the C library is another.
+    """
+    _glibc("malloc_trim")(0)
 
 
 def spare_what_is_there() -> None:
@@ -37,3 +44,12 @@ def spare_what_is_there() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _glibc(name: str) -> Callable[..., object]:
+    """Return a function of glibc, or one that does nothing."""
+    try:
+        function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError, TypeError):
+        return lambda *_: None
+    return function if sys.platform == "linux" else lambda *_: None
