@@ -12,7 +12,7 @@ elementwise in float32 and compared to the bit.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector
 from tapestry.checkpoints.verify import VerifiedCheckpoint, verify_content
 from tapestry.errors import ConfigError, RejectedError, UnavailableError, UntrustedError
 from tapestry.params.codecs import CODECS, Float32Array
+from tapestry.params.deltas import squared_norm
 from tapestry.params.downlink import DOWNLINK_CODECS, encode_step
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.storage.read_ahead import ReadAhead
@@ -46,7 +47,6 @@ from tapestry.storage.read_ahead import ReadAhead
 TOLERANCE = 1e-4
 """Relative, for reductions over whole vectors."""
 _READERS = 4
-_NORM_BLOCK = 2**14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +262,7 @@ class _Repeat:
         data = opened.read(index)
         if measured and index not in self._squares[k]:
             start, stop = self._layout.bounds(index)
-            self._squares[k][index] = _square_sum(opened.codec.decode(data, stop - start))
+            self._squares[k][index] = squared_norm(opened.codec.decode(data, stop - start))
         return data
 
     def _require_decisions(self) -> None:
@@ -373,10 +373,3 @@ def _bytes(values: Float32Array) -> memoryview:
 
 def _is_near(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=1e-9)
-
-
-def _square_sum(values: Float32Array) -> float:
-    """Return the sum of squares, good to 1e-6."""
-    starts: Iterator[int] = iter(range(0, len(values), _NORM_BLOCK))
-    blocks = (values[start : start + _NORM_BLOCK] for start in starts)
-    return math.fsum(float(np.dot(block, block)) for block in blocks)

@@ -9,6 +9,9 @@ from tapestry.params.codecs import Float32Array
 
 _BLOCK_ELEMENTS = 2**15
 """256 KiB of float64, few enough for a cache."""
+_ROW_ELEMENTS = 1024
+_LEAST_SURE = 1e-30
+"""What single precision loses of a million squares by underflow is less than a millionth of it."""
 
 
 def pseudo_gradient(base: Float32Array, local: Float32Array) -> Float32Array:
@@ -36,11 +39,27 @@ def pseudo_gradient(base: Float32Array, local: Float32Array) -> Float32Array:
 
 
 def squared_norm(values: Float32Array) -> float:
-    """Return the sum of squares in float64.
+    """Return the sum of squares, to a millionth of itself at least.
+
+    Singles are multiplied and added over short rows, whose sums are added as doubles: an eighth of
+    the work of doubles throughout, which is left for values whose squares singles cannot hold.
 
     A reduction: the same on one machine, possibly another last digit on another. Whatever
     depends on a norm therefore uses the value that the round recorded.
+
+    Args:
+        values: [n] float32, contiguous.
     """
+    whole = len(values) - len(values) % _ROW_ELEMENTS
+    rows = values[:whole].reshape(-1, _ROW_ELEMENTS)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = [*np.einsum("ij,ij->i", rows, rows).astype(np.float64)]
+        sums.append(float(np.dot(values[whole:], values[whole:])))
+    total = math.fsum(sums)
+    return total if _LEAST_SURE <= total < math.inf else _squared_norm_of_doubles(values)
+
+
+def _squared_norm_of_doubles(values: Float32Array) -> float:
     wide = np.empty(min(len(values), _BLOCK_ELEMENTS), np.float64)
     sums = []
     for start in range(0, len(values), _BLOCK_ELEMENTS):

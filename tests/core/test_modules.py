@@ -1,5 +1,7 @@
 """Between torch modules and their parameter vector."""
 
+import math
+
 import tapestry.offline  # noqa: F401 - before transformers is imported
 
 # isort: split
@@ -281,3 +283,20 @@ def test_the_norm_of_a_vector_comes_from_its_fragments() -> None:
 
 def test_the_norm_does_not_overflow_where_float32_would() -> None:
     assert squared_norm(np.float32([3e30, 4e30])) == pytest.approx(25e60, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 5000, 2**20])
+@pytest.mark.parametrize("scale", [1e-40, 1e-22, 1e-16, 1e-10, 1e-3, 1.0, 1e17, 3e37])
+def test_the_norm_is_good_to_a_millionth_at_every_scale(scale: float, count: int) -> None:
+    drawn = np.random.default_rng(count).standard_normal(count) * scale
+    values = drawn.astype(np.float32)
+    exact = math.fsum((values.astype(np.float64) ** 2).tolist())
+    assert squared_norm(values) == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_few_large_values_among_tiny_ones_are_not_lost() -> None:
+    values = np.full(2**20, 1e-23, np.float32)
+    values[7] = 1e-15
+    assert squared_norm(values) == pytest.approx(1e-30, rel=1e-6)
+    assert math.isnan(squared_norm(np.float32([np.nan, 1.0])))
+    assert squared_norm(np.float32([np.inf, -np.inf])) == math.inf
