@@ -43,6 +43,9 @@ def audit(
     data: Annotated[
         list[Path], typer.Option("--data", help="With --leakage: your text, as for `run`.")
     ] = [],  # noqa: B006 - typer copies it
+    seed: Annotated[
+        int, typer.Option(min=0, help="With --leakage: draws the small batch that is attacked.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the record of what left is whole, and add it up by round and by call.
@@ -59,7 +62,7 @@ def audit(
     if leakage:
         if head or export:
             raise ConfigError("--leakage stands alone: its result is for you, and is not exported")
-        _leakage(home, data, as_json=as_json)
+        _leakage(home, data, seed=seed, as_json=as_json)
         return
     from tapestry.identity.keys import public_bytes  # noqa: PLC0415
     from tapestry_node.auditing import audit as look  # noqa: PLC0415
@@ -137,7 +140,7 @@ def _row(name: str, pair: dict[str, Any]) -> str:
     return f"  {name:<36} {pair['requests']:>8,} requests {pair['bytes']:>16,} bytes"
 
 
-def _leakage(home: Any, data: list[Path], *, as_json: bool) -> None:  # noqa: ANN401 - NodeHome
+def _leakage(home: Any, data: list[Path], *, seed: int, as_json: bool) -> None:  # noqa: ANN401 - NodeHome
     """Measure, and say it in words."""
     from tapestry.wire.egress import BLOCKED, EgressLedger  # noqa: PLC0415
     from tapestry_node.examining import examine_last  # noqa: PLC0415
@@ -145,9 +148,16 @@ def _leakage(home: Any, data: list[Path], *, as_json: bool) -> None:  # noqa: AN
     from tapestry_node.leakage_words import words  # noqa: PLC0415
 
     text, membership = text_of(home, data), home.identity.load()
-    with closing(EgressLedger(home.egress, to=membership.address, clock=_clock)) as ledger:
+    with (
+        bar() as shown,
+        closing(EgressLedger(home.egress, to=membership.address, clock=_clock)) as ledger,
+    ):
         figures = examine_last(
-            home, text, on_blocked=lambda call, to: ledger.record(BLOCKED + call, b"", to=to)
+            home,
+            text,
+            seed=seed,
+            on_blocked=lambda call, to: ledger.record(BLOCKED + call, b"", to=to),
+            on_progress=lambda doing, done, of, unit: shown.show(doing, done, of, unit=unit),
         )
     if as_json:
         typer.echo(json.dumps({**figures, "words": words(figures)}, indent=1))

@@ -33,14 +33,21 @@ class _Last:
 
 
 def examine_last(
-    home: NodeHome, data: Sequence[Path], *, on_blocked: Callable[[str, str], None]
+    home: NodeHome,
+    data: Sequence[Path],
+    *,
+    seed: int,
+    on_blocked: Callable[[str, str], None],
+    on_progress: Callable[[str, int, int, str], None],
 ) -> dict[str, Any]:
     """Measure what the last contribution gives away.
 
     Args:
         home: Of the node.
         data: The institution's text, as for `tapestry node run`.
+        seed: Draws the batch that is attacked.
         on_blocked: Told when the measuring process has tried to reach a network.
+        on_progress: Told what is done, how far that is, of how much, and in what unit.
 
     Raises:
         ConfigError: Nothing was contributed yet, or its base checkpoint is not here any more.
@@ -60,10 +67,14 @@ def examine_last(
     }
     inner = _inner(manifests, last.round)
     canaries = planted(home)
-    process = TrainerProcess(home, on_blocked=on_blocked)
+    process = TrainerProcess(
+        home,
+        on_blocked=on_blocked,
+        on_packing=lambda doing, done, of: on_progress(doing, done, of, "bytes"),
+    )
     try:
         process.open(
-            home.load_settings().node.model_copy(update={"processes": 1}),
+            home.load_settings().node.model_copy(update={"processes": 1, "compile": False}),
             home.load_state().objective,
             base,
             data,
@@ -81,6 +92,8 @@ def examine_last(
                 "planted": canaries.planted,
                 "references": references(canaries, _REFERENCES),
             },
+            seed=seed,
+            on_progress=lambda doing, done, of: on_progress(doing, done, of, ""),
         )
         isolation = process.isolation
     finally:

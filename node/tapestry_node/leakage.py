@@ -1,17 +1,17 @@
 """What a contribution gives away, measured in the trainer's process on the institution's own text.
 
 Four measurements, each one that somebody who receives contributions could make, or bounds one:
-rows of the embedding, exposure of canaries, verbatim continuation, and the tokens of a small batch
-from an update. What they mean, and what not, is said in words by `leakage_words`.
+rows of the embedding (`embedding_rows`), exposure of canaries, verbatim continuation, and an
+attempt to get a small batch back from an update (`inverting`). What they mean, and what not, is
+said in words by `leakage_words`.
 
-Shapes: P elements of the vector, V vocabulary, D width, B sequences, T tokens of a sequence.
+Shapes: P elements of the vector, V vocabulary, B sequences, T tokens of a sequence.
 """
 
 import math
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +19,22 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tapestry.checkpoints.statements import InnerSettings
+from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.data.tokenizer import load_tokenizer
-from tapestry.objectives.training import InnerOptimizer
+from tapestry.objectives.reports import StepReport
 from tapestry.params.codecs import Float32Array, codec_named
+from tapestry.params.floats import Vector
 from tapestry.params.layout import ParameterLayout
 from tapestry.params.modules import from_model, to_model
+from tapestry_node.alone import train_alone
+from tapestry_node.embedding_rows import Bools, Floats, embedding_rows
+from tapestry_node.inverting import Told, inversion, standing
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
+if TYPE_CHECKING:
+    from tapestry_node.trainer import Trainer
 
 _LOOKED_AT_TOKENS = 2**20
 _SAMPLES, _PREFIX_TOKENS = 32, 50
-_INVERTED_SEQUENCES, _INVERTED_TOKENS = 2, 16
-_MOST_INVERTED_STEPS = 32
-_EXACT = 1e-6
 _AT_ONCE, _NOT_SCORED = 64, -100
 
 
@@ -48,37 +50,76 @@ def decoded(file: Path, codec_name: str, layout: ParameterLayout) -> Float32Arra
 
 
 def examine(
-    trainer: Any,  # noqa: ANN401 - Trainer, which imports this room
+    trainer: "Trainer",
+    base: Path,
+    consensus: Path | None,
+    fragments: Path | None,
     *,
-    base: Float32Array,
-    delta: Float32Array,
+    codec: str,
     inner: InnerSettings,
     canaries: dict[str, list[str]] | None,
-    checkpoint: Path,
-    consensus: Float32Array | None,
+    seed: int,
+    on_progress: Told = lambda _doing, _done, _of: None,
 ) -> dict[str, Any]:
     """Return the four figures.
 
     Args:
-        trainer: With its model built and its corpus packed.
-        base: What was trained from.
-        delta: The pseudo-gradient that left, as whoever receives it decodes it.
+        trainer: Its model is changed.
+        base: Checkpoint that the contribution was trained from.
+        consensus: That came of it, if it is there.
+        fragments: The contribution's encoded vector; None: it is made again, with fresh moments.
+        codec: Of the fragments.
         inner: What was trained.
         canaries: `planted` and `references`, if there are some.
-        checkpoint: Whose tokenizer is used.
-        consensus: The newest checkpoint, if it is one after the base.
+        seed: Draws the batch that is attacked.
+        on_progress: Told how far the longest of it is.
     """
+    start = np.array(trainer.load(base).vector, np.float32)
+    if fragments is None:
+
+        def on_step(report: StepReport) -> bool:
+            on_progress("making the contribution again", report.step, inner.steps)
+            return True
+
+        train_alone(trainer, inner, on_step=on_step)
+        delta = start - from_model(trainer.module, trainer.layout)
+    else:
+        delta = decoded(fragments, codec, trainer.layout)
+    vectors: dict[str, Vector] = {"base": start, "contribution": start - delta}
+    if consensus is not None:
+        vectors["consensus"] = open_vector_file(consensus / MODEL_FILE).vector
+    figures = _of_the_model(trainer, vectors, delta, load_tokenizer(base), canaries)
+    figures["inversion"] = inversion(
+        trainer,
+        start,
+        inner,
+        contribution=delta,
+        codec=codec,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    to_model(start, trainer.module, trainer.layout)
+    return figures
+
+
+def _of_the_model(
+    trainer: Any,  # noqa: ANN401
+    vectors: dict[str, Vector],
+    delta: Float32Array,
+    tokenizer: Any,  # noqa: ANN401
+    canaries: dict[str, list[str]] | None,
+) -> dict[str, Any]:
+    """Return the figures of the embedding, and of what the model remembers at each vector [P]."""
     module, layout, corpus = trainer.module, trainer.layout, trainer.corpus
-    after = {} if consensus is None else {"consensus": consensus}
-    vectors = {"base": base, "contribution": base - delta, **after}
     vocabulary = vocabulary_of(corpus.train, module.get_input_embeddings().num_embeddings)
     samples = stretches(corpus.train, end=corpus.end_of_text_id, count=_SAMPLES)
     figures: dict[str, Any] = {
-        "embedding_rows": embedding_rows(module, layout, base, delta, vocabulary),
+        "embedding_rows": embedding_rows(
+            module, layout, np.asarray(vectors["base"], np.float32), delta, vocabulary
+        ),
         "verbatim": {},
         "canaries": None,
     }
-    tokenizer = load_tokenizer(checkpoint)
     if canaries is not None:
         figures["canaries"] = {"found_in_text": _present(corpus, tokenizer, canaries["planted"])}
     for name, vector in vectors.items():
@@ -88,8 +129,6 @@ def examine(
             figures["canaries"][name] = exposure(
                 module, tokenizer, canaries["planted"], canaries["references"]
             )
-    figures["inversion"] = inversion(trainer, base, inner)
-    to_model(base, module, layout)
     return figures
 
 
@@ -99,113 +138,6 @@ def vocabulary_of(tokens: Any, size: int) -> Bools:  # noqa: ANN401 - memory-map
     for start in range(0, len(tokens), _LOOKED_AT_TOKENS):
         there[np.unique(tokens[start : start + _LOOKED_AT_TOKENS])] = True
     return there
-
-
-# Rows of the embedding
-
-
-def embedding_rows(
-    module: Any,  # noqa: ANN401
-    layout: ParameterLayout,
-    base: Float32Array,
-    delta: Float32Array,
-    vocabulary: Bools,
-) -> dict[str, Any] | None:
-    """Return how well the rows that moved tell which tokens the text has; None if none are sent."""
-    found = _embedding(module, layout)
-    if found is None:
-        return None
-    bounds, shape, is_tied = found
-    base_VD, delta_VD = base[bounds].reshape(shape), delta[bounds].reshape(shape)
-    return {"is_tied": is_tied, **told_apart(delta_VD, base_VD, vocabulary)}
-
-
-def told_apart(delta_VD: Floats, base_VD: Floats, vocabulary: Bools) -> dict[str, Any]:
-    """Return precision and recall of the better of two ways to pick the rows of the text's tokens.
-
-    The first takes how far a row moved beyond a multiple of itself, which is all that weight decay
-    can do. The second takes how far it moved from where most rows moved: with tied embeddings
-    every row moves, those of absent tokens alike.
-    """
-    moved = _beyond_decay(delta_VD, base_VD)
-    apart = np.linalg.norm(delta_VD - np.median(delta_VD, axis=0), axis=1)
-    floor = _EXACT * max(float(np.linalg.norm(base_VD, axis=1).max()), 1e-30)
-    is_exact = bool((moved <= floor).any())
-    if is_exact:
-        score = np.where(moved <= floor, 0.0, moved)
-        way, bound = "rows that did not move at all", floor
-    else:
-        way, score = max(
-            (("how far a row moved", moved), ("how unlike the others a row moved", apart)),
-            key=lambda pair: abs(ranked(pair[1], vocabulary) - 0.5),
-        )
-        bound = _split(score)
-    picked = score > bound
-    quality = ranked(score, vocabulary)
-    if quality < 0.5 and not is_exact:  # the rows of absent tokens stand out
-        picked, quality = ~picked, 1 - quality
-    hits = int((picked & vocabulary).sum())
-    return {
-        "rows": len(score),
-        "vocabulary": int(vocabulary.sum()),
-        "way": way,
-        "picked": int(picked.sum()),
-        "precision": hits / max(1, int(picked.sum())),
-        "recall": hits / max(1, int(vocabulary.sum())),
-        "chance": float(vocabulary.mean()),
-        "ranking": quality,
-        "picked_ids": np.flatnonzero(picked)[:50].tolist(),
-    }
-
-
-def _beyond_decay(delta_VD: Floats, base_VD: Floats) -> Floats:
-    decay = _decay(delta_VD, base_VD)[:, None]
-    beyond: Floats = np.linalg.norm(delta_VD - decay * base_VD, axis=1)
-    return beyond
-
-
-def _decay(delta_VD: Floats, base_VD: Floats) -> Floats:
-    """Return by which multiple of itself each row moved; a row of padding is zero."""
-    shares: Floats = (delta_VD * base_VD).sum(1) / np.maximum((base_VD * base_VD).sum(1), 1e-30)
-    return shares
-
-
-def ranked(score: Floats, is_positive: Bools) -> float:
-    """Return how often a token of the text ranks above an absent one; 0.5 is chance."""
-    positives = int(is_positive.sum())
-    negatives = len(score) - positives
-    if not positives or not negatives:
-        return 0.5
-    order = np.sort(score)
-    low, high = np.searchsorted(order, score), np.searchsorted(order, score, "right")
-    ranks = (low + high + 1) / 2
-    wins = ranks[is_positive].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
-
-
-def _split(score: Floats) -> float:
-    """Return the bound between two groups of scores that keeps each the most alike (Otsu)."""
-    logs = np.sort(np.log(np.maximum(score, 1e-30)))
-    counts = np.arange(1, len(logs))
-    sums = np.cumsum(logs)
-    left, right = sums[:-1] / counts, (sums[-1] - sums[:-1]) / (len(logs) - counts)
-    best = int(np.argmax(counts * (len(logs) - counts) * (left - right) ** 2))
-    return float(np.exp((logs[best] + logs[best + 1]) / 2))
-
-
-def _embedding(
-    module: Any,  # noqa: ANN401
-    layout: ParameterLayout,
-) -> tuple[slice, tuple[int, ...], bool] | None:
-    """Return where the input embedding lies in the vector, and whether it is the output too."""
-    weight = module.get_input_embeddings().weight
-    output = module.get_output_embeddings()
-    is_tied = output is not None and output.weight is weight
-    names = {name for name, parameter in module.named_parameters() if parameter is weight}
-    for spec in layout.tensors:
-        if spec.name in names:
-            return slice(spec.offset, spec.offset + spec.size), spec.shape, is_tied
-    return None
 
 
 # Canaries
@@ -263,20 +195,10 @@ def summed_losses(
     return np.concatenate(losses)
 
 
-def _present(corpus: Any, tokenizer: Any, planted: Sequence[str]) -> int | None:  # noqa: ANN401
-    """Return how many canaries stand in the text that is trained on; None: cannot be told."""
-    path = getattr(corpus.train, "filename", None)
-    if path is None:
-        return None
-    found = 0
-    with (
-        Path(path).open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-        for canary in planted:
-            ids = tokenizer.encode(canary, add_special_tokens=False).ids
-            found += text.find(np.asarray(ids, corpus.train.dtype).tobytes()) >= 0
-    return found
+def _present(corpus: Any, tokenizer: Any, planted: Sequence[str]) -> int:  # noqa: ANN401
+    """Return how many canaries stand in the text that is trained on."""
+    encoded = tokenizer.encode_batch(list(planted), add_special_tokens=False)
+    return standing(corpus.train, [one.ids for one in encoded])
 
 
 # Verbatim continuation
@@ -323,78 +245,3 @@ def verbatim(module: Any, samples: npt.NDArray[np.int64]) -> dict[str, Any]:  # 
         "whole": float(same.all(1).mean()),
         "tokens": float(same.mean()),
     }
-
-
-# The tokens of a batch from an update
-
-
-def inversion(trainer: Any, base: Float32Array, inner: InnerSettings) -> dict[str, Any]:  # noqa: ANN401
-    """Return which share of one batch's tokens an update shows, by the steps that it sums up."""
-    tokens = min(_INVERTED_TOKENS, inner.sequence_tokens)
-    rows = trainer.corpus.train
-    rng = np.random.default_rng(1)
-    most = min(inner.steps, _MOST_INVERTED_STEPS)
-    batches = [_windows(rows, tokens, rng) for _ in range(most)]
-    steps = sorted({1, 2, 4, 8, 16, most} & set(range(1, most + 1)))
-    gradient = recovered(trainer, base, batches[:1], None)
-    by_steps = {str(h): recovered(trainer, base, batches[:h], inner) for h in steps}
-    wanted = len(np.unique(batches[0]))
-    return {
-        "sequences": _INVERTED_SEQUENCES,
-        "sequence_tokens": tokens,
-        "distinct_tokens": wanted,
-        "chance": wanted / trainer.module.get_input_embeddings().num_embeddings,
-        "one_gradient": gradient,
-        "by_steps": by_steps,
-        "steps_of_the_round": inner.steps,
-    }
-
-
-def _windows(tokens: Any, length: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:  # noqa: ANN401
-    starts = rng.integers(0, max(1, len(tokens) - length), _INVERTED_SEQUENCES)
-    return np.stack([np.asarray(tokens[s : s + length + 1]) for s in starts]).astype(np.int64)
-
-
-def recovered(
-    trainer: Any,  # noqa: ANN401
-    base: Float32Array,
-    batches: Sequence[npt.NDArray[np.int64]],
-    inner: InnerSettings | None,
-) -> float | None:
-    """Return which share of the first batch's distinct tokens the update's rows show.
-
-    As many rows are picked as there were tokens: those that moved least like the others.
-
-    Args:
-        trainer: Its model is changed.
-        base: Where the update starts.
-        batches: One for each step.
-        inner: Steps are taken as these say; None: one plain step along the gradient.
-    """
-    module, layout = trainer.module, trainer.layout
-    place = _embedding(module, layout)
-    if place is None:
-        return None
-    bounds, shape, _is_tied = place
-    to_model(base, module, layout)
-    module.train()
-    module.zero_grad(set_to_none=True)
-    device = next(module.parameters()).device
-    optimizer = None
-    if inner is not None:
-        optimizer = InnerOptimizer(module, inner.model_copy(update={"warmup_steps": 0}))
-    for batch in batches:
-        trainer.objective.loss(module, torch.from_numpy(batch).to(device)).backward()
-        if optimizer is not None:
-            optimizer.step()
-    if optimizer is None:
-        rows_VD = module.get_input_embeddings().weight.grad.detach().float().cpu().numpy()
-        module.zero_grad(set_to_none=True)
-    else:
-        rows_VD = (base - from_model(module, layout))[bounds].reshape(shape)
-        base_VD = base[bounds].reshape(shape)
-        rows_VD = rows_VD - np.median(_decay(rows_VD, base_VD)) * base_VD
-    apart = np.linalg.norm(rows_VD - np.median(rows_VD, axis=0), axis=1)
-    wanted = np.unique(batches[0])
-    picked = np.argsort(-apart)[: len(wanted)]
-    return float(np.isin(picked, wanted).mean())

@@ -87,17 +87,68 @@ def _verbatim(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _inversion(found: dict[str, Any]) -> list[str]:
+    return [*_shown_by_rows(found), *_rebuilt(found)]
+
+
+def _shown_by_rows(found: dict[str, Any]) -> list[str]:
     if found["one_gradient"] is None:
-        return ["inversion: no embedding is sent, so tokens were not looked for"]
+        return ["inversion, rows: no embedding is sent, so tokens were not looked for in its rows"]
     steps = ", ".join(f"{share:.0%} after {h}" for h, share in found["by_steps"].items())
     return [
         (
-            f"inversion: of the {found['distinct_tokens']} distinct tokens in a batch of "
-            f"{found['sequences']} x {found['sequence_tokens']}, one plain gradient shows "
-            f"{found['one_gradient']:.0%} ({found['chance']:.0%} by chance); steps of your "
-            f"optimizer on further text: {steps}; your round has {found['steps_of_the_round']}. "
-            "This recovers a bag of tokens, not their order; stronger attacks recover order from "
-            "single gradients, and none is known to from many steps on much text, which is no "
-            "proof"
+            f"inversion, rows: of the {found['distinct_tokens']} distinct tokens in a batch of "
+            f"{found['sequences']} x {found['sequence_tokens']} (seed {found['seed']}), the rows "
+            f"in one plain gradient show {found['one_gradient']:.0%} ({found['chance']:.0%} by "
+            f"chance); steps of your optimizer on further text: {steps}; your round has "
+            f"{found['steps_of_the_round']}. This is a bag of tokens, without their order"
         )
+    ]
+
+
+def _rebuilt(found: dict[str, Any]) -> list[str]:
+    figures = found["rebuilt"]
+    if figures is None:
+        return [
+            (
+                "inversion, text: not tried: the matrices that read first in the model's first two "
+                "blocks are not sent, or it has no such blocks"
+            )
+        ]
+    names = {
+        "one_gradient": "its plain gradient",
+        "one_step": "one step of your optimizer upon it, encoded",
+        "steps": f"{found['small_steps']} steps, each on a batch of that size, encoded",
+        "contribution": "the contribution",
+        "guessing": "no vector, guessing by what the model writes by itself",
+    }
+    rows = [
+        (
+            f"inversion, text, {words}: {one['tokens']:.0%} of the tokens, {one['in_place']:.0%} "
+            f"in their place, {one['sequences']:.0%} of the sequences exactly; of the "
+            f"{found['sequences']} made of it {one['standing']} stand somewhere in your text"
+        )
+        for name, words in names.items()
+        if (one := figures.get(name)) is not None
+    ]
+    own, guessed = figures["contribution"], figures["guessing"]
+    is_read = own["sequences"] > guessed["sequences"] or own["standing"] > guessed["standing"]
+    verdict = (
+        "TEXT OF YOURS CAN BE READ OFF THE CONTRIBUTION: send none that sums up so little "
+        "(min_inner_steps in the node's policy)"
+        if is_read
+        else (
+            "This attack read no sequence of yours off the contribution, and named "
+            f"{own['tokens']:.0%} of the tokens where guessing names {guessed['tokens']:.0%}"
+        )
+    )
+    return [
+        *rows,
+        (
+            "The attack (the span check of DAGER, arXiv 2405.15586) is exact on one gradient of a "
+            "batch that has fewer tokens than the model has width: whoever gets such a gradient "
+            "has the text. Of a vector that sums up more it takes the leading directions, and a "
+            "share near that of guessing says that it found nothing in them. "
+            f"{verdict}. That is no bound for other attacks: somebody who has a text in mind can "
+            "compare it with the vector"
+        ),
     ]

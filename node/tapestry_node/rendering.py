@@ -124,7 +124,8 @@ def _limits() -> str:
         "<h2>What this does not show</h2><p>That no other program of this machine sent anything: "
         "the ledger and the kernel's count are those of the node's own processes. What a vector "
         "says about the text is another question, which <code>tapestry node audit --leakage</code> "
-        "measures. Look-ups of names (DNS) are not counted. Verify this folder with "
+        "measures, by trying to get text back from it among others; its figures stay with the "
+        "institution. Look-ups of names (DNS) are not counted. Verify this folder with "
         "<code>tapestry node verify-report FOLDER</code>.</p>"
     )
 

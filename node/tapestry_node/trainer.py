@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tapestry.checkpoints.statements import InnerSettings, RoundPlan
+from tapestry.checkpoints.statements import RoundPlan
 from tapestry.checkpoints.vector_file import MODEL_FILE, VectorFile, open_vector_file
 from tapestry.data.sources import CorpusSpec
 from tapestry.data.usage import RoundUse
@@ -36,13 +36,11 @@ from tapestry.objectives.training import (
 )
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import pseudo_gradient
-from tapestry.params.modules import FragmentReader, from_model, load_extras, to_model
+from tapestry.params.modules import FragmentReader, load_extras, to_model
 from tapestry.params.subset import freeze_beside
 from tapestry.params.tensor_file import take_part
-from tapestry_node.alone import train_alone
 from tapestry_node.governing import corpus_spec, is_remembered, tell_left_out
 from tapestry_node.home import NodeHome
-from tapestry_node.leakage import decoded, examine
 from tapestry_node.messages import Made
 from tapestry_node.policy import NodeTable
 from tapestry_node.residual import fragment_encoder
@@ -268,43 +266,6 @@ class Trainer:
             batches_taken=len(losses) * inner.accumulation,
         )
         return losses
-
-    def examine(
-        self,
-        base: Path,
-        consensus: Path | None,
-        fragments: Path | None,
-        *,
-        codec: str,
-        inner: InnerSettings,
-        canaries: dict[str, list[str]] | None,
-    ) -> dict[str, Any]:
-        """Measure what a contribution gives away.
-
-        Args:
-            base: Checkpoint that it was trained from.
-            consensus: That came of it, if it is there.
-            fragments: Its encoded vector; None: it is made again, with fresh moments.
-            codec: Of the fragments.
-            inner: What was trained.
-            canaries: As in `leakage.examine`.
-        """
-        start = np.array(self.load(base).vector, np.float32)
-        if fragments is None:
-            train_alone(self, inner)
-            delta = start - from_model(self.module, self.layout)
-        else:
-            delta = decoded(fragments, codec, self.layout)
-        after = None if consensus is None else open_vector_file(consensus / MODEL_FILE).vector
-        return examine(
-            self,
-            base=start,
-            delta=delta,
-            inner=inner,
-            canaries=canaries,
-            checkpoint=base,
-            consensus=None if after is None else np.array(after, np.float32),
-        )
 
     def batches(self, plan: RoundPlan) -> Any:  # noqa: ANN401
         """Return the batches of a plan: own text, and its share of the open pool.

@@ -190,9 +190,23 @@ class TrainerProcess:
         statistics = {name: tuple(values) for name, values in done.pop("statistics").items()}
         return Made(statistics=statistics, use=RoundUse.read(done.pop("use")), **done)
 
-    def examine(self, **asked: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Measure what a contribution gives away; `training.py` says of what."""
-        return self._call("examine", **asked)
+    def examine(
+        self,
+        *,
+        on_progress: Callable[[str, int, int], None],
+        **asked: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Measure what a contribution gives away; `training.py` says of what.
+
+        Args:
+            on_progress: Told what is done, how far that is, and of how much.
+            asked: As there.
+        """
+
+        def on_event(event: dict[str, Any]) -> None:
+            on_progress(event["doing"], event["done"], event["of"])
+
+        return self._call("examine", on_event=on_event, **asked)
 
     def stop(self) -> None:
         """End the process."""

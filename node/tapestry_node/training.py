@@ -326,18 +326,25 @@ class Session:
         codec: str,
         inner: str,
         canaries: dict[str, list[str]] | None,
+        seed: int,
     ) -> dict[str, Any]:
         """Measure what a contribution gives away; without `fragments` it is made again first."""
         from tapestry.checkpoints.statements import InnerSettings  # noqa: PLC0415
+        from tapestry_node.leakage import examine  # noqa: PLC0415 - imports torch
 
         return dict(
-            self._trainer.examine(
+            examine(
+                self._trainer,
                 Path(base),
                 None if consensus is None else Path(consensus),
                 None if fragments is None else Path(fragments),
                 codec=codec,
                 inner=InnerSettings.model_validate_json(inner),
                 canaries=canaries,
+                seed=seed,
+                on_progress=lambda doing, done, of: self._line.send(
+                    "examining", doing=doing, done=done, of=of
+                ),
             )
         )
 

@@ -44,7 +44,7 @@ OPTIONS = {
     "node trainer": ["FOLDER", "torchrun"],
     "node status": ["FOLDER", "--watch", "--json"],
     "node page": ["FOLDER", "--port", "--json-log"],
-    "node audit": ["FOLDER", "--json", "--export", "--leakage"],
+    "node audit": ["FOLDER", "--json", "--export", "--leakage", "--seed"],
     "node finish": ["OUT", "--dir", "--data", "--steps"],
     "coordinator": [
         *("init", "serve", "invite", "status", "members", "annotate", "revoke", "pause", "resume"),

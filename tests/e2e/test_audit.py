@@ -68,6 +68,11 @@ def test_what_left_is_proved_to_somebody_else_and_what_it_gives_away_is_measured
     assert (figures["round"], figures["source"]) == (2, "kept as it was sent")
     assert (figures["canaries"]["found_in_text"], figures["canaries"]["planted"]) == (8, 8)
     assert figures["inversion"]["one_gradient"] > 0.8
+    rebuilt = figures["inversion"]["rebuilt"]
+    assert rebuilt["one_gradient"]["sequences"] == 1.0
+    assert rebuilt["one_gradient"]["standing"] == figures["inversion"]["sequences"]
+    assert rebuilt["contribution"]["sequences"] == 0.0
+    assert rebuilt["contribution"]["tokens"] < rebuilt["one_gradient"]["tokens"]
     assert figures["embedding_rows"]["rows"] == 300
     assert figures["verbatim"]["contribution"]["samples"] > 0
 

@@ -14,7 +14,7 @@ from tapestry.checkpoints.statements import InnerSettings
 from tapestry.data.tokenizer import byte_tokenizer
 from tapestry.objectives.causal_lm import CausalLM
 from tapestry.params.modules import from_model, layout_of
-from tapestry_node import leakage
+from tapestry_node import embedding_rows, leakage
 from tapestry_node.canaries import plant, planted, planted_text, references, remove
 from tapestry_node.home import NodeHome
 from tapestry_node.leakage_words import words as words_of
@@ -79,7 +79,7 @@ def test_rows_of_an_untied_embedding_name_exactly_the_tokens_of_the_text() -> No
         optimizer.zero_grad()
     read = np.zeros(512, np.bool_)
     read[[5, 9, 300, 411]] = True  # 77 was predicted, and never read
-    found = leakage.embedding_rows(
+    found = embedding_rows.embedding_rows(
         module, layout, before, before - from_model(module, layout), read
     )
     assert found is not None
@@ -94,9 +94,9 @@ def test_weight_decay_alone_names_nobody() -> None:
     there = np.zeros(200, np.bool_)
     there[17] = True  # a token that only this node has
     delta = base * np.float32(0.01)
-    assert leakage.told_apart(delta, base, there)["picked"] == 0
+    assert embedding_rows.told_apart(delta, base, there)["picked"] == 0
     delta[17] += 0.05
-    found = leakage.told_apart(delta, base, there)
+    found = embedding_rows.told_apart(delta, base, there)
     assert (found["picked_ids"], found["precision"], found["recall"]) == ([17], 1.0, 1.0)
 
 
@@ -104,7 +104,7 @@ def test_noise_tells_no_more_than_chance() -> None:
     rng = np.random.default_rng(2)
     base, delta = rng.standard_normal((2, 4000, 8)).astype(np.float32)
     there = rng.random(4000) < 0.3
-    found = leakage.told_apart(delta, base, there)
+    found = embedding_rows.told_apart(delta, base, there)
     assert found["ranking"] == pytest.approx(0.5, abs=0.05)
     assert found["precision"] == pytest.approx(found["chance"], abs=0.05)
 
@@ -117,7 +117,7 @@ def test_noise_tells_no_more_than_chance() -> None:
 def test_ranking_is_the_share_of_pairs_in_order(
     score: list[float], there: list[int], expected: float
 ) -> None:
-    assert leakage.ranked(np.array(score), np.array(there, np.bool_)) == expected
+    assert embedding_rows.ranked(np.array(score), np.array(there, np.bool_)) == expected
 
 
 # Canaries
@@ -183,22 +183,6 @@ def test_a_stretch_never_crosses_two_documents() -> None:
         assert len(set(row.tolist())) == 1
 
 
-# Inversion
-
-
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_one_gradient_shows_the_tokens_of_its_batch_and_many_steps_show_fewer(
-    *, is_tied: bool
-) -> None:
-    tokens = np.random.default_rng(6).integers(1, 512, 4000).astype(np.uint16)
-    trainer = trainer_of(model(is_tied=is_tied), tokens)
-    base = from_model(trainer.module, trainer.layout)
-    found = leakage.inversion(trainer, base, INNER)
-    assert found["one_gradient"] >= 0.9
-    assert found["by_steps"]["8"] < min(found["by_steps"]["1"], found["one_gradient"])
-    assert set(found["by_steps"]) == {"1", "2", "4", "8"}
-
-
 # All of it
 
 
@@ -228,14 +212,23 @@ def test_a_contribution_that_was_not_kept_is_made_again_and_measured(
         [tmp_path / "text.txt"],
         sequence_tokens=16,
     )
-    found = trainer.examine(
+    told: list[tuple[str, int, int]] = []
+    found = leakage.examine(
+        trainer,
         federation.genesis,
         federation.newest,
         None,
         codec="float32",
         inner=INNER.model_copy(update={"steps": 2}),
         canaries=None,
+        seed=1,
+        on_progress=lambda doing, done, of: told.append((doing, done, of)),
     )
+    assert [one for one in told if one[0].startswith("making")] == [
+        ("making the contribution again", 1, 2),
+        ("making the contribution again", 2, 2),
+    ]
+    assert told[-1][1] == told[-1][2], "the bar reaches its end"
     assert set(found["verbatim"]) == {"base", "contribution", "consensus"}
     assert found["canaries"] is None
     assert found["embedding_rows"]["is_tied"]
