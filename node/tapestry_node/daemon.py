@@ -242,7 +242,9 @@ class Daemon:
         manifest = self._consensus.take(told.manifest)
         self._witness.require(payload_digest(told.manifest), manifest.round)
         if told.plan is not None:
-            plan = RoundPlan.opened(told.plan, public_key=self._coordinator_key, what="round plan")
+            plan = RoundPlan.opened(
+                told.plan, public_key=self._coordinator_key, what="round plan, not trained on"
+            )
             self._witness.require_plan(payload_digest(told.plan), plan.round)
             plan = self._settings.policy.asked(plan, self._membership.member_id)
             self._take_plan(plan, told.manifest, manifest, listener)
