@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
@@ -296,6 +297,7 @@ class Daemon:
             return False
         if self._layout is None and manifest.made is not None:
             self._prepare_trainer(folder, manifest.made.inner.sequence_tokens)
+            self._measure_parent(manifest)
         self._progress.write(f"measuring checkpoint {manifest.round}")
         result = self._ready().measure(folder)
         self._progress.now.bits_per_byte[str(manifest.round)] = result.bits_per_byte
@@ -313,6 +315,17 @@ class Daemon:
                 language=self._settings.node.language,
             )
         return True
+
+    def _measure_parent(self, manifest: Manifest) -> None:
+        """Measure what a checkpoint is compared with, if it is here and was not measured yet.
+
+        Genesis says nothing of how it is measured: a plan does, and who hears none, an observer,
+        learns it from the first checkpoint that a round made.
+        """
+        folder = self._home.checkpoint(manifest.round - 1)
+        if (folder / MANIFEST_FILE).is_file():
+            envelope = read_envelope(folder / MANIFEST_FILE, what=f"manifest in {folder}")
+            self._evaluate(self._consensus.verified(envelope), envelope)
 
     # Rounds
 

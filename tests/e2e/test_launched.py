@@ -1,9 +1,12 @@
 """A federation in which a launcher starts one node's trainer, and an observer only looks."""
 
 import json
+from contextlib import closing
 
 import pytest
 
+from tapestry_coordinator.database import database_url
+from tapestry_coordinator.registry import Registry, StoredEvaluation
 from tapestry_demo.federation import free_port_pair
 from tapestry_node.home import NodeHome
 from tests.e2e.live import Live
@@ -11,6 +14,11 @@ from tests.e2e.live import Live
 pytestmark = pytest.mark.slow
 
 HOSTS = ("host-0", "host-1")
+
+
+def evaluations(live: Live) -> list[StoredEvaluation]:
+    with closing(Registry(database_url(live.home))) as registry:
+        return list(registry.evaluations())
 
 
 def test_a_guard_waits_for_the_launchers_processes_and_they_end_with_it(live: Live) -> None:
@@ -26,6 +34,8 @@ def test_a_guard_waits_for_the_launchers_processes_and_they_end_with_it(live: Li
     for member in ("a-lib", "b-lib", "eye"):
         live.run_node(member)
 
+    genesis = NodeHome(live.folder / "eye").checkpoint(0)
+    live.wait(genesis.is_dir)
     awaited = f"have a launcher start `tapestry node trainer {node.folder}`"
     live.wait(lambda: awaited in live.progress("b-lib").get("doing", ""))
     live.forks, forks, port = None, live.forks, free_port_pair()
@@ -51,5 +61,8 @@ def test_a_guard_waits_for_the_launchers_processes_and_they_end_with_it(live: Li
     assert seen["rounds"][0]["weight"] == pytest.approx(0.5)
     assert seen["receipt"]["round"] == 1
     eye = json.loads(live.call("node", "status", str(live.folder / "eye"), "--json"))
-    assert list(eye["now"]["bits_per_byte"]) == ["1"], "it has measured what the round made"
+    measured = eye["now"]["bits_per_byte"]
+    assert set(measured) == {"0", "1"}, "what the round made, and what that is compared with"
+    told = {e.round: e.bits_per_byte for e in evaluations(live) if e.member_id == "eye"}
+    assert told == {int(n): pytest.approx(bits, abs=1e-4) for n, bits in measured.items()}
     assert (eye["contributed_round"], eye["now"]["failure"]) == (0, "")
