@@ -7,19 +7,14 @@ coordinator told; the main thread acts on it.
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
-from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.errors import (
-    ConfigError,
     RejectedError,
     TapestryError,
     UnavailableError,
@@ -33,20 +28,21 @@ from tapestry.params.layout import ParameterLayout
 from tapestry.wire.allocation import spare_what_is_there
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry.wire.kernel import KernelCount
-from tapestry_node.approving import decision_on
-from tapestry_node.client import NodeClient, Told
+from tapestry_node.awaiting import Awaiting
+from tapestry_node.client import Told
+from tapestry_node.connecting import Connection
 from tapestry_node.consensus import Consensus, Standing
 from tapestry_node.delivering import deliver
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
-from tapestry_node.launching import Launching
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
-from tapestry_node.memory import fewer_rows
+from tapestry_node.measuring import Measuring
 from tapestry_node.policy import NodeSettings
 from tapestry_node.progress import Progress, ProgressFile
 from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
-from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
+from tapestry_node.tending import TendedTrainer
+from tapestry_node.trainer_process import TrainerLostError
 from tapestry_node.watching import StepWatch
 from tapestry_node.witnessing import Witness
 
@@ -55,8 +51,6 @@ _log = logging.getLogger(__name__)
 _MAX_BACKOFF_SECONDS = 10.0
 """For what the coordinator cannot do now."""
 _POLL_SECONDS = 0.5
-_MOST_DEATHS = 3
-"""Of the trainer, one after the other; then a person has to look."""
 
 
 class Daemon:
@@ -111,7 +105,7 @@ class Daemon:
             home,
             self._membership,
             self._standing,
-            fetcher=lambda: self._client.fetcher,
+            fetcher=lambda: self._connection.client.fetcher,
             tell=self._progress.write,
             on_bytes=self._progress.count,
         )
@@ -119,28 +113,32 @@ class Daemon:
             home,
             self._membership,
             self._signing_key,
-            shown=lambda: self._client.ledger,
+            shown=lambda: self._connection.client.ledger,
             clock=time.time,  # noqa: TID251 - the edge that owns the clock
         )
-        self._candidate = ""
-        """Manifest digest of the candidate that this process has measured."""
-        self._trainer: TrainerProcess | None = None
-        self._launching: Launching | None = None
-        """Where a launcher starts the trainer's processes."""
+        self._trainer = TendedTrainer(
+            home,
+            self._settings.node,
+            self._data,
+            self._standing,
+            self._progress,
+            on_blocked=self._note_blocked,
+        )
+        self._measuring = Measuring(
+            home,
+            self._settings,
+            self._trainer,
+            consensus=self._consensus,
+            standing=self._standing,
+            progress=self._progress,
+            client=lambda: self._connection.client,
+        )
         self._unavailable = ""
         """What was said last of what cannot be done now."""
-        self._layout: ParameterLayout | None = None
-        """Of the vector, once the trainer is ready."""
-        self._rows = 0
-        """Sequences that the trainer holds at once; 0: as the plan says."""
-        self._deaths = 0
         self._refused: set[tuple[int, int]] = set()
-        self._waiting: list[Spooled] = []
-        """Contributions that wait for a person's decision."""
-        self._said: set[int] = set()
-        """Rounds whose contribution was said to wait."""
+        self._awaiting = Awaiting(home, self._settings.policy, self._ledger, self._progress)
         self._stopping = threading.Event()
-        self._client = self._connect()
+        self._connection = Connection(self._membership, home.identity, self._ledger)
 
     def stop(self) -> None:
         """Ask `run` to return; what is unfinished is taken up at the next start."""
@@ -154,11 +152,9 @@ class Daemon:
             ConfigError: The data or a setting cannot be used.
         """
         spare_what_is_there()
-        if self._settings.node.launch == "external":
-            self._launching = Launching(self._home, self._settings.node)
-        self._start_trainer()
+        self._trainer.begin()
         self._kernel.start()
-        listener = Listener(self._connected)
+        listener = Listener(self._connection.valid)
         version, backoff = 0, FIRST_BACKOFF_SECONDS
         try:
             while not self._stopping.is_set():
@@ -166,8 +162,8 @@ class Daemon:
                 streams = listener.streams
                 self._progress.line(is_told=listener.is_told)
                 try:
-                    self._renew_if_due(listener)
-                    if told is None or (newest == version and not self._has_decision()):
+                    self._connection.renew_if_due(listener)
+                    if told is None or (newest == version and not self._awaiting.has_decision()):
                         continue
                     version = newest
                     if self._act(told, listener):
@@ -183,21 +179,18 @@ class Daemon:
             raise
         finally:
             listener.stop()
-            if self._launching is not None:
-                self._launching.end()
-            if self._trainer is not None:
-                self._trainer.stop()
+            self._trainer.end()
             self._progress.end()
             _log.info("stopped")
             self._kernel.stop()
-            self._client.close()
+            self._connection.client.close()
             self._ledger.close()
 
     def _tell_unavailable(self, error: UnavailableError | OSError) -> None:
         """Say what cannot be done now, and have another trainer started if that is gone."""
         if isinstance(error, TrainerLostError):
-            self._replace_trainer(error)
-        if self._launching is None:
+            self._trainer.replace(error)
+        if not self._trainer.is_launched:
             _log.warning("%s; trying again", error)
             return
         if str(error) != self._unavailable:  # a launcher's queue may take hours: told once
@@ -215,30 +208,9 @@ class Daemon:
             if listener.is_told and time.monotonic() >= deadline:
                 return
 
-    def _connect(self) -> NodeClient:
-        """Make the one connection over which everything goes; nothing is sent yet."""
-        self._require_valid_certificate()
-        return NodeClient(self._membership, self._home.identity, self._ledger)
-
-    def _connected(self) -> NodeClient:
-        """Return the connection there is."""
-        self._require_valid_certificate()
-        return self._client
-
-    def _require_valid_certificate(self) -> None:
-        """Refuse a certificate that is not valid now: the coordinator would hang up in silence."""
-        begin, end = self._home.identity.validity()
-        if not begin <= datetime.now(UTC) < end:
-            raise UntrustedError(
-                f"this node's certificate is valid from {begin:%Y-%m-%d %H:%M} to "
-                f"{end:%Y-%m-%d %H:%M} UTC: set the clock, or ask the coordinator's operator for a "
-                "new invitation"
-            )
-
     def _act(self, told: Told, listener: Listener) -> bool:
         """Do what the state asks for; return whether the node is done."""
-        self._waiting.clear()
-        self._progress.now.waits_for_approval = 0
+        self._awaiting.clear()
         self._witness.take(told.ledger_head)
         manifest = self._consensus.take(told.manifest)
         self._witness.require(payload_digest(told.manifest), manifest.round)
@@ -250,82 +222,15 @@ class Daemon:
             plan = self._settings.policy.asked(plan, self._membership.member_id)
             self._take_plan(plan, told.manifest, manifest, listener)
         else:
-            self._evaluate(manifest, told.manifest)
+            self._measuring.evaluate(manifest, told.manifest)
             if told.candidate is not None:
-                self._measure_candidate(told.candidate, told.manifest, manifest)
-        if not self._waiting:
+                self._measuring.measure_candidate(told.candidate, told.manifest, manifest)
+        if not self._awaiting:
             self._progress.write(told.notice)
         if told.is_finished:
             waits = "" if self._until_finished else "; waiting in case it goes on (Ctrl-C ends)"
             _log.info("the federation plans no further round%s", waits)
         return told.is_finished and self._until_finished
-
-    # Measuring
-
-    def _evaluate(self, manifest: Manifest, envelope: Envelope) -> None:
-        """Measure a consensus checkpoint on this node's own held-out text, once."""
-        if manifest.round <= self._standing.state.evaluated:
-            return
-        folder = self._consensus.checkpoint(manifest, envelope)
-        if payload_digest(envelope) != self._candidate and not self._measure(
-            manifest, envelope, folder
-        ):
-            return
-        self._standing.change(evaluated=manifest.round)
-
-    def _measure_candidate(self, envelope: Envelope, newest: Envelope, parent: Manifest) -> None:
-        """Measure what is to be the next consensus, before it is published, once.
-
-        Raises:
-            UntrustedError: It does not follow from the newest checkpoint.
-        """
-        digest = payload_digest(envelope)
-        if digest == self._candidate or not self._settings.policy.report_evaluation:
-            return
-        manifest = self._consensus.candidate(envelope, newest, parent)
-        try:
-            if self._measure(manifest, envelope, self._home.candidate):
-                self._candidate = digest
-        except UnavailableError:  # which is a RejectedError too: to be tried again
-            raise
-        except RejectedError as error:  # decided meanwhile
-            _log.warning("candidate %d: %s", manifest.round, error)
-
-    def _measure(self, manifest: Manifest, envelope: Envelope, folder: Path) -> bool:
-        """Measure a checkpoint and tell the result; return whether there is text to measure on."""
-        if self._layout is None and manifest.made is None:
-            return False
-        if self._layout is None and manifest.made is not None:
-            self._prepare_trainer(folder, manifest.made.inner.sequence_tokens)
-            self._measure_parent(manifest)
-        self._progress.write(f"measuring checkpoint {manifest.round}")
-        result = self._ready().measure(folder)
-        self._progress.now.bits_per_byte[str(manifest.round)] = result.bits_per_byte
-        _log.info(
-            "checkpoint %d: %.4f bits per byte on %s held-out bytes",
-            manifest.round,
-            result.bits_per_byte,
-            f"{result.text_bytes:,}",
-        )
-        if self._settings.policy.report_evaluation:
-            self._client.submit_evaluation(
-                manifest=payload_digest(envelope),
-                bits_per_byte=round(result.bits_per_byte, 4),
-                held_out_bytes=result.text_bytes,
-                language=self._settings.node.language,
-            )
-        return True
-
-    def _measure_parent(self, manifest: Manifest) -> None:
-        """Measure what a checkpoint is compared with, if it is here and was not measured yet.
-
-        Genesis says nothing of how it is measured: a plan does, and who hears none, an observer,
-        learns it from the first checkpoint that a round made.
-        """
-        folder = self._home.checkpoint(manifest.round - 1)
-        if (folder / MANIFEST_FILE).is_file():
-            envelope = read_envelope(folder / MANIFEST_FILE, what=f"manifest in {folder}")
-            self._evaluate(self._consensus.verified(envelope), envelope)
 
     # Rounds
 
@@ -336,7 +241,7 @@ class Daemon:
         if plan.genesis != self._membership.genesis:
             raise UntrustedError(f"the plan of round {plan.round} is of another federation")
         if self._membership.role != CONTRIBUTOR or self._has_answered(plan):
-            self._evaluate(manifest, envelope)
+            self._measuring.evaluate(manifest, envelope)
             return
         if (plan.round, plan.attempt) in self._refused:
             return
@@ -354,7 +259,7 @@ class Daemon:
             _log.warning("round %d: %s", plan.round, error)
             self._refused.add((plan.round, plan.attempt))
             with contextlib.suppress(RejectedError):
-                self._client.decline(round_number=plan.round, reason=str(error))
+                self._connection.client.decline(round_number=plan.round, reason=str(error))
 
     def _require_witnesses(self, plan: RoundPlan) -> None:
         """Wait, and show it, until as many members have seen the base as the plan asks for.
@@ -381,7 +286,7 @@ class Daemon:
         if plan.max_staleness != self._standing.state.max_staleness:
             self._standing.change(max_staleness=plan.max_staleness)
         layout = self._ready_for(plan, manifest, envelope)
-        self._evaluate(manifest, envelope)
+        self._measuring.evaluate(manifest, envelope)
         spooled = find_spooled(self._home, plan, layout, key=public_bytes(self._signing_key))
         if spooled is None:
             self._settle(layout, plan)
@@ -389,102 +294,24 @@ class Daemon:
                 return
             checkpoint = self._consensus.checkpoint(manifest, envelope)
             spooled = self._train(plan, layout, checkpoint, listener)
-        if spooled is not None and self._is_approved(spooled, layout):
+        if spooled is not None and self._awaiting.is_approved(spooled, layout):
             self._contribute(spooled)
 
-    def _is_approved(self, spooled: Spooled, layout: ParameterLayout) -> bool:
-        """Whether a contribution may leave now, as far as a person has to say so.
-
-        Raises:
-            RejectedError: The person has said no; the contribution is gone.
-        """
-        if self._settings.policy.approval == "automatic":
-            return True
-        number = spooled.contribution.round
-        decision = decision_on(self._home, spooled)
-        if decision is None:
-            if number not in self._said:
-                self._said.add(number)
-                _log.info("round %d: waits for `tapestry node approve`", number)
-            self._progress.now.waits_for_approval = number
-            self._progress.write(_waiting(number))
-            self._waiting.append(spooled)
-            return False
-        if not decision.is_approved:
-            keep_refused(spooled, self._home, layout)
-            raise RejectedError(
-                f"{decision.by} refused to send it: {decision.reason or 'no reason'}"
-            )
-        self._ledger.allowed_by = f"{self._settings.policy.digest()} approved by {decision.by}"
-        return True
-
-    def _has_decision(self) -> bool:
-        """Whether a person has decided about something that waits."""
-        return any(decision_on(self._home, spooled) is not None for spooled in self._waiting)
-
     # The trainer
-
-    def _start_trainer(self) -> None:
-        """Start the trainer's process, which has nothing to do yet."""
-        self._layout = None
-        self._trainer = TrainerProcess(
-            self._home,
-            on_blocked=self._note_blocked,
-            on_packing=self._progress.packing,
-            launching=self._launching,
-        )
-
-    def _replace_trainer(self, error: TrainerLostError) -> None:
-        """Start another trainer after one has died; with less in memory if that was why.
-
-        Raises:
-            ConfigError: That does not help.
-        """
-        if self._trainer is not None:
-            self._trainer.stop()
-        self._deaths += 1
-        if isinstance(error, OutOfMemoryError):
-            self._rows = fewer_rows(self._rows or self._progress.now.rows, error)
-            _log.warning("training goes on with %d sequences at a time", self._rows)
-        elif self._deaths >= _MOST_DEATHS:
-            raise ConfigError(f"{error}, {self._deaths} times; see its messages above") from error
-        self._start_trainer()
 
     def _note_blocked(self, call: str, to: str) -> None:
         """Put on record that the trainer has tried to reach a network."""
         _log.warning("the trainer tried %s to %s: stopped, and on record", call, to)
         self._ledger.record(BLOCKED + call, b"", to=to)
 
-    def _ready(self) -> TrainerProcess:
-        if self._trainer is None:
-            raise TrainerLostError("there is no trainer")
-        return self._trainer
-
     def _ready_for(
         self, plan: RoundPlan, manifest: Manifest, envelope: Envelope
     ) -> ParameterLayout:
         """Let the trainer prepare what a plan needs; return the vector's layout."""
         folder = self._consensus.checkpoint(manifest, envelope)
-        layout = self._layout or self._prepare_trainer(folder, plan.inner.sequence_tokens)
+        layout = self._trainer.layout or self._trainer.prepare(folder, plan.inner.sequence_tokens)
         if plan.shared is not None:
-            self._ready().use_pool(self._consensus.pool(plan), plan.shared.pool_digest)
-        return layout
-
-    def _prepare_trainer(self, checkpoint: Path, sequence_tokens: int) -> ParameterLayout:
-        self._progress.write("reading and packing the corpus")
-        opened = open_vector_file(checkpoint / MODEL_FILE)
-        layout = opened.layout
-        if opened.extras:
-            _log.info("%s of %s elements are trained", layout.elements, opened.model_elements)
-        self._ready().open(
-            self._settings.node,
-            self._standing.state.objective,
-            checkpoint,
-            self._data,
-            sequence_tokens=sequence_tokens,
-        )
-        self._progress.now.trainer = self._ready().isolation
-        self._layout = layout
+            self._trainer.ready().use_pool(self._consensus.pool(plan), plan.shared.pool_digest)
         return layout
 
     def _train(
@@ -493,25 +320,15 @@ class Daemon:
         """Have the inner steps taken and the result spooled; None if the round went on without."""
         began = time.monotonic()
         _log.info("round %d: %d inner steps", plan.round, plan.inner.steps)
-        whole = math.ceil(plan.inner.sequences / self._settings.node.processes)
-        self._progress.now.rows = self._rows or whole
         watch = StepWatch(self, plan, listener, began, self._settings.policy.lateness(plan))
 
         def on_step(report: StepReport) -> bool:
             self._progress.line(is_told=listener.is_told)
-            if self._launching is not None:  # a queue may take its hosts back again and again
-                self._deaths = 0
             return watch(report)
 
-        steps, first, last = self._ready().train(
-            plan,
-            checkpoint,
-            previous_state=self._newest_trainer_state(),
-            on_step=on_step,
-            rows=self._rows,
-            keeps_last=self.is_stopping,
+        steps, first, last = self._trainer.train(
+            plan, checkpoint, on_step=on_step, keeps_last=self.is_stopping
         )
-        self._deaths = 0
         if steps < plan.inner.steps:
             _log.warning(
                 "round %d: stopped after %d inner steps; it goes on from what was kept if it is "
@@ -520,7 +337,7 @@ class Daemon:
                 steps,
             )
             return None
-        seconds = time.monotonic() - began + self._ready().seconds_before
+        seconds = time.monotonic() - began + self._trainer.ready().seconds_before
         _log.info(
             "round %d: trained, loss %.3f to %.3f, %.0f tokens/s",
             plan.round,
@@ -528,7 +345,7 @@ class Daemon:
             last,
             plan.inner.tokens / seconds,
         )
-        trainer = self._ready()
+        trainer = self._trainer.ready()
         try:
             spooled = sealed(
                 self._home,
@@ -548,18 +365,13 @@ class Daemon:
         self._home.unfinished.unlink(missing_ok=True)
         return spooled
 
-    def _newest_trainer_state(self) -> Path | None:
-        """Return the inner optimizer's state after the newest contribution with a receipt."""
-        contributed = self._standing.state.contributed
-        return self._home.trainer_state(contributed) if contributed else None
-
     def _settle(self, layout: ParameterLayout, plan: RoundPlan) -> None:
         """Send older contributions that may still be used, or find out what became of them."""
         late = range(max(1, plan.round - self._settings.policy.lateness(plan)), plan.round)
         key = public_bytes(self._signing_key)
         for spooled in find_unsettled(self._home, layout, key=key, late=late):
             try:
-                if self._is_approved(spooled, layout):
+                if self._awaiting.is_approved(spooled, layout):
                     self._contribute(spooled)
             except UnavailableError:
                 raise
@@ -573,7 +385,7 @@ class Daemon:
         self._progress.write(f"sending the contribution to round {number}")
         sent = spooled.size_bytes
         receipt = deliver(
-            self._client,
+            self._connection.client,
             spooled,
             self._home,
             self._standing,
@@ -587,22 +399,11 @@ class Daemon:
         used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
         _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)
 
-    def _renew_if_due(self, listener: Listener) -> None:
-        """Renew the member certificate at half of its life."""
-        begin, end = self._home.identity.validity()
-        if datetime.now(UTC) > begin + (end - begin) / 2:
-            old = self._client
-            old.renew()
-            self._client = self._connect()
-            listener.reconnect()
-            old.close()
-            _log.info("member certificate renewed")
-
     # What people see
 
     def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
         """Show a step's figures."""
-        seconds += self._ready().seconds_before
+        seconds += self._trainer.ready().seconds_before
         self._progress.step(
             plan.round,
             report.step,
@@ -617,7 +418,7 @@ class Daemon:
         if self._settings.policy.report_progress:
             now = self._progress.now
             with contextlib.suppress(RejectedError):
-                self._client.report(
+                self._connection.client.report(
                     round_number=plan.round,
                     step=now.step,
                     steps=now.steps,
@@ -642,7 +443,3 @@ def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettin
         return settings
     node = settings.node.model_copy(update={"processes": processes})
     return settings.model_copy(update={"node": node})
-
-
-def _waiting(number: int) -> str:
-    return f"the contribution to round {number} waits for a person's approval"
