@@ -29,7 +29,8 @@ Ids = npt.NDArray[np.int64]
 
 _TOKENS_AT_ONCE = 2**13
 _OVERSAMPLED, _PASSES = 8, 4
-_BEAM = 32
+_BEAM = 16
+"""Beginnings that are kept at each position: true ones stand apart from all others."""
 
 
 class _ReadError(Exception):
@@ -113,7 +114,7 @@ def read_by(module: torch.nn.Module, reader: Reader, ids: Ids) -> torch.Tensor:
     taken: list[torch.Tensor] = []
 
     def take(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        taken.append(args[0][:, -1].double().cpu())
+        taken.append(args[0][:, -1].cpu().double())
         raise _ReadError
 
     hook = reader.first.register_forward_pre_hook(take)
@@ -168,7 +169,9 @@ def guess(
 
     A beam search of fixed width: its work follows from the numbers alone. There is no threshold, so
     something comes of any vector, and whether it is right is for whoever has the text to say. Where
-    the span would be the whole space, its leading directions are taken.
+    the span would be the whole space, its leading directions are taken. A text of one token over
+    and over reads as its first token does where positions only turn queries and keys: it would fit
+    with every first token, so such guesses stand behind the others.
 
     Args:
         module: With the parameters that the vector starts from, not training.
@@ -202,7 +205,7 @@ def guess(
         kept = np.argsort(total, kind="stable")[:_BEAM]
         beam, summed = longer[kept], total[kept]
         on_position(position + 1)
-    is_one_token = (beam == beam[:, :1]).all(1)  # reads as its first token does, so it always fits
+    is_one_token = (beam == beam[:, :1]).all(1)
     beam = beam[np.argsort(is_one_token, kind="stable")]
     return Guess(tokens=np.argsort(best, kind="stable"), sequences=beam[:sequences])
 
