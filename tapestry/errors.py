@@ -1,10 +1,10 @@
-"""Every error that Tapestry raises on purpose, in three families.
+"""Every error that Tapestry raises on purpose, in four families.
 
 ```
 TapestryError             one line for a person: what was wrong, where, what to do
 ├── ConfigError           the operator's to mend: a setting, a path, a command
 ├── RejectedError         readable and refused; whoever sent it can mend it and send again
-│   └── UnavailableError  not now: nothing is wrong with the request, try again later
+├── UnavailableError      not now: nothing is wrong with the request, try again later
 └── UntrustedError        failed a cryptographic check: use nothing of it
 ```
 
@@ -25,7 +25,7 @@ class RejectedError(TapestryError):
     """A readable request, plan, or contribution was refused, with a reason to act on."""
 
 
-class UnavailableError(RejectedError):
+class UnavailableError(TapestryError):
     """The other side cannot answer now; the same request may succeed later."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tapestry.checkpoints.manifest import Manifest
-from tapestry.errors import RejectedError, UnavailableError
+from tapestry.errors import RejectedError
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.registry import Registry
 
@@ -20,8 +20,6 @@ def recording_refusals(desk: Desk, member_id: str) -> Iterator[None]:
     """Record whatever of a member's contribution is refused while the block runs."""
     try:
         yield
-    except UnavailableError:
-        raise  # nothing is wrong with it: disk, database or store do not take it now
     except RejectedError as error:
         number = desk.state.number
         desk.registry.exclude(number, member_id, kind=REFUSED, reason=str(error), now=desk.clock())

@@ -135,7 +135,8 @@ class Daemon:
         )
         self._unavailable = ""
         """What was said last of what cannot be done now."""
-        self._refused: set[tuple[int, int]] = set()
+        self._refused: dict[tuple[int, int], str] = {}
+        """Why a plan is not answered, by round and attempt; empty once the coordinator knows."""
         self._awaiting = Awaiting(home, self._settings.policy, self._ledger, self._progress)
         self._stopping = threading.Event()
         self._connection = Connection(self._membership, home.identity, self._ledger)
@@ -244,6 +245,7 @@ class Daemon:
             self._measuring.evaluate(manifest, envelope)
             return
         if (plan.round, plan.attempt) in self._refused:
+            self._decline(plan)
             return
         if plan.base != payload_digest(envelope) or plan.round != manifest.round + 1:
             raise UntrustedError(
@@ -253,13 +255,22 @@ class Daemon:
             self._settings.policy.require(plan)
             self._require_witnesses(plan)
             self._answer(plan, envelope, manifest, listener)
-        except UnavailableError:
-            raise
         except RejectedError as error:
             _log.warning("round %d: %s", plan.round, error)
-            self._refused.add((plan.round, plan.attempt))
-            with contextlib.suppress(RejectedError):
-                self._connection.client.decline(round_number=plan.round, reason=str(error))
+            self._refused[plan.round, plan.attempt] = str(error)
+            self._decline(plan)
+
+    def _decline(self, plan: RoundPlan) -> None:
+        """Tell the coordinator once why a plan is not answered.
+
+        Raises:
+            UnavailableError: The line is down: to be told when it is back.
+        """
+        reason = self._refused[plan.round, plan.attempt]
+        if reason:
+            with contextlib.suppress(RejectedError):  # the round is over
+                self._connection.client.decline(round_number=plan.round, reason=reason)
+            self._refused[plan.round, plan.attempt] = ""
 
     def _require_witnesses(self, plan: RoundPlan) -> None:
         """Wait, and show it, until as many members have seen the base as the plan asks for.
@@ -357,8 +368,6 @@ class Daemon:
                 key=self._signing_key,
                 seconds=seconds,
             )
-        except UnavailableError:  # the trainer ended while it wrote: what it learnt is kept
-            raise
         except RejectedError:
             self._home.unfinished.unlink(missing_ok=True)  # it would be refused again
             raise
@@ -373,8 +382,6 @@ class Daemon:
             try:
                 if self._awaiting.is_approved(spooled, layout):
                     self._contribute(spooled)
-            except UnavailableError:
-                raise
             except RejectedError as error:
                 _log.warning("round %d: not taken: %s", spooled.contribution.round, error)
                 keep_refused(spooled, self._home, layout)
@@ -417,7 +424,7 @@ class Daemon:
         """Tell the coordinator how far this node is, if the policy lets it."""
         if self._settings.policy.report_progress:
             now = self._progress.now
-            with contextlib.suppress(RejectedError):
+            with contextlib.suppress(RejectedError, UnavailableError):
                 self._connection.client.report(
                     round_number=plan.round,
                     step=now.step,

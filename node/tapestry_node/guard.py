@@ -15,7 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.statements import Contribution, RoundPlan
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UnavailableError
 from tapestry.params.codecs import codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragments_root
@@ -69,7 +69,7 @@ def sealed(
             look.require_all()
             size = norm(look.squared_norms)
             require_allowed(made, plan, policy, norm=size)
-    except RejectedError:
+    except (RejectedError, UnavailableError):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     digests = fragments.digests

@@ -63,7 +63,7 @@ def _card_of(home: NodeHome, client: NodeClient, manifest: Manifest) -> Path | N
         client.fetcher.fetch_card(
             folder, manifest.round, key=key, parts=home.checkpoints / ".parts"
         )
-    except (RejectedError, UntrustedError):
+    except (RejectedError, UnavailableError, UntrustedError):
         return None
     return folder
 
@@ -107,8 +107,6 @@ def settle_spool(
         try:
             deliver(client, spooled, home, Standing(home), coordinator_key=key)
             say(f"{what} is sent, with a receipt")
-        except UnavailableError:
-            raise
         except RejectedError as error:
             say(f"{what} is not taken: {error}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import payload_digest
-from tapestry.errors import RejectedError, UnavailableError
+from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_node.client import NodeClient
 from tapestry_node.consensus import Consensus, Standing
@@ -78,8 +78,6 @@ class Measuring:
         try:
             if self._measure(manifest, envelope, self._home.candidate):
                 self._candidate = digest
-        except UnavailableError:  # which is a RejectedError too: to be tried again
-            raise
         except RejectedError as error:  # decided meanwhile
             _log.warning("candidate %d: %s", manifest.round, error)
 

@@ -250,8 +250,6 @@ class Witness:
         )
         try:
             self._shown().cosign(head.head.size, signature.line)
-        except UnavailableError:
-            raise
         except RejectedError as error:
             _log.warning("the cosignature of the ledger's head was not taken: %s", error)
         self._cosigned = head.head.size

@@ -2,12 +2,15 @@
 
 import json
 import resource
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from tapestry.checkpoints.verify import verify_checkpoint
+from tapestry_coordinator.database import DATABASE_FILE
 from tests.e2e.live import Live
 from tests.e2e.trapping import trap_all
 
@@ -197,6 +200,31 @@ def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) ->
     (absence,) = made.absent
     assert absence.member_id == "c-lib"
     assert "min_inner_steps = 100, the plan has 3" in absence.reason
+
+
+def test_a_refusal_that_the_coordinator_could_not_take_is_told_again(live: Live) -> None:
+    """The guard refuses what is trained already; it is not trained once more for that."""
+    live.found(rounds=1, steps=40)
+    live.serve()
+    for member, language in MEMBERS.items():
+        live.join(member, language)
+    path = live.folder / "c-lib" / "node.toml"
+    path.write_text(path.read_text().replace("max_norm = 0.0", "max_norm = 0.001"))
+    for member in MEMBERS:
+        live.run_node(member)
+    live.wait(lambda: "inner steps" in live.log("c-lib"))
+    database = live.home.folder / DATABASE_FILE
+    with closing(sqlite3.connect(database, isolation_level=None)) as locked:
+        locked.execute("BEGIN IMMEDIATE")
+        live.wait(lambda: "database is locked; trying again" in live.log("c-lib"))
+        locked.execute("ROLLBACK")
+    for member in MEMBERS:
+        live.wait_done(member)
+    assert live.log("c-lib").count("inner steps") == 1
+    made = verify_checkpoint(live.home.checkpoint(1)).manifest.made
+    assert made is not None
+    (absence,) = made.absent
+    assert "max_norm = 0.001" in absence.reason
 
 
 def test_a_full_disk_while_publishing_leaves_nothing_half_written_and_is_tried_again(

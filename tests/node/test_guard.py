@@ -87,7 +87,7 @@ def test_what_is_allowed_is_signed_with_what_the_guard_itself_has_seen(
 ) -> None:
     spooled = seal(home, plan, encoded())
     made = Contribution.opened(spooled.envelope, public_key=public_bytes(KEY), what="it")
-    assert made.norm == pytest.approx(float(np.linalg.norm(VALUES.astype(np.float64))), rel=1e-12)
+    assert made.norm == pytest.approx(float(np.linalg.norm(VALUES.astype(np.float64))), rel=1e-6)
     assert [spooled.read_fragment(index) for index in range(2)] == encoded()
     assert made.metrics == {"loss_first": 5.43, "loss_last": 4.99, "seconds": 12.3}
 

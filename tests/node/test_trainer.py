@@ -159,7 +159,7 @@ def test_the_declared_norm_is_that_of_what_the_coordinator_decodes(
 ) -> None:
     spooled = contributed(trainer, plan_of(federation, codec=codec), federation.newest)
     delta = decoded(spooled).astype(np.float64)
-    assert spooled.contribution.norm == pytest.approx(math.sqrt(np.dot(delta, delta)), rel=1e-12)
+    assert spooled.contribution.norm == pytest.approx(math.sqrt(np.dot(delta, delta)), rel=1e-6)
     assert spooled.size_bytes == pytest.approx(trainer.layout.elements * bits / 8, rel=1e-4)
 
 
