@@ -115,6 +115,6 @@ def test_transfers_go_on_when_the_line_comes_back(live: Live) -> None:
         assert said.count("round 1: 3 inner steps") <= 1, "nothing is done twice"
         ledger = read_ledger(live.folder / outage.member / EGRESS_FILE)
         calls = Counter(departure.call.rpartition("/")[2] for departure in ledger)
-        assert calls["OpenUpload"] > outage.is_upload, "asked again what is missing"
+        assert calls["OpenUpload"] > 1 or not outage.is_upload, "asked again what is missing"
         sent = calls["PutFragment"]
         assert sent <= FRAGMENTS + (UPLOADS_IN_FLIGHT if outage.is_upload else 0), outage
