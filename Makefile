@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 PEERS := benchmarks/.peers
 JOBS ?= 2
 
+# Else each of the hundreds of processes that tests start compiles all our modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test check format protos peers clean
 
 help: ## this list

@@ -1,5 +1,6 @@
 """A small federation on disk, made once for all tests that read published checkpoints."""
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from tests.sharing import place  # noqa: PLC0415 - needs pytest-xdist
 
         items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage pass over the million objects of what has been imported.
+
+    accelerate asks for one whenever a training ends: half a second each.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

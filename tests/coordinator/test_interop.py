@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +87,9 @@ def declaring(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bill_of(folder: Path) -> dict[str, Any]:
     """The bill of a checkpoint, after CycloneDX's own validator has seen it."""
     text = (folder / BILL).read_text(encoding="utf-8")
+    from cyclonedx.schema import SchemaVersion  # noqa: PLC0415 - builds forty grammars: seconds
+    from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415
+
     refusal = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     assert refusal is None, refusal
     bill: dict[str, Any] = json.loads(text)

@@ -38,7 +38,7 @@ stages = ["language", "instruct"]
 method = "lora"
 device = "cpu"
 sequence_tokens = 64
-batch = 2
+batch = 1
 
 [language]
 steps = 3

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,32 +116,33 @@ def test_a_stopped_run_goes_on_to_the_same_bundle(base: Base, tmp_path: Path) ->
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
     base: Base, tmp_path: Path, forks: Forks
 ) -> None:
+    where: dict[str, Any] = {"cwd": tmp_path, "environment": {"COLUMNS": "200", "TERM": "dumb"}}
+
     def tapestry(*arguments: str) -> tuple[int, str, str]:
-        wide = {"COLUMNS": "200", "TERM": "dumb"}
-        return forks.call(["finetune", *arguments], tmp_path, cwd=tmp_path, environment=wide)
+        return forks.call(["finetune", *arguments], tmp_path, **where)
+
+    def stopped_when(is_time: Callable[[str], bool]) -> str:
+        """Run until it is time for Ctrl-C; return what was said on stderr."""
+        errors = tmp_path / "errors.log"
+        running = forks.start(["finetune", *command], tmp_path / "out.log", errors=errors, **where)
+        until = time.monotonic() + 300
+        while not is_time(errors.read_text(encoding="utf-8")):
+            assert running.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(300) == 130
+        return errors.read_text(encoding="utf-8")
 
     write_recipe(tmp_path, base.folder, more=SHORT)
     command = ["run", "recipe.toml", "--key", "key"]
-    start = [sys.executable, "-m", "tapestry.cli.main", "finetune", *command]
-    running = subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "ours-run" / "1-language" / "metrics.jsonl"
-    until = time.monotonic() + 300
-    while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
-        assert running.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=300)
-    assert running.returncode == 130
+    said = stopped_when(
+        lambda _: metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3
+    )
     assert "go on with: tapestry finetune run recipe.toml" in said
     assert not (tmp_path / "ours").exists()
-    with subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
-        said = ""
-        for line in running.stderr or ():
-            said += line
-            if line.startswith("measuring ") and "stopping" not in said:
-                running.send_signal(signal.SIGINT)
-    assert running.returncode == 130
+    said = stopped_when(lambda said: "\nmeasuring " in f"\n{said}")
     assert "stopped; what was learnt is kept; go on with: tapestry finetune run" in said
     code, out, err = tapestry(*command)
     assert code == 0, err

@@ -38,9 +38,18 @@ def node(live: Live) -> NodeHome:
     return NodeHome(live.folder / "n")
 
 
-def found(node: NodeHome, data: Path, *, now: float | None = None) -> dict[str, Finding]:
+def look(node: NodeHome, data: Path, *, now: float | None = None) -> Iterator[Finding]:
     moment = datetime.now(UTC).timestamp() if now is None else now
-    return {finding.about: finding for finding in examine(node, [data], now=moment)}
+    return examine(node, [data], now=moment)
+
+
+def found(node: NodeHome, data: Path, *, now: float | None = None) -> dict[str, Finding]:
+    return {finding.about: finding for finding in look(node, data, now=now)}
+
+
+def first(about: str, node: NodeHome, data: Path, *, now: float | None = None) -> Finding:
+    """Look until that is found."""
+    return next(finding for finding in look(node, data, now=now) if finding.about == about)
 
 
 def test_a_machine_that_can_take_part_has_no_problem(live: Live, node: NodeHome) -> None:
@@ -75,7 +84,7 @@ def test_what_is_wrong_is_named_with_what_to_do(
     assert "set the clock" in findings["certificate"].remedy
     assert "firewall" in findings["coordinator"].remedy
     (broken.folder / "node.toml").unlink()
-    assert "no-such.txt" in found(broken, tmp_path / "no-such.txt")["text"].found
+    assert "no-such.txt" in first("text", broken, tmp_path / "no-such.txt").found
     capsys.readouterr()
     assert (
         main(["node", "doctor", str(broken.folder), "--data", str(tmp_path / "no-such.txt")]) == 1
@@ -88,7 +97,7 @@ def test_a_clock_that_is_behind_is_told_by_the_newest_checkpoint(
 ) -> None:
     envelope = read_envelope(federation.genesis / MANIFEST_FILE, what="manifest")
     made = Manifest.parsed(envelope.payload, what="manifest").created_at
-    clock = found(node, live.folder / "text.txt", now=made - 3600)["clock"]
+    clock = first("clock", node, live.folder / "text.txt", now=made - 3600)
     assert clock.verdict == "problem"
     assert "checkpoint 0 was made 3,600 s in this machine's future" in clock.found
-    assert found(node, live.folder / "text.txt", now=made + 60)["clock"].verdict == "ok"
+    assert first("clock", node, live.folder / "text.txt", now=made + 60).verdict == "ok"

@@ -357,6 +357,20 @@ def _unshared() -> list[str]:
     return ["unshare", "--net", *([] if os.getuid() == 0 else ["--map-root-user"])]
 
 
+_BETWEEN = "---\n"
+_ON_THE_ISLAND = f"""
+import json, os, sys
+import tapestry.objectives.causal_lm, tapestry.objectives.sampling, tapestry_node.island
+from tapestry.cli.main import main
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    print({_BETWEEN!r} * bool(number), end="", flush=True)
+    if not (process := os.fork()):
+        sys.exit(main(["node", "island", *arguments]))
+    assert os.waitpid(process, 0)[1] == 0, arguments
+"""
+"""Processes without a network, forked from one: importing for each costs more than they do."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux"
@@ -372,17 +386,21 @@ def test_a_node_trains_measures_and_samples_with_the_network_off(
     text.write_text("\n\n".join(texts), encoding="utf-8")
     before = {path: path.read_bytes() for path in home.folder.rglob("trainer/*")}
 
-    def island(*arguments: str) -> str:
-        command = [*_unshared(), sys.executable, "-m", "tapestry.cli.main", "node", "island"]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    node = str(home.folder)
-    data = ("--data", str(text))
-    made = json.loads(
-        island("train", node, *data, "--rounds", "2", "--steps", "2", "--json")
-    )  # fmt: skip
+    node, data = str(home.folder), ("--data", str(text))
+    commands = [
+        ["train", node, *data, "--rounds", "2", "--steps", "2", "--json"],
+        ["evaluate", node, *data, "--json"],
+        ["sample", node, "--prompt", "vefarinn", "--tokens", "4"],
+    ]
+    done = subprocess.run(
+        [*_unshared(), sys.executable, "-c", _ON_THE_ISLAND, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained, evaluated, sampled = done.stdout.split(_BETWEEN)
+    made = json.loads(trained)
     assert [one["local"] for one in made["made"]] == [1, 2]
     newest = Path(made["newest"])
     assert newest == home.island / "round-000001" / "local-000002"
@@ -390,10 +408,10 @@ def test_a_node_trains_measures_and_samples_with_the_network_off(
     assert (parent["manifest"], parent["round"]) == (home.load_state().manifest, 1)
     assert len(parent["previous"]) == 64
     assert (newest / "README.md").read_text().startswith("# LOCAL, not a consensus checkpoint")
-    scores = json.loads(island("evaluate", node, *data, "--json"))["bits_per_byte"]
+    scores = json.loads(evaluated)["bits_per_byte"]
     assert list(scores) == ["1", "1/local-1", "1/local-2"]
     assert scores["1/local-2"] < scores["1"]
-    assert island("sample", node, "--prompt", "vefarinn", "--tokens", "4").startswith("vefarinn")
+    assert sampled.startswith("vefarinn")
     assert before == {path: path.read_bytes() for path in home.folder.rglob("trainer/*")}
     departures = home.egress.read_text().splitlines()
     assert len(departures) == 1, "nothing left"

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tapestry.identity.envelopes import Envelope, from_json
 
@@ -94,7 +95,7 @@ class Records:
             heads=_rows(database, "SELECT size, note FROM ledger_heads ORDER BY 1"),
         )
 
-    @property
+    @cached_property
     def lineage(self) -> list[Envelope]:
         return [from_json(str(text).encode(), what="manifest") for _n, _d, text in self.manifests]
 

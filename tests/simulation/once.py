@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Attestation
 from tapestry.identity.certificates import MemberCertificate, read_member_certificate
 from tapestry_coordinator import desk, service
 
 _read_certificate = lru_cache(256)(read_member_certificate)
 _parse = Attestation.parsed.__func__  # type: ignore[attr-defined]  # of whatever class is asked
+_canonical = FederationPolicy.canonical
 
 
 @lru_cache(4096)
@@ -20,9 +22,14 @@ def _parsed(cls: type[Attestation], payload: bytes, what: str) -> Any:
     return _parse(cls, payload, what=what)
 
 
+@lru_cache(256)
+def _written(text: str) -> bytes:
+    return _canonical(FederationPolicy.model_validate_json(text))
+
+
 @contextmanager
 def cheaply() -> Iterator[None]:
-    """Read the same bytes once, and pauses from memory, while the block runs."""
+    """Read and write the same bytes once, and pauses from memory, while the block runs."""
 
     def read(pem: bytes, *, federation: str) -> MemberCertificate:
         return _read_certificate(pem, federation=federation)
@@ -30,8 +37,12 @@ def cheaply() -> Iterator[None]:
     def parsed(cls: type[Attestation], payload: bytes, *, what: str) -> Any:
         return _parsed(cls, payload, what)
 
+    def canonical(policy: FederationPolicy) -> bytes:
+        return _written(policy.model_dump_json())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "read_member_certificate", read)
         patch.setattr(desk, "pause_in_force", lambda registry: registry.pause())
         patch.setattr(Attestation, "parsed", classmethod(parsed))
+        patch.setattr(FederationPolicy, "canonical", canonical)
         yield

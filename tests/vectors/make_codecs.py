@@ -31,10 +31,8 @@ def rounded(exact: Fraction, digits: int) -> float:
     """Return `exact` with `digits` binary digits, to nearest, ties to even."""
     if exact == 0:
         return 0.0
-    exponent = 0
-    while abs(exact) >= Fraction(2) ** (exponent + 1):
-        exponent += 1
-    while abs(exact) < Fraction(2) ** exponent:
+    exponent = abs(exact.numerator).bit_length() - exact.denominator.bit_length()
+    if abs(exact) < Fraction(2) ** exponent:
         exponent -= 1
     last_place = max(exponent - digits + 1, SMALLEST_EXPONENT + DIGITS - digits)
     steps = round(exact / Fraction(2) ** last_place)  # round() of a Fraction: ties to even
