@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of a run; the first is not counted")
     parser.add_argument("--runs", type=int, default=5, help="of each, in turns")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--bfloat16", action="store_true", help="products of both in bfloat16")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: says little, soon")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,13 +119,15 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         "sequences": args.batch,
         "steps": args.steps,
         "rank": args.rank,
+        "bfloat16": args.bfloat16,
         "medians": medians,
         "ratios": ratios,
         "products_alone": most,
         "speeds": speeds,
         "load": os.getloadavg()[0],
     }
-    save("localize_throughput_tiny" if args.tiny else "localize_throughput", results)
+    name = "localize_throughput" + "_tiny" * args.tiny + "_bfloat16" * args.bfloat16
+    save(name, results)
 
 
 def _most(base: Base, args: argparse.Namespace) -> float:
@@ -182,6 +185,7 @@ def _ours(base: Base, examples: Examples, args: argparse.Namespace, folder: Path
         sequence_tokens=args.sequence,
         seed=0,
         device="cpu",
+        in_bfloat16=args.bfloat16,
     )
     steps = Steps()
     watch = Watch(on_progress=steps.note)
@@ -205,7 +209,7 @@ def _trl(base: Base, examples: Examples, args: argparse.Namespace, folder: Path)
                 max_steps=args.steps,
                 per_device_train_batch_size=args.batch,
                 gradient_checkpointing=False,
-                bf16=False,
+                bf16=args.bfloat16,
                 use_cpu=True,
                 max_length=args.sequence,
                 packing=True,

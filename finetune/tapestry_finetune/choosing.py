@@ -12,7 +12,7 @@ from tapestry.errors import ConfigError
 from tapestry.objectives.training import choose_device, usable_cores
 from tapestry_finetune.adapting import TrainedMethod
 from tapestry_finetune.examples import Examples
-from tapestry_finetune.recipe import Recipe, StageTable
+from tapestry_finetune.recipe import Precision, Recipe, StageTable
 from tapestry_finetune.training import StageSettings
 
 _RATES: dict[str, float] = {"lora": 2e-4, "lora+embeddings": 5e-4, "full": 5e-5}
@@ -20,6 +20,8 @@ _RATE_WIDTH = 768
 """Where the rates above are meant for: Adam's best rate falls with the width (Yang et al., 2022,
 arXiv 2203.03466)."""
 _VALUES_SHARE = 0.05
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Of processors, in /proc/cpuinfo: x86 and ARM."""
 _MUCH_TEXT_BYTES = 5_000_000
 _FEWEST_STEPS = 100
 _MOST_EPOCHS_OF_TEXT = 4
@@ -33,6 +35,8 @@ class Machine:
     device: str
     name: str
     memory_bytes: int
+    multiplies_bfloat16: bool = False
+    """By instructions of its own, faster than float32."""
 
     @property
     def is_gpu(self) -> bool:
@@ -63,13 +67,29 @@ def this_machine(device: str) -> Machine:
     if found.type == "cuda":
         memory = torch.cuda.mem_get_info(found)[1]
         return Machine(
-            device=str(found), name=torch.cuda.get_device_name(found), memory_bytes=memory
+            device=str(found),
+            name=torch.cuda.get_device_name(found),
+            memory_bytes=memory,
+            multiplies_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    return Machine(device=found.type, name=f"{usable_cores()} cores", memory_bytes=memory)
+    return Machine(
+        device=found.type,
+        name=f"{usable_cores()} cores",
+        memory_bytes=memory,
+        multiplies_bfloat16=not _BFLOAT16_FLAGS.isdisjoint(_processor_flags()),
+    )
+
+
+def _processor_flags() -> set[str]:
+    """Return what Linux says that the processor can do; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    said = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return set(next(said, "").split())
 
 
 def choose(
@@ -106,6 +126,8 @@ def choose(
         f"{machine.name}, {machine.memory_bytes / 1e9:.0f} GB: method {method}, sequences of "
         f"{sequence} tokens, {batch} a step, {min(micro, batch)} at once; [training] says otherwise"
     )
+    if training.precision == "auto" and machine.multiplies_bfloat16 and not machine.is_gpu:
+        said += '; precision = "bfloat16" there is faster on this processor'
     return Chosen(
         machine=machine,
         method=method,
@@ -199,10 +221,18 @@ def stage_settings(
         sequence_tokens=chosen.sequence_tokens,
         seed=recipe.training.seed,
         device=chosen.machine.device,
+        in_bfloat16=in_bfloat16(recipe.training.precision, chosen.machine),
         activation_checkpointing=recipe.training.activation_checkpointing,
         beta=recipe.values.beta,
         sft_weight=recipe.values.sft_weight,
     )
+
+
+def in_bfloat16(precision: Precision, machine: Machine) -> bool:
+    """Return whether matrix products are made in bfloat16."""
+    if precision == "auto":
+        return machine.is_gpu and machine.multiplies_bfloat16
+    return precision == "bfloat16"
 
 
 def steps_of(settings: StageSettings, examples: Examples) -> int:

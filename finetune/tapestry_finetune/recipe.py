@@ -16,6 +16,7 @@ from tapestry_finetune.evaluation.suites import Suites
 
 Stage = Literal["vocab", "language", "instruct", "values"]
 Method = Literal["auto", "lora", "lora+embeddings", "full"]
+Precision = Literal["auto", "float32", "bfloat16"]
 STAGES: tuple[Stage, ...] = ("vocab", "language", "instruct", "values")
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
@@ -90,6 +91,10 @@ class TrainingTable(Settings):
     everything, for much text and much memory."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    precision: Precision = "auto"
+    """Of the matrix products; what is learnt is kept in float32 all the same. auto: bfloat16 on a
+    GPU that has it, float32 on a processor. A processor that multiplies bfloat16 learns faster with
+    it, by half or more: `plan` says so where that is the case."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Of the low-rank matrices; they are laid on all linear layers."""
     sequence_tokens: int = Field(default=0, ge=0)

@@ -46,6 +46,8 @@ class StageSettings:
     sequence_tokens: int
     seed: int
     device: str
+    in_bfloat16: bool = False
+    """Whether matrix products are, by autocast; parameters and optimizer stay float32."""
     activation_checkpointing: bool = False
     beta: float = 0.1
     sft_weight: float = 0.2
@@ -215,7 +217,7 @@ def _common(settings: StageSettings, micro: int, folder: Path) -> dict[str, Any]
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": max(1, settings.batch // micro),
         "gradient_checkpointing": settings.activation_checkpointing,
-        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        "bf16": settings.in_bfloat16,
         "use_cpu": not on_gpu,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,

@@ -14,6 +14,7 @@ from trl.data_utils import pack_dataset
 from tapestry.errors import ConfigError
 from tapestry_finetune.adapting import Adapted, TrainedMethod, adapt, quiet
 from tapestry_finetune.base import Base
+from tapestry_finetune.choosing import Machine, in_bfloat16
 from tapestry_finetune.examples import (
     Examples,
     answer_examples,
@@ -21,6 +22,7 @@ from tapestry_finetune.examples import (
     text_examples,
 )
 from tapestry_finetune.keeping import Watch, newest_whole, read_metrics
+from tapestry_finetune.recipe import Precision
 from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
 from tapestry_finetune.training import StageSettings, StoppedError, Trained, train_stage
 from tapestry_finetune.voices import Voice
@@ -65,14 +67,20 @@ def settings(**changes: Any) -> StageSettings:
 
 
 def trained(
-    base: Base, kind: str, method: TrainedMethod, folder: Path, **watch: Any
+    base: Base,
+    kind: str,
+    method: TrainedMethod,
+    folder: Path,
+    *,
+    in_bfloat16: bool = False,
+    **watch: Any,
 ) -> tuple[Adapted, Trained]:
     adapted = adapt(base.load("cpu"), method, rank=4, seed=0)
     found = train_stage(
         adapted,
         base.tokenizer(),
         examples(base, kind),
-        settings(),
+        settings(in_bfloat16=in_bfloat16),
         folder=folder,
         watch=Watch(**watch),
     )
@@ -105,6 +113,41 @@ def test_a_stopped_stage_goes_on_to_the_same_model(
     lines = [read_metrics(tmp_path / part) for part in ("whole", "parts")]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
     assert [line["step"] for line in lines[1]] == list(range(1, 7))
+
+
+def test_products_in_bfloat16_leave_what_is_learnt_in_float32_and_near(
+    base: Base, tmp_path: Path
+) -> None:
+    exact, _ = trained(base, "text", "lora", tmp_path / "exact")
+    near, _ = trained(base, "text", "lora", tmp_path / "near", in_bfloat16=True)
+    again, _ = trained(base, "text", "lora", tmp_path / "again", in_bfloat16=True)
+    losses = {
+        name: [line["loss"] for line in read_metrics(tmp_path / name)]
+        for name in ("exact", "near", "again")
+    }
+    assert losses["near"] == losses["again"] != losses["exact"]
+    assert losses["near"] == pytest.approx(losses["exact"], rel=0.01)
+    for name, parameter in near.trained().items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, again.trained()[name]), name
+    assert exact.trained().keys() == near.trained().keys()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_it", "is_taken"),
+    [
+        ("auto", "cpu", True, False),
+        ("auto", "cuda:0", True, True),
+        ("auto", "cuda:0", False, False),
+        ("bfloat16", "cpu", False, True),
+        ("float32", "cuda:0", True, False),
+    ],
+)
+def test_auto_takes_bfloat16_on_gpus_that_have_it(
+    *, precision: Precision, device: str, has_it: bool, is_taken: bool
+) -> None:
+    machine = Machine(device=device, name="", memory_bytes=1, multiplies_bfloat16=has_it)
+    assert in_bfloat16(precision, machine) is is_taken
 
 
 def test_a_checkpoint_that_a_crash_cut_is_not_gone_on_with(base: Base, tmp_path: Path) -> None:
