@@ -41,7 +41,7 @@ def told_apart(delta_VD: Floats, base_VD: Floats, vocabulary: Bools) -> dict[str
     every row moves, those of absent tokens alike.
     """
     moved = _beyond_decay(delta_VD, base_VD)
-    apart = np.linalg.norm(delta_VD - np.median(delta_VD, axis=0), axis=1)
+    apart = unlike_the_others(delta_VD)
     floor = _EXACT * max(float(np.linalg.norm(base_VD, axis=1).max()), 1e-30)
     is_exact = bool((moved <= floor).any())
     if is_exact:
@@ -75,6 +75,12 @@ def _beyond_decay(delta_VD: Floats, base_VD: Floats) -> Floats:
     decay = decay_of(delta_VD, base_VD)[:, None]
     beyond: Floats = np.linalg.norm(delta_VD - decay * base_VD, axis=1)
     return beyond
+
+
+def unlike_the_others(delta_VD: Floats) -> Floats:
+    """Return how far each row moved from where most rows moved."""
+    apart: Floats = np.linalg.norm(delta_VD - np.median(delta_VD, axis=0), axis=1)
+    return apart
 
 
 def decay_of(delta_VD: Floats, base_VD: Floats) -> Floats:

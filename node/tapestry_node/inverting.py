@@ -22,7 +22,7 @@ from tapestry.objectives.training import InnerOptimizer
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.layout import ParameterLayout
 from tapestry.params.modules import flat_float32, from_model, to_model
-from tapestry_node.embedding_rows import decay_of, embedding_place
+from tapestry_node.embedding_rows import decay_of, embedding_place, unlike_the_others
 from tapestry_node.spans import Guess, Ids, Reader, guess, readers_of
 
 Told = Callable[[str, int, int], None]
@@ -184,8 +184,7 @@ def shown_by_rows(
     if not is_gradient:
         base_VD = base[bounds].reshape(shape)
         rows_VD = rows_VD - np.median(decay_of(rows_VD, base_VD)) * base_VD
-    apart = np.linalg.norm(rows_VD - np.median(rows_VD, axis=0), axis=1)
-    picked = np.argsort(-apart)[: len(wanted)]
+    picked = np.argsort(-unlike_the_others(rows_VD))[: len(wanted)]
     return float(np.isin(picked, wanted).mean())
 
 

@@ -83,9 +83,9 @@ class Measuring:
 
     def _measure(self, manifest: Manifest, envelope: Envelope, folder: Path) -> bool:
         """Measure a checkpoint and tell the result; return whether there is text to measure on."""
-        if self._trainer.layout is None and manifest.made is None:
-            return False
-        if self._trainer.layout is None and manifest.made is not None:
+        if self._trainer.layout is None:
+            if manifest.made is None:
+                return False
             self._trainer.prepare(folder, manifest.made.inner.sequence_tokens)
             self._measure_parent(manifest)
         self._progress.write(f"measuring checkpoint {manifest.round}")

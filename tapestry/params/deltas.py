@@ -48,12 +48,12 @@ def squared_norm(values: Float32Array) -> float:
     depends on a norm therefore uses the value that the round recorded.
 
     Args:
-        values: [n] float32, contiguous.
+        values: [n] float32.
     """
     whole = len(values) - len(values) % _ROW_ELEMENTS
     rows = values[:whole].reshape(-1, _ROW_ELEMENTS)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = [*np.einsum("ij,ij->i", rows, rows).astype(np.float64)]
+        sums = np.einsum("ij,ij->i", rows, rows).tolist()
         sums.append(float(np.dot(values[whole:], values[whole:])))
     total = math.fsum(sums)
     return total if _LEAST_SURE <= total < math.inf else _squared_norm_of_doubles(values)

@@ -48,8 +48,6 @@ def spare_what_is_there() -> None:
 
 def _glibc(name: str) -> Callable[..., object]:
     """Return a function of glibc, or one that does nothing."""
-    try:
-        function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError, TypeError):
-        return lambda *_: None
-    return function if sys.platform == "linux" else lambda *_: None
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    function: Callable[..., object] = getattr(library, name, lambda *_: None)
+    return function
