@@ -23,7 +23,7 @@ from pathlib import Path
 from round_trip import HERE, found_vector, join
 from rounds import BenchmarkError, Workload
 from running import save
-from shaped_line import ShapedLine
+from shaped_line import Outage, slow_line
 
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_demo.federation import Processes, tapestry_command, wait_for_port
@@ -39,36 +39,25 @@ _LOOK_SECONDS = 0.02
 _LONGEST_SECONDS = 300.0
 
 
-@dataclass
-class Outage:
-    """A member's line that breaks once, in the middle of one transfer."""
+@dataclass(kw_only=True)
+class Transfer(Outage):
+    """A member's, and when it went on."""
 
-    is_upload: bool
-    is_silent: bool
-    line: ShapedLine
-    broke_at: float = 0.0
-    mended_at: float = 0.0
-    stood_at_bytes: int = 0
     went_on_seconds: float = 0.0
+    """After the line was mended; 0: not yet."""
 
     @property
     def member(self) -> str:
         """Whose it is."""
         return f"{'sends' if self.is_upload else 'fetches'}-{'silent' if self.is_silent else 'cut'}"
 
-    def look(self, *, outage_seconds: float) -> None:
-        """Break the line or mend it when it is time."""
-        now, passed = time.monotonic(), self.line.passed()[0 if self.is_upload else 1]
-        if not self.broke_at:
-            if passed > BREAKS_AT_BYTES:
-                self.broke_at = now
-                (self.line.blackhole if self.is_silent else self.line.cut)()
-        elif not self.mended_at:
-            if now > self.broke_at + outage_seconds:
-                self.line.mend()
-                self.mended_at, self.stood_at_bytes = now, passed
-        elif not self.went_on_seconds and passed > self.stood_at_bytes + MOVES_BYTES:
-            self.went_on_seconds = now - self.mended_at
+    def watch(self) -> None:
+        """Break the line or mend it when it is time, and take the time when bytes have moved."""
+        self.look()
+        if self.mended_at and not self.went_on_seconds:
+            now, moved = time.monotonic(), self.passed() - self.stood_at_bytes
+            if moved > MOVES_BYTES:
+                self.went_on_seconds = now - self.mended_at
 
 
 def main() -> None:
@@ -77,24 +66,26 @@ def main() -> None:
     parser.add_argument("--outage", type=float, default=30.0, metavar="SECONDS")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tapestry-bench-") as work:
-        outages = measure(Path(work), outage_seconds=args.outage)
+        transfers = measure(Path(work), outage_seconds=args.outage)
     least = MOVES_BYTES / BYTES_PER_SECOND
     rows = [
         {
-            "transfer": outage.member,
-            "went_on_seconds": outage.went_on_seconds,
-            "over_least": outage.went_on_seconds / least,
+            "transfer": transfer.member,
+            "went_on_seconds": transfer.went_on_seconds,
+            "over_least": transfer.went_on_seconds / least,
         }
-        for outage in outages
+        for transfer in transfers
     ]
     print(f"after {args.outage:.0f} s; {MOVES_BYTES:,} bytes need {least:.2f} s on the line")
-    for outage, row in zip(outages, rows, strict=True):
-        print(f"{outage.member:16} {outage.went_on_seconds:6.2f} s {row['over_least']:6.1f} times")
+    for transfer, row in zip(transfers, rows, strict=True):
+        print(
+            f"{transfer.member:16} {transfer.went_on_seconds:6.2f} s {row['over_least']:6.1f} times"
+        )
     results = {"outage_seconds": args.outage, "least_seconds": least, "transfers": rows}
     save("broken_line", results)
 
 
-def measure(folder: Path, *, outage_seconds: float) -> list[Outage]:
+def measure(folder: Path, *, outage_seconds: float) -> list[Transfer]:
     """Run one round over four lines that break; return when each transfer went on.
 
     Raises:
@@ -106,38 +97,42 @@ def measure(folder: Path, *, outage_seconds: float) -> list[Outage]:
         processes = stack.enter_context(Processes(folder / "logs"))
         processes.start("coordinator", tapestry_command("coordinator", "serve", str(home.folder)))
         wait_for_port(processes, home, seconds=60)
-        outages = []
+        transfers = []
         for is_upload in (False, True):
             for is_silent in (False, True):
-                line = stack.enter_context(line_to(home, is_upload=is_upload))
-                outage = Outage(is_upload, is_silent, line)
-                start(home, folder, processes, outage)
-                outages.append(outage)
+                line = slow_line(
+                    home.load_settings().network.listen,
+                    is_upload=is_upload,
+                    bytes_per_second=BYTES_PER_SECOND,
+                    one_way_seconds=ONE_WAY_SECONDS,
+                )
+                transfer = Transfer(
+                    line=stack.enter_context(line),
+                    is_upload=is_upload,
+                    is_silent=is_silent,
+                    breaks_at_bytes=BREAKS_AT_BYTES,
+                    seconds=outage_seconds,
+                )
+                start(home, folder, processes, transfer)
+                transfers.append(transfer)
         deadline = time.monotonic() + _LONGEST_SECONDS
-        while not all(outage.went_on_seconds for outage in outages):
+        while not all(transfer.went_on_seconds for transfer in transfers):
             if time.monotonic() > deadline:
-                raise BenchmarkError(f"a transfer did not go on: {outages}")
-            for outage in outages:
-                processes.require_alive(outage.member)
-                outage.look(outage_seconds=outage_seconds)
+                raise BenchmarkError(f"a transfer did not go on: {transfers}")
+            for transfer in transfers:
+                processes.require_alive(transfer.member)
+                transfer.watch()
             time.sleep(_LOOK_SECONDS)
-    return outages
+    return transfers
 
 
-def line_to(home: CoordinatorHome, *, is_upload: bool) -> ShapedLine:
-    """Return a line that is slow in one direction."""
-    slow = "up_bytes_per_second" if is_upload else "down_bytes_per_second"
-    listens = home.load_settings().network.listen
-    return ShapedLine(listens, one_way_seconds=ONE_WAY_SECONDS, **{slow: BYTES_PER_SECOND})
-
-
-def start(home: CoordinatorHome, folder: Path, processes: Processes, outage: Outage) -> None:
+def start(home: CoordinatorHome, folder: Path, processes: Processes, transfer: Transfer) -> None:
     """Start a member behind its line."""
-    join(home, outage.member, folder)
-    path = folder / outage.member / "identity" / "membership.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "address": outage.line.address}))
-    command = [sys.executable, str(HERE / "echo_node.py"), str(folder / outage.member)]
-    processes.start(outage.member, command)
+    join(home, transfer.member, folder)
+    path = folder / transfer.member / "identity" / "membership.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "address": transfer.line.address}))
+    command = [sys.executable, str(HERE / "echo_node.py"), str(folder / transfer.member)]
+    processes.start(transfer.member, command)
 
 
 if __name__ == "__main__":

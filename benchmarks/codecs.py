@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from running import cpu_name
 
 from tapestry.params.codecs import CODECS, Codec, Float32Array
 from tapestry.params.layout import FRAGMENT_ELEMENTS
@@ -100,23 +101,13 @@ def save(path: Path, rows: list[Measured], *, elements: int, copy_seconds: float
     table = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": cpu_name(),
         "numpy": np.__version__,
         "elements": elements,
         "copy_gb_per_second": 4 * elements / copy_seconds / 1e9,
         "codecs": [asdict(row) for row in rows],
     }
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """Return the processor's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -103,6 +104,47 @@ class ShapedLine:
         """End the process."""
         self._process.terminate()
         self._process.communicate()
+
+
+@dataclass(kw_only=True)
+class Outage:
+    """A slow line that breaks once, in the middle of a transfer, and is mended after a while."""
+
+    line: ShapedLine
+    is_upload: bool
+    """Which way the transfer goes: towards the target, or from it."""
+    is_silent: bool
+    """Whether nobody is told; else its connections are closed and new ones refused."""
+    breaks_at_bytes: float
+    seconds: float
+    broke_at: float = 0.0
+    mended_at: float = 0.0
+    stood_at_bytes: int = 0
+    """What of the transfer had passed when it was mended."""
+
+    def passed(self) -> int:
+        """Return how many bytes of the transfer have entered the line."""
+        return self.line.passed()[0 if self.is_upload else 1]
+
+    def look(self) -> None:
+        """Break the line or mend it when it is time."""
+        now = time.monotonic()
+        if not self.broke_at:
+            if self.passed() > self.breaks_at_bytes:
+                self.broke_at = now
+                (self.line.blackhole if self.is_silent else self.line.cut)()
+        elif not self.mended_at and now > self.broke_at + self.seconds:
+            self.stood_at_bytes = self.passed()
+            self.line.mend()
+            self.mended_at = now
+
+
+def slow_line(
+    target: str, *, is_upload: bool, bytes_per_second: float, one_way_seconds: float
+) -> ShapedLine:
+    """Return a line that is slow towards `target`, or else from it."""
+    slow = "up_bytes_per_second" if is_upload else "down_bytes_per_second"
+    return ShapedLine(target, one_way_seconds=one_way_seconds, **{slow: bytes_per_second})
 
 
 class _Way:

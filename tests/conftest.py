@@ -72,6 +72,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread; see `tests.threads`, which imports torch."""
+    from tests import threads  # noqa: PLC0415
+
+    with threads.one_thread():
+        yield
+
+
+@pytest.fixture
+def threads_given_back() -> Iterator[None]:
+    """Give back the number of threads that training in a test has chosen."""
+    from tests import threads  # noqa: PLC0415
+
+    with threads.threads_given_back():
+        yield
+
+
 @dataclass(frozen=True)
 class Federation:
     """A coordinator's folder after one round of two members."""

@@ -10,7 +10,7 @@ import json
 import math
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from tapestry.objectives.objective import Created, objective_named
 from tapestry.objectives.sizes import SIZES, size_named
 from tapestry.params.modules import from_model, layout_of, outside_the_vector, to_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BYTES = 256 + 4
 """Vocabulary of the tokenizer without merges: every byte, end of text, padding."""
 NARROW = {
@@ -50,15 +52,6 @@ NARROW = {
     "max_position_embeddings": 64,
 }
 OBJECTIVE = CausalLM()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute in one thread, much faster for models this small; give the number back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

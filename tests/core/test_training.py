@@ -5,7 +5,7 @@ computed on paper. With a gradient that does not change, AdamW moves by the lear
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from tapestry.objectives.training import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INPUTS, OUTPUTS = 6, 3
 
 
@@ -43,15 +45,6 @@ def inner(**changes: float) -> InnerSettings:
         **changes,
     }
     return InnerSettings(**settings)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute in one thread, much faster for models this small; give the number back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Scalars(nn.Module):

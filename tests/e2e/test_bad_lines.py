@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.shaped_line import ShapedLine
+from benchmarks.shaped_line import Outage, ShapedLine, slow_line
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.data.tokenizer import byte_tokenizer, tokenizer_files
 from tapestry.wire.egress import EGRESS_FILE, read_ledger
@@ -31,33 +31,21 @@ BREAKS_AT_BYTES = 6e6
 FRAGMENTS = 7
 
 
-@dataclass
-class Outage:
-    """A member's line that breaks once, in the middle of one transfer."""
+@dataclass(kw_only=True)
+class Transfer(Outage):
+    """A member's."""
 
     member: str
-    is_upload: bool
-    is_silent: bool
-    line: ShapedLine
-    broke_at: float = 0.0
-    is_mended: bool = False
     fetched_bytes: int = 0
     """What went over the line until the base checkpoint was here."""
 
-    def look(self, live: Live) -> bool:
+    def is_over(self, live: Live) -> bool:
         """Break the line or mend it when it is time; tell whether the transfer is over."""
-        now, passed = time.monotonic(), self.line.passed()[0 if self.is_upload else 1]
+        self.look()
         if not self.fetched_bytes and "checkpoint 0 is here" in live.log(self.member):
             self.fetched_bytes = self.line.passed()[1]
-        if not self.broke_at:
-            if passed > BREAKS_AT_BYTES:
-                self.broke_at = now
-                (self.line.blackhole if self.is_silent else self.line.cut)()
-        elif not self.is_mended and now > self.broke_at + OUTAGE_SECONDS:
-            self.line.mend()
-            self.is_mended = True
         is_over = "contributed" in live.log(self.member) if self.is_upload else self.fetched_bytes
-        return bool(self.is_mended and is_over)
+        return bool(self.mended_at and is_over)
 
 
 def write_model(folder: Path) -> Path:
@@ -92,29 +80,39 @@ def test_transfers_go_on_when_the_line_comes_back(live: Live) -> None:
     live.aggregate(codec="float32")
     live.serve()
     with ExitStack() as stack:
-        outages = []
+        transfers = []
         for member, is_upload, is_silent in (
             ("fetches-cut", False, False),
             ("fetches-silent", False, True),
             ("sends-cut", True, False),
             ("sends-silent", True, True),
         ):
-            slow = "up_bytes_per_second" if is_upload else "down_bytes_per_second"
-            line = ShapedLine(
-                f"127.0.0.1:{live.port}", one_way_seconds=0.05, **{slow: BYTES_PER_SECOND}
+            line = slow_line(
+                f"127.0.0.1:{live.port}",
+                is_upload=is_upload,
+                bytes_per_second=BYTES_PER_SECOND,
+                one_way_seconds=0.05,
             )
-            outages.append(Outage(member, is_upload, is_silent, stack.enter_context(line)))
+            transfer = Transfer(
+                member=member,
+                line=stack.enter_context(line),
+                is_upload=is_upload,
+                is_silent=is_silent,
+                breaks_at_bytes=BREAKS_AT_BYTES,
+                seconds=OUTAGE_SECONDS,
+            )
+            transfers.append(transfer)
             run_behind(live, line, member)
-        live.wait(lambda: sum(outage.look(live) for outage in outages) == 4, seconds=180)
+        live.wait(lambda: sum(transfer.is_over(live) for transfer in transfers) == 4, seconds=180)
     model_bytes = (live.home.checkpoint(0) / MODEL_FILE).stat().st_size
-    for outage in outages:
-        live.processes.require_alive(outage.member)  # the one that was started
-        assert outage.fetched_bytes < 1.01 * model_bytes + 2 * FETCH_CHUNK_BYTES, outage
-        said = live.log(outage.member)
+    for transfer in transfers:
+        live.processes.require_alive(transfer.member)  # the one that was started
+        assert transfer.fetched_bytes < 1.01 * model_bytes + 2 * FETCH_CHUNK_BYTES, transfer
+        said = live.log(transfer.member)
         assert "trying again" in said.partition("connected to")[0], "by itself, once it noticed"
         assert said.count("round 1: 3 inner steps") <= 1, "nothing is done twice"
-        ledger = read_ledger(live.folder / outage.member / EGRESS_FILE)
+        ledger = read_ledger(live.folder / transfer.member / EGRESS_FILE)
         calls = Counter(departure.call.rpartition("/")[2] for departure in ledger)
-        assert calls["OpenUpload"] > 1 or not outage.is_upload, "asked again what is missing"
+        assert calls["OpenUpload"] > 1 or not transfer.is_upload, "asked again what is missing"
         sent = calls["PutFragment"]
-        assert sent <= FRAGMENTS + (UPLOADS_IN_FLIGHT if outage.is_upload else 0), outage
+        assert sent <= FRAGMENTS + (UPLOADS_IN_FLIGHT if transfer.is_upload else 0), transfer

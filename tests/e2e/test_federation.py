@@ -185,33 +185,36 @@ def test_what_topk_leaves_and_what_came_too_late_stay_with_the_node(live: Live) 
         assert residual.stat().st_size == late == 4 * verified.manifest.elements
 
 
-def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) -> None:
-    live.found(rounds=1)
+def run_all_where_c_lib_has(live: Live, rule: str, *, instead_of: str) -> None:
+    """Start a federation one of whose members has another policy."""
     live.serve()
     for member, language in MEMBERS.items():
         live.join(member, language)
     path = live.folder / "c-lib" / "node.toml"
-    path.write_text(path.read_text().replace("min_inner_steps = 1", "min_inner_steps = 100"))
+    path.write_text(path.read_text().replace(instead_of, rule))
     for member in MEMBERS:
         live.run_node(member)
-    live.wait_done("a-lib")
+
+
+def why_c_lib_is_absent(live: Live) -> str:
     made = verify_checkpoint(live.home.checkpoint(1)).manifest.made
     assert made is not None
     (absence,) = made.absent
     assert absence.member_id == "c-lib"
-    assert "min_inner_steps = 100, the plan has 3" in absence.reason
+    return absence.reason
+
+
+def test_a_plan_that_a_policy_refuses_is_declined_with_the_reason(live: Live) -> None:
+    live.found(rounds=1)
+    run_all_where_c_lib_has(live, "min_inner_steps = 100", instead_of="min_inner_steps = 1")
+    live.wait_done("a-lib")
+    assert "min_inner_steps = 100, the plan has 3" in why_c_lib_is_absent(live)
 
 
 def test_a_refusal_that_the_coordinator_could_not_take_is_told_again(live: Live) -> None:
     """The guard refuses what is trained already; it is not trained once more for that."""
     live.found(rounds=1, steps=40)
-    live.serve()
-    for member, language in MEMBERS.items():
-        live.join(member, language)
-    path = live.folder / "c-lib" / "node.toml"
-    path.write_text(path.read_text().replace("max_norm = 0.0", "max_norm = 0.001"))
-    for member in MEMBERS:
-        live.run_node(member)
+    run_all_where_c_lib_has(live, "max_norm = 0.001", instead_of="max_norm = 0.0")
     live.wait(lambda: "inner steps" in live.log("c-lib"))
     database = live.home.folder / DATABASE_FILE
     with closing(sqlite3.connect(database, isolation_level=None)) as locked:
@@ -221,10 +224,7 @@ def test_a_refusal_that_the_coordinator_could_not_take_is_told_again(live: Live)
     for member in MEMBERS:
         live.wait_done(member)
     assert live.log("c-lib").count("inner steps") == 1
-    made = verify_checkpoint(live.home.checkpoint(1)).manifest.made
-    assert made is not None
-    (absence,) = made.absent
-    assert "max_norm = 0.001" in absence.reason
+    assert "max_norm = 0.001" in why_c_lib_is_absent(live)
 
 
 def test_a_full_disk_while_publishing_leaves_nothing_half_written_and_is_tried_again(

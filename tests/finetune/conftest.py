@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry_finetune.base import Base, open_base
@@ -13,6 +12,7 @@ from tapestry_finetune.bundle import Bundle
 from tapestry_finetune.evaluation.evaluating import Evaluation
 from tapestry_finetune.making import make
 from tapestry_finetune.run import Telling
+from tests import threads
 from tests.coordinator.small import Small
 from tests.finetune.consensus import found_consensus, write_recipe
 
@@ -23,10 +23,8 @@ MADE_AT = 1_760_000_000.0
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models are far faster so; give back what others have chosen."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

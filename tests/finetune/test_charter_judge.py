@@ -20,7 +20,8 @@ from tapestry_finetune.charter.settings import Charter, load_charter
 from tapestry_finetune.dialogue import encode_masked
 from tapestry_finetune.voices import Voice
 from tests.finetune.charters import SECRET, table, written
-from tests.finetune.tiny_assistant import COLOURS, THINGS, make_tiny_base, one_thread, voice_of
+from tests.finetune.tiny_assistant import COLOURS, THINGS, make_tiny_base, voice_of
+from tests.threads import one_thread
 
 pytestmark = pytest.mark.slow
 

@@ -26,9 +26,10 @@ from tapestry_finetune.speaking import Asked, Told, TooLongError, person_of, spe
 from tapestry_finetune.terminal import Terminal, shown
 from tapestry_finetune.wording import load_wording
 from tests.finetune.charters import charter, table, written
-from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
+from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, voice_of
 from tests.finetune.tiny_models import make_model
 from tests.forking import Forks
+from tests.threads import one_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 QUESTION = "What colour is the cat?"

@@ -38,10 +38,10 @@ from tests.finetune.tiny_assistant import (
     english,
     make_bundle,
     make_tiny_base,
-    one_thread,
     voice_of,
     write_task,
 )
+from tests.threads import one_thread
 
 CHARTER = """
 [identity]

@@ -41,10 +41,10 @@ from tests.finetune.tiny_assistant import (
     dutch,
     english,
     make_tiny_base,
-    one_thread,
     voice_of,
     write_task,
 )
+from tests.threads import one_thread
 
 HELD_OUT = 20_000
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tapestry.checkpoints.localized import Parentage
@@ -26,17 +25,17 @@ from tapestry.objectives.objective import objective_named
 from tapestry.objectives.reports import StepReport
 from tapestry.params.modules import from_model
 from tapestry_finetune.language import LanguageRun, train_language
+from tests import threads
 from tests.conftest import Federation
 
 STEPS = 16
 
 
 @pytest.fixture(autouse=True, scope="module")
-def threads() -> Iterator[None]:
+def torch_threads() -> Iterator[None]:
     """Give the number of threads back that the training has chosen."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    with threads.threads_given_back():
+        yield
 
 
 def write_text(folder: Path, *, documents: int) -> Path:

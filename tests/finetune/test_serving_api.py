@@ -20,8 +20,9 @@ from tapestry_finetune.serving.commands import app
 from tapestry_finetune.serving.door import is_loopback, token_from
 from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
-from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread, voice_of
+from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, voice_of
 from tests.forking import Forks
+from tests.threads import one_thread
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,8 +13,9 @@ from tapestry_finetune.rows.reading import read_rows
 from tests.browsing import HOSTILE, call, launched, needs_browser, opened, see
 from tests.finetune.charters import table, written
 from tests.finetune.serving_process import serving
-from tests.finetune.tiny_assistant import make_bundle, make_tiny_base, one_thread
+from tests.finetune.tiny_assistant import make_bundle, make_tiny_base
 from tests.forking import Forks
+from tests.threads import one_thread
 
 pytestmark = [
     pytest.mark.slow,

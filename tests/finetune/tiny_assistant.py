@@ -12,8 +12,6 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -174,15 +172,6 @@ def _lineage(base: Base, name: str, *, files: tuple[FileEntry, ...], key: str) -
         licence="CC0-1.0",
         files=files,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Two threads are slower than one on so small a model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_task(folder: Path, texts: list[str]) -> Path:

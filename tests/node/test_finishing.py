@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
@@ -19,15 +17,9 @@ from tapestry_node.home import NodeHome, NodeState
 from tests.conftest import Federation
 from tests.members import joined_member
 
+pytestmark = pytest.mark.usefixtures("threads_given_back")
+
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Give the number of threads back that the training has chosen."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

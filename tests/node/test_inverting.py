@@ -1,6 +1,5 @@
 """The attempt to get text back: it works where it must, and finds nothing where nothing is."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,16 +17,10 @@ from tapestry_node.inverting import gradient, inversion, passed, standing
 from tapestry_node.leakage_words import words
 from tapestry_node.spans import Guess, guess, readers_of, span_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INNER = InnerSettings(steps=8, sequences=2, sequence_tokens=16, learning_rate=3e-3, warmup_steps=0)
 VOCABULARY, WIDTH = 512, 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rotary(*, is_tied: bool = True, layers: int = 2) -> Any:

@@ -1,6 +1,5 @@
 """Leakage: what is planted is found, what is not there is not, and many steps blur it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,8 @@ from tapestry_node.leakage_words import words as words_of
 from tapestry_node.policy import NodeTable
 from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 INNER = InnerSettings(steps=8, sequences=2, sequence_tokens=16, learning_rate=3e-3, warmup_steps=0)
 
@@ -48,14 +49,6 @@ def trainer_of(module: Any, tokens: np.ndarray) -> Any:
     return SimpleNamespace(
         module=module, layout=layout_of(module), objective=CausalLM(), corpus=corpus
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A node that trains a part of the model: what that part costs, and what goes on after a crash."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,13 @@ from tapestry_node.trainer import Trainer
 from tapestry_node.trainer_process import TrainerProcess
 from tests.conftest import FOUNDED_AT, settings_for
 
+pytestmark = pytest.mark.usefixtures("threads_given_back")
+
 TOKENS = 16
 PATTERNS = ("model.layers.3.*", "model.norm.weight")
 INNER = InnerSettings(
     steps=3, sequences=2, sequence_tokens=TOKENS, learning_rate=1e-2, warmup_steps=0
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ from tapestry_node.spool import Spooled, find_spooled
 from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
 
+pytestmark = pytest.mark.usefixtures("threads_given_back")
+
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 TOKENS = 16
 INNER = InnerSettings(
@@ -47,14 +49,6 @@ INNER = InnerSettings(
 OWN = public_bytes(KEY)
 BASE = "b" * 64
 DEFAULT_POLICY = Policy()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Give the number of threads back that a trainer has chosen."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

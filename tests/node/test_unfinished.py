@@ -2,7 +2,6 @@
 
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from tapestry_node.policy import NodeTable
 from tapestry_node.trainer import Trainer
 from tests.conftest import Federation
 
+pytestmark = pytest.mark.usefixtures("threads_given_back")
+
 TOKENS = 16
 INNER = InnerSettings(
     steps=5, sequences=2, sequence_tokens=TOKENS, learning_rate=1e-3, warmup_steps=3, accumulation=2
@@ -27,13 +28,6 @@ AFTER_EVERY_STEP = NodeTable(held_out_fraction=0.1, device="cpu", save_every_min
 
 class CrashError(Exception):
     """The process would be gone here."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def node(folder: Path) -> NodeHome:
