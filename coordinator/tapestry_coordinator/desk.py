@@ -52,6 +52,7 @@ from tapestry_coordinator.registry import (
     StoredContribution,
     StoredEvaluation,
 )
+from tapestry_coordinator.renewals import Renewals
 from tapestry_coordinator.rounds import (
     Arrived,
     Declined,
@@ -160,12 +161,14 @@ class Desk:
         self.state = self._recovered(self._newest + 1)
         self._files: dict[int, dict[str, str]] = {}
         """Names of published files by digest, of the rounds that were looked at last."""
-        self._measured: dict[int, float] = {self._newest: 0.0}
-        """Rounds whose card is older than their evaluations, and since when."""
+        self.cards = Renewals()
+        """Rounds whose card is older than their evaluations."""
+        self.cards.note(self._newest, at=0.0)
         for number in (0, *range(max(1, self._newest + 2 - _MOST_INDEXED), self._newest + 2)):
             self.index_files(number)
-        self._unproved: dict[int, float] = {}
-        """Rounds whose proof in the folder lacks something, and since when."""
+        self.proofs = Renewals()
+        """Rounds whose proof in the folder lacks something."""
+        self.proofs.note(self._newest, at=0.0)
         self._candidate = self._recovered_candidate()
 
     def _refresh(self) -> None:
@@ -528,24 +531,13 @@ class Desk:
     def note_cosignature(self, size: int) -> None:
         """Tell the members when enough have cosigned the newest head; renew a proof some time."""
         with self._changed:
-            self._unproved.setdefault(self._newest, self.clock())
+            self.proofs.note(self._newest, at=self.clock())
             if size == self._head.size:
                 self._head = self.registry.ledger.head() or self._head
                 asked = self.policy.policy.ledger.witnesses
                 if 1 < asked == len(self._head.lines):
                     self._version += 1
                     self._changed.notify_all()
-
-    def unproved(self, *, older_than_seconds: float) -> Iterator[int]:
-        """Yield rounds whose proof is due for renewal; each is due until its turn has ended."""
-        limit = self.clock() - older_than_seconds
-        with self._changed:
-            due = [(n, since) for n, since in self._unproved.items() if since <= limit]
-        for number, since in sorted(due):
-            yield number
-            with self._changed:
-                if self._unproved.get(number) == since:
-                    del self._unproved[number]
 
     def _measured_candidate(self, evaluation: StoredEvaluation) -> None:
         """Take what a member says of the candidate as its voice."""
@@ -596,7 +588,8 @@ class Desk:
             )
             self._manifest = envelope
             self._newest = number
-            self._unproved |= {number - 1: 0.0, number: 0.0}
+            self.proofs.note(number - 1, at=0.0)
+            self.proofs.note(number, at=0.0)
 
     def _apply(
         self,
@@ -712,8 +705,7 @@ class Desk:
         now = self.clock()
         self.registry.add_evaluation(evaluation, now=now)
         self._measured_candidate(evaluation)
-        with self._changed:
-            self._measured[evaluation.round] = now
+        self.cards.note(evaluation.round, at=now)
         _log.info(
             "checkpoint %d: %.4f bits per byte on %s of %s",
             evaluation.round,
@@ -721,17 +713,6 @@ class Desk:
             evaluation.language,
             evaluation.member_id,
         )
-
-    def measured(self, *, older_than_seconds: float) -> Iterator[int]:
-        """Yield the rounds whose card is due for renewal; each is due until its turn has ended."""
-        limit = self.clock() - older_than_seconds
-        with self._changed:
-            due = sorted((n, since) for n, since in self._measured.items() if since <= limit)
-        for number, since in due:
-            yield number
-            with self._changed:
-                if self._measured.get(number) == since:
-                    del self._measured[number]
 
     def here(self) -> list[str]:
         """Return the members that are connected now."""

@@ -305,12 +305,16 @@ class CoordinatorServer:
 
     def _prove(self, *, older_than_seconds: float) -> None:
         """Write proofs into checkpoints that were published or cosigned since, and the mirror."""
-        for number in self.desk.unproved(older_than_seconds=older_than_seconds):
+
+        def write(number: int) -> None:
             write_ledger_files(self.home, self._registry, self.desk.genesis, number)
+
+        self.desk.proofs.renew(write, before=self.desk.clock() - older_than_seconds)
 
     def _renew_cards(self) -> None:
         """Rewrite the cards of checkpoints that were measured since, a few seconds later."""
-        for number in self.desk.measured(older_than_seconds=_CARD_SECONDS):
+
+        def write(number: int) -> None:
             folder = self.home.checkpoint(number)
             if (folder / CARD_FILE).is_file():
                 write_card(

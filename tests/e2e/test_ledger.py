@@ -67,6 +67,8 @@ def test_members_cosign_every_checkpoint_and_refuse_an_old_backup(live: Live) ->
 def cosigned(live: Live, number: int) -> list[str]:
     """Who has cosigned the head that is in a checkpoint's folder."""
     folder, genesis = live.home.checkpoint(number), live.home.load_genesis()
+    if not (folder / PROOF_FILE).is_file():
+        return []
     keys = {
         member: public_bytes(load_signing_key(live.folder / member / "identity/signing.key"))
         for member in MEMBERS

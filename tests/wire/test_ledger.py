@@ -240,6 +240,30 @@ def test_a_heads_cosignatures_reach_the_checkpoints_proof(
     assert (pulled / PROOF_FILE).read_bytes() == proof
 
 
+def test_a_cosignature_that_comes_while_the_proof_is_written_is_in_the_next_one(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    played(coordinator)
+    written = list[int]()
+
+    def write(number: int) -> None:
+        written.append(number)
+        if written == [0, 1]:
+            with station(tmp_path, coordinator) as watching:
+                watching.witness.take(note(coordinator))
+
+    coordinator.desk.proofs.renew(write, before=coordinator.clock())
+    assert written == [0, 1]
+    coordinator.desk.proofs.renew(write, before=coordinator.clock())
+    assert written == [0, 1, 1]
+    coordinator.desk.proofs.renew(write, before=coordinator.clock())
+    assert written == [0, 1, 1], "and nothing else is due"
+    again = coordinator.restarted()  # one may have come when nobody wrote any more
+    again.desk.proofs.renew(write, before=again.clock())
+    again.stop()
+    assert written == [0, 1, 1, 1]
+
+
 # Witnesses
 
 
