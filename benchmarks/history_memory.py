@@ -24,7 +24,8 @@ from tapestry_coordinator import described
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, StoredEvaluation
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.testimony import StoredEvaluation
 
 
 def main() -> None:

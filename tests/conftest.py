@@ -28,8 +28,9 @@ from tapestry_coordinator.database import sqlite_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import StoredContribution
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import record_in_ledger
 from tests.forking import Forks

@@ -18,7 +18,8 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.errors import ConfigError, RejectedError, UntrustedError
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import AUDITOR, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import AUDITOR
 from tapestry_coordinator.service import identify
 
 

@@ -27,7 +27,7 @@ from tapestry_coordinator.model_signature import (
     public_pem,
 )
 from tapestry_coordinator.readme import PLOT_FILE, README_FILE, readme
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 
 RESULTS_FILE = f"{STATEMENTS}/results.json"
 

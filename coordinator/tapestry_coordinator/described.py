@@ -14,7 +14,7 @@ from tapestry.checkpoints.policy import PublicationPolicy, published_policy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.no_harm import Dissent, dissents
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 
 _CONFIG_FILE = "config.json"
 _SPDX = (

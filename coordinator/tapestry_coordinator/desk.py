@@ -39,20 +39,11 @@ from tapestry_coordinator.live import Live
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of
 from tapestry_coordinator.planning import Planner
+from tapestry_coordinator.policy_history import PolicyVersion
 from tapestry_coordinator.publisher import plan_of
-from tapestry_coordinator.registry import (
-    ACTIVE,
-    CONTRIBUTOR,
-    LEFT,
-    Attendance,
-    Member,
-    PolicyVersion,
-    Receiving,
-    Registry,
-    StoredContribution,
-    StoredEvaluation,
-)
+from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
 from tapestry_coordinator.renewals import Renewals
+from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, LEFT, Attendance, Member
 from tapestry_coordinator.rounds import (
     Arrived,
     Declined,
@@ -71,6 +62,7 @@ from tapestry_coordinator.rounds import (
     tick,
 )
 from tapestry_coordinator.settings import CoordinatorSettings
+from tapestry_coordinator.testimony import StoredEvaluation
 
 _log = logging.getLogger(__name__)
 

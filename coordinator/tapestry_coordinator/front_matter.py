@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tapestry_coordinator.described import Description, hub_licence, one_line
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 
 _TAG = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _WITHOUT_LANGUAGE = frozenset({"mul", "und", "zxx"})

@@ -6,7 +6,8 @@ from contextlib import closing
 from tapestry.identity.invitations import Invitation, new_token, token_digest
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import CONTRIBUTOR, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import CONTRIBUTOR
 
 _HOUR_SECONDS = 3600
 

@@ -3,7 +3,8 @@
 from sqlalchemy import select, update
 
 from tapestry_coordinator.actions import record
-from tapestry_coordinator.registry import ACTIVE, LEFT, Registry, withdraw_invitations
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import ACTIVE, LEFT, withdraw_invitations
 from tapestry_coordinator.tables import actions, members
 
 LEAVE = "leave"

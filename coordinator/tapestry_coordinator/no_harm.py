@@ -8,7 +8,7 @@ record; one that holds or reverts asks first (`tapestry_coordinator.rounds`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,8 @@ from tapestry_coordinator import views
 from tapestry_coordinator.actions import PAUSE, RESUME, newest_pause, record
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import new_invitation
-from tapestry_coordinator.registry import CONTRIBUTOR, LEFT, REVOKED, ROLES, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import CONTRIBUTOR, LEFT, REVOKED, ROLES
 from tapestry_coordinator.status import status_table
 
 _MAX_REASON = 500

@@ -9,7 +9,8 @@ from tapestry.checkpoints.policy import FederationPolicy, PacePolicy
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan, SharedSlice
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.pace import steps_for
-from tapestry_coordinator.registry import PolicyVersion, Registry
+from tapestry_coordinator.policy_history import PolicyVersion
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Published, RoundState, folded
 from tapestry_coordinator.settings import CoordinatorSettings
 

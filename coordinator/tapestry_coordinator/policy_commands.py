@@ -13,7 +13,8 @@ from tapestry_coordinator.home import CoordinatorHome, find_home
 from tapestry_coordinator.operator_commands import Dir, Json
 
 if TYPE_CHECKING:
-    from tapestry_coordinator.registry import PolicyVersion, Registry
+    from tapestry_coordinator.policy_history import PolicyVersion
+from tapestry_coordinator.registry import Registry
 
 app = typer.Typer(
     help="Show, check and change what the federation has agreed upon.", no_args_is_help=True
@@ -80,7 +81,7 @@ def check(
     Example: tapestry coordinator policy check proposed.toml --dir fed
     """
     from tapestry.checkpoints.policy import load_policy  # noqa: PLC0415
-    from tapestry_coordinator.registry import PolicyVersion  # noqa: PLC0415 - imports sqlalchemy
+    from tapestry_coordinator.policy_history import PolicyVersion  # noqa: PLC0415 - imports sqlalchemy
 
     home = find_home(folder)
     proposed = load_policy(path or home.policy)

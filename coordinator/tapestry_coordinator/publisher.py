@@ -51,8 +51,9 @@ from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.chain import Followed
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Registry, StoredContribution
 from tapestry_coordinator.rounds import RoundState
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)

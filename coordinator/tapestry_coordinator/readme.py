@@ -11,7 +11,7 @@ from tapestry_coordinator.described import Description, one_line
 from tapestry_coordinator.front_matter import front_matter
 from tapestry_coordinator.model_signature import PUBLIC_KEY_FILE, SIGNATURE_FILE
 from tapestry_coordinator.no_harm import Dissent
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 
 README_FILE = "README.md"
 PLOT_FILE = f"{STATEMENTS}/results.png"

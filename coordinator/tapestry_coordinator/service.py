@@ -48,14 +48,8 @@ from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import recording_refusals
 from tapestry_coordinator.leaving import end_membership
 from tapestry_coordinator.operating import Operator
-from tapestry_coordinator.registry import (
-    ACTIVE,
-    CONTRIBUTOR,
-    LEFT,
-    OPERATOR,
-    Member,
-    StoredEvaluation,
-)
+from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, LEFT, OPERATOR, Member
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 from tapestry_coordinator.windows import Windows
 

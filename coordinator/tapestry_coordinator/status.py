@@ -7,7 +7,8 @@ from typing import Any
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.live import read_live
-from tapestry_coordinator.registry import ACTIVE, Member, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import ACTIVE, Member
 from tapestry_coordinator.rounds import Phase, folded
 
 INACTIVE = "inactive"

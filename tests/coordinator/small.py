@@ -40,13 +40,14 @@ from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import entry_of_contribution
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import Receiving, Registry, StoredContribution, StoredEvaluation
+from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
 from tapestry_coordinator.settings import (
     CoordinatorSettings,
     InnerTable,
     NetworkSettings,
     RoundsSettings,
 )
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 from tapestry_coordinator.web.settings import PageSettings
 

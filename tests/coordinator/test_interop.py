@@ -26,7 +26,7 @@ from tapestry_coordinator.card import write_card
 from tapestry_coordinator.described import Description, describe, hub_licence
 from tapestry_coordinator.front_matter import front_matter
 from tapestry_coordinator.model_signature import model_signing_key, public_pem
-from tapestry_coordinator.registry import StoredEvaluation
+from tapestry_coordinator.testimony import StoredEvaluation
 from tests.conftest import Federation
 from tests.coordinator.small import Small, found_small
 

@@ -15,7 +15,8 @@ from tapestry.checkpoints.manifest import Manifest, OuterRecord, RoundRecord
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.registry import ACTIVE, Attendance, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import ACTIVE, Attendance
 from tapestry_coordinator.rounds import Published
 from tests.coordinator.small import Small, forget_stores, found_small
 

@@ -21,9 +21,10 @@ from tapestry.web.frames import thinned
 from tapestry.web.markup import ago, in_bytes, lasting, said, table, tag
 from tapestry_coordinator.database import database_url, open_to_read, transaction
 from tapestry_coordinator.live import Live
-from tapestry_coordinator.registry import Registry, StoredEvaluation
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import Phase, Published, RoundRules, RoundState
 from tapestry_coordinator.tables import members
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.web import sections
 from tapestry_coordinator.web.downloads import Archive
 from tapestry_coordinator.web.history import History

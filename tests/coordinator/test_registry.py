@@ -18,13 +18,10 @@ from sqlalchemy.exc import IntegrityError
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, sign
 from tapestry_coordinator.database import sqlite_url
-from tapestry_coordinator.registry import (
-    Registry,
-    StoredContribution,
-    StoredEvaluation,
-)
+from tapestry_coordinator.registry import Registry, StoredContribution
 from tapestry_coordinator.rounds import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.tables import metadata
+from tapestry_coordinator.testimony import StoredEvaluation
 from tests.coordinator.small import arriving
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)

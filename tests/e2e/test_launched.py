@@ -6,7 +6,8 @@ from contextlib import closing
 import pytest
 
 from tapestry_coordinator.database import database_url
-from tapestry_coordinator.registry import Registry, StoredEvaluation
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_demo.federation import free_port_pair
 from tapestry_node.home import NodeHome
 from tests.e2e.live import Live

@@ -22,21 +22,11 @@ from tapestry_coordinator.ledgering import (
     entry_of_member,
 )
 from tapestry_coordinator.operating import Operator
-from tapestry_coordinator.registry import (
-    ACTIVE,
-    CONTRIBUTOR,
-    MOST_EXCLUSIONS,
-    REVOKED,
-    Attendance,
-    Member,
-    PolicyVersion,
-    Receiving,
-    Registry,
-    Ruling,
-    StoredContribution,
-    StoredEvaluation,
-)
+from tapestry_coordinator.policy_history import PolicyVersion
+from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
+from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, REVOKED, Attendance, Member
 from tapestry_coordinator.rounds import Event, event_from_json, event_to_json
+from tapestry_coordinator.testimony import MOST_EXCLUSIONS, Ruling, StoredEvaluation
 from tests.simulation.history import Records, Row
 
 

@@ -48,7 +48,8 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.inviting import make_invitation
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, plan_of
-from tapestry_coordinator.registry import CONTRIBUTOR, Registry
+from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roster import CONTRIBUTOR
 from tapestry_coordinator.service import (
     EnrolmentService,
     RoundsService,

@@ -18,7 +18,7 @@ from tapestry.params.fragments import fragment_digest
 from tapestry.v1 import admin_pb2, rounds_pb2, transfer_pb2
 from tapestry.wire.channels import open_channel
 from tapestry.wire.messages import envelope_message
-from tapestry_coordinator.registry import OPERATOR
+from tapestry_coordinator.roster import OPERATOR
 from tests.coordinator.small import encode
 from tests.damaging import changed, damaged, text_of
 from tests.wire.serving import CALL_SECONDS, Coordinator, Member, gathered
