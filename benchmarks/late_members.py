@@ -40,18 +40,10 @@ from tapestry.errors import RejectedError, UnavailableError
 from tapestry.objectives.training import choose_threads
 from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.modules import from_model, layout_of, to_model
+from tapestry_coordinator.events import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.pace import paced, steps_for
-from tapestry_coordinator.rounds import (
-    Arrived,
-    Effect,
-    Phase,
-    Published,
-    RoundRules,
-    RoundState,
-    Tick,
-    staleness_of,
-    tick,
-)
+from tapestry_coordinator.round_state import Effect, Phase, RoundState
+from tapestry_coordinator.rounds import staleness_of, tick
 
 PACES = (1.0, 1.5, 2.5, 4.0)
 """Virtual time that each node takes for a round's inner steps."""

@@ -46,9 +46,9 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Published
 from tapestry_demo.federation import (
     Processes,
     call,

@@ -16,11 +16,11 @@ from tapestry.checkpoints.deciding import kept_vectors
 from tapestry.checkpoints.folder import building
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.errors import ConfigError, RejectedError, UntrustedError
+from tapestry_coordinator.callers import identify
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import AUDITOR
-from tapestry_coordinator.service import identify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

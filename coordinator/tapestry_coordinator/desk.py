@@ -28,6 +28,17 @@ from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.actions import Action, pause_in_force
+from tapestry_coordinator.events import (
+    Arrived,
+    Declined,
+    Event,
+    Left,
+    Measured,
+    Proposed,
+    Published,
+    Ruled,
+    Tick,
+)
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import (
     StoredHead,
@@ -44,23 +55,8 @@ from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
 from tapestry_coordinator.renewals import Renewals
 from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, LEFT, Attendance, Member
-from tapestry_coordinator.rounds import (
-    Arrived,
-    Declined,
-    Effect,
-    Event,
-    Left,
-    Measured,
-    Phase,
-    Proposed,
-    Published,
-    RoundState,
-    Ruled,
-    Tick,
-    folded,
-    staleness_of,
-    tick,
-)
+from tapestry_coordinator.round_state import Effect, Phase, RoundState
+from tapestry_coordinator.rounds import folded, staleness_of, tick
 from tapestry_coordinator.settings import CoordinatorSettings
 from tapestry_coordinator.testimony import StoredEvaluation
 

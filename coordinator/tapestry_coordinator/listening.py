@@ -28,16 +28,14 @@ from tapestry.wire.channels import server_credentials
 from tapestry.wire.ledger import add_ledger_service
 from tapestry.wire.limits import CALLS_END_SECONDS, SERVER_OPTIONS
 from tapestry_coordinator.archiving import readable_files
+from tapestry_coordinator.callers import operator_of
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.enrolment_service import EnrolmentService
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.places import Places
-from tapestry_coordinator.service import (
-    EnrolmentService,
-    RoundsService,
-    TransferService,
-    operator_of,
-)
+from tapestry_coordinator.rounds_service import RoundsService
 from tapestry_coordinator.showing import ledger_for
+from tapestry_coordinator.transfer_service import TransferService
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)

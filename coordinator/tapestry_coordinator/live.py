@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tapestry.storage.atomic import write_atomic
-from tapestry_coordinator.rounds import Phase, RoundRules, RoundState
+from tapestry_coordinator.events import RoundRules
+from tapestry_coordinator.round_state import Phase, RoundState
 
 _VERSION = version("tapestry-fl")
 """Read once: to look it up reads the distribution's files, and remembers more each time."""

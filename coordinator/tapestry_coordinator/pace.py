@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tapestry.checkpoints.deciding import buffer_of
 from tapestry.checkpoints.policy import PacePolicy
-from tapestry_coordinator.rounds import RoundRules
+from tapestry_coordinator.events import RoundRules
 
 MOST_STEPS = 1_000_000
 

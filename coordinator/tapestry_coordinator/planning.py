@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from tapestry.checkpoints.manifest import Lineage
 from tapestry.checkpoints.policy import FederationPolicy, PacePolicy
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan, SharedSlice
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.pace import steps_for
 from tapestry_coordinator.policy_history import PolicyVersion
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Published, RoundState, folded
+from tapestry_coordinator.round_state import RoundState
+from tapestry_coordinator.rounds import folded
 from tapestry_coordinator.settings import CoordinatorSettings
 
 _log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from tapestry.checkpoints.statements import Contribution
 from tapestry.errors import ConfigError, UnavailableError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.ledger.entries import PLAN, Entry
-from tapestry_coordinator import failpoints, rounds
+from tapestry_coordinator import failpoints
 from tapestry_coordinator.chain import Chain
 from tapestry_coordinator.database import transaction
+from tapestry_coordinator.events import Event, event_from_json, event_to_json
 from tapestry_coordinator.ledgering import Seal, entry_of_checkpoint
 from tapestry_coordinator.policy_history import PolicyHistory
 from tapestry_coordinator.roster import Attendance, Roster, note_attendance, note_speed
@@ -90,18 +91,18 @@ class Registry(Roster, PolicyHistory, Testimony):
         with transaction(self._engine) as connection:
             return connection.execute(select(func.max(events.c.at))).scalar() or 0.0
 
-    def round_events(self, number: int) -> list[tuple[float, rounds.Event]]:
+    def round_events(self, number: int) -> list[tuple[float, Event]]:
         """Return the stored events of a round with their times, oldest first."""
         with transaction(self._engine) as connection:
             rows = connection.execute(
                 select(events).where(events.c.round == number).order_by(events.c.id)
             ).all()
-        return [(row.at, rounds.event_from_json(row.kind, row.body)) for row in rows]
+        return [(row.at, event_from_json(row.kind, row.body)) for row in rows]
 
     def record_event(
         self,
         number: int,
-        event_: rounds.Event,
+        event: Event,
         *,
         now: float,
         plan: tuple[int, str, Envelope] | None = None,
@@ -117,7 +118,7 @@ class Registry(Roster, PolicyHistory, Testimony):
 
         Args:
             number: The round.
-            event_: What happened.
+            event: What happened.
             now: When.
             plan: Attempt, digest and envelope of the plan that the event opened.
             contribution: What arrived.
@@ -126,7 +127,7 @@ class Registry(Roster, PolicyHistory, Testimony):
             seal: Signs a head that covers all of that, if it is shown to members.
             attendance: Of the round that was published.
         """
-        kind, body = rounds.event_to_json(event_)
+        kind, body = event_to_json(event)
         with self.ledger.recording() as connection:
             connection.execute(insert(events).values(round=number, at=now, kind=kind, body=body))
             if plan is not None:

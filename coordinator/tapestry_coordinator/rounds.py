@@ -21,179 +21,23 @@ A contribution whose member is revoked before its round has closed stays on reco
 weight; the others count as if it had never come.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
-from typing import Any
+from dataclasses import replace
 
 from tapestry.errors import RejectedError, UnavailableError
-
-
-class Phase(StrEnum):
-    """Where a round stands."""
-
-    WAITING = "waiting"
-    OPEN = "open"
-    AGGREGATING = "aggregating"
-    MEASURING = "measuring"
-    """Members measure the candidate: the new consensus, before it is published."""
-    HELD = "held"
-    """Somebody dissented, and the operator decides."""
-    RELEASING = "releasing"
-    """The candidate, or the consensus as it was, is being published."""
-    FINISHED = "finished"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundRules:
-    """How a round opens, waits, and closes; fixed for a round when it opens."""
-
-    quorum: int
-    gather_seconds: float
-    grace_seconds: float
-    deadline_seconds: float
-    total: int
-    """Rounds to run; 0 means without end."""
-    quorum_tokens: int = 0
-    """Fewest tokens of the contributions together, beside their number."""
-    is_asynchronous: bool = False
-    """Whether late contributions alone may close a round before its deadline."""
-    buffer: int = 0
-    """Of an asynchronous round: arrivals that close it before its deadline."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundState:
-    """One round, from waiting for members to being published."""
-
-    number: int
-    phase: Phase = Phase.WAITING
-    attempt: int = 0
-    rules: RoundRules | None = None
-    quorum_ready_at: float | None = None
-    """While waiting: since when enough members have been here."""
-    cohort: tuple[str, ...] = ()
-    opened_at: float = 0.0
-    deadline: float = 0.0
-    quorum_at: float | None = None
-    """While open: since when there has been a quorum of contributions."""
-    inactive: tuple[str, ...] = ()
-    """Those of the cohort that are not waited for."""
-    arrived: dict[str, str] = field(default_factory=dict)
-    """Contribution digest by member; late ones may be of members outside the cohort."""
-    late: dict[str, int] = field(default_factory=dict)
-    """By how many rounds, by member, of those that are."""
-    tokens: int = 0
-    """Of the contributions that arrived."""
-    declined: dict[str, str] = field(default_factory=dict)
-    """Reason by member."""
-    excluded: dict[str, str] = field(default_factory=dict)
-    """By member whose contribution is here and counts no more: why."""
-    closed_at: float = 0.0
-    candidate: str = ""
-    """Manifest digest of what members measure, by the no-harm gate."""
-    holds: bool = False
-    """Whether dissent makes the operator decide; else the consensus stays as it was."""
-    measured_until: float = 0.0
-    dissent: dict[str, str] = field(default_factory=dict)
-    """By member that measured the candidate: what it found, empty if it agrees."""
-    left: tuple[str, ...] = ()
-    """Who contributed and is not waited for while the others measure."""
-    reverted: str = ""
-    """Why the candidate is not published; empty if it is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tick:
-    """Time went by, or members came and went."""
-
-    ready: tuple[str, ...]
-    """Members that are connected."""
-    enrolled: int
-    """Members that could be and are waited for."""
-    rules: RoundRules
-    """As configured now; taken up when a round opens."""
-    inactive: tuple[str, ...] = ()
-    """Those of the connected that are not waited for: they have missed too many rounds."""
-    is_paused: bool = False
-    """No round opens; one that is open goes on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arrived:
-    """A contribution is durable."""
-
-    member_id: str
-    digest: str
-    tokens: int = 0
-    """Seen by its inner steps."""
-    staleness: int = 0
-    """By how many rounds it is late."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Declined:
-    """A member will not answer this plan."""
-
-    member_id: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Left:
-    """A member of the cohort, or one that contributed, is a member no more."""
-
-    member_id: str
-    reason: str
-    tokens: int = 0
-    """Of its contribution, if that is here."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """The round's checkpoint is out."""
-
-    manifest: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Proposed:
-    """The round's candidate can be fetched and measured."""
-
-    manifest: str
-    holds: bool
-    until: float
-    """Unix seconds until which members may measure."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """A member has measured the candidate."""
-
-    member_id: str
-    dissent: str
-    """In words; empty if it agrees."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ruled:
-    """The operator decides about a candidate."""
-
-    is_released: bool
-    reason: str
-
-
-Event = Tick | Arrived | Declined | Left | Published | Proposed | Measured | Ruled
-
-
-class Effect(StrEnum):
-    """What the service does after a transition."""
-
-    ANNOUNCE_PLAN = "announce plan"
-    AGGREGATE = "aggregate"
-    ANNOUNCE_STATE = "announce state"
-    RELEASE = "release"
+from tapestry_coordinator.events import (
+    Arrived,
+    Declined,
+    Event,
+    Left,
+    Measured,
+    Proposed,
+    Published,
+    RoundRules,
+    Ruled,
+    Tick,
+)
+from tapestry_coordinator.round_state import Effect, Phase, RoundState
 
 
 def tick(state: RoundState, event: Event, *, now: float) -> tuple[RoundState, list[Effect]]:
@@ -505,32 +349,3 @@ def _replan_if_overdue(
         return _open(state, event, now)
     waiting = replace(state, phase=Phase.WAITING, quorum_ready_at=None)
     return waiting, [Effect.ANNOUNCE_STATE]
-
-
-_KINDS: dict[str, type[Event]] = {
-    "tick": Tick,
-    "arrived": Arrived,
-    "declined": Declined,
-    "left": Left,
-    "published": Published,
-    "proposed": Proposed,
-    "measured": Measured,
-    "ruled": Ruled,
-}
-
-
-def event_to_json(event: Event) -> tuple[str, str]:
-    """Return an event's kind and body for storage."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(event, cls))
-    return kind, json.dumps(asdict(event), sort_keys=True)
-
-
-def event_from_json(kind: str, body: str) -> Event:
-    """Return the event that `event_to_json` stored."""
-    values: dict[str, Any] = json.loads(body)
-    if kind == "tick":
-        values["ready"] = tuple(values["ready"])
-        values["inactive"] = tuple(values.get("inactive", ()))
-        values["rules"] = RoundRules(**values["rules"])
-    event: Event = _KINDS[kind](**values)
-    return event

@@ -32,7 +32,8 @@ from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Phase, folded
+from tapestry_coordinator.round_state import Phase
+from tapestry_coordinator.rounds import folded
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore
 

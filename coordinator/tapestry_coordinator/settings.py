@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.config import Settings, commented_toml, load_settings
 from tapestry.storage.atomic import write_atomic
-from tapestry_coordinator.rounds import RoundRules
+from tapestry_coordinator.events import RoundRules
 from tapestry_coordinator.web.settings import PageSettings
 
 SETTINGS_FILE = "coordinator.toml"

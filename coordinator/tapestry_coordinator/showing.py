@@ -9,9 +9,9 @@ from tapestry.errors import RejectedError
 from tapestry.ledger.heads import read_head, witness_name
 from tapestry.ledger.notes import Note, cosigned_at, read_note, read_signature
 from tapestry.ledger.witness import Growth
+from tapestry_coordinator.callers import identify
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.roster import ACTIVE, OPERATOR, Member
-from tapestry_coordinator.service import identify
 
 _log = logging.getLogger(__name__)
 

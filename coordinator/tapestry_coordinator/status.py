@@ -9,7 +9,8 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.live import read_live
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import ACTIVE, Member
-from tapestry_coordinator.rounds import Phase, folded
+from tapestry_coordinator.round_state import Phase
+from tapestry_coordinator.rounds import folded
 
 INACTIVE = "inactive"
 

@@ -13,9 +13,11 @@ from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.params.codecs import codec_named
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator.actions import newest_actions, pause_in_force
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Phase, Published, RoundState, folded
+from tapestry_coordinator.round_state import Phase, RoundState
+from tapestry_coordinator.rounds import folded
 from tapestry_coordinator.status import activity_of, status_table
 from tapestry_coordinator.tables import invitations
 

@@ -18,8 +18,8 @@ from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.annotating import annotate_card
 from tapestry_coordinator.card import plot_history, write_card
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Published
 from tapestry_coordinator.testimony import StoredEvaluation
 from tests.conftest import Federation
 from tests.coordinator.small import found_small

@@ -14,10 +14,10 @@ import tapestry_coordinator
 from tapestry.checkpoints.manifest import Manifest, OuterRecord, RoundRecord
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import ACTIVE, Attendance
-from tapestry_coordinator.rounds import Published
 from tests.coordinator.small import Small, forget_stores, found_small
 
 forgotten = pytest.fixture(scope="module", autouse=True)(forget_stores)

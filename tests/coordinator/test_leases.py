@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from tapestry.errors import UnavailableError
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.leases import LEASE_SECONDS, Holder, Lease, NotLeadingError
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Published
 from tapestry_coordinator.tables import leases
 from tests.servers import Postgres
 

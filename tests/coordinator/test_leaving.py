@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 
 from tapestry.errors import RejectedError
-from tapestry_coordinator.rounds import (
+from tapestry_coordinator.events import (
     Arrived,
     Left,
     Measured,
-    Phase,
     Proposed,
     event_from_json,
     event_to_json,
-    staleness_of,
 )
+from tapestry_coordinator.round_state import Phase
+from tapestry_coordinator.rounds import staleness_of
 from tests.coordinator.test_rounds import RULES, after, arrived, here, late, opened
 
 

@@ -23,10 +23,10 @@ from tapestry.ledger.merkle import merkle_root, verify_consistency, verify_inclu
 from tapestry.ledger.proof import PROOF_FILE, verify_ledger_proof
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.events import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.ledger_files import make_up_ledger_files, write_ledger_files
 from tapestry_coordinator.ledgering import entry_of_member, ledger_origin
 from tapestry_coordinator.registry import Receiving, Registry
-from tapestry_coordinator.rounds import Arrived, Published, RoundRules, Tick
 from tests.coordinator.small import FOUNDED_AT, Small, arriving, found_small
 from tests.coordinator.test_registry import contribution, digest, statement
 from tests.core.ledgers import KEY, ORIGIN, PUBLIC

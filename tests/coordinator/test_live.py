@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tapestry_coordinator.events import RoundRules
 from tapestry_coordinator.live import Live, LiveFile, read_live
-from tapestry_coordinator.rounds import Phase, RoundRules, RoundState
+from tapestry_coordinator.round_state import Phase, RoundState
 
 RULES = RoundRules(
     quorum=2, gather_seconds=10.0, grace_seconds=60.0, deadline_seconds=600.0, total=5

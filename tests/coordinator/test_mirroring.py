@@ -15,11 +15,12 @@ from tapestry.errors import ConfigError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.blobs import Blobs
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Arrived, Published, Tick
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.mirroring import Mirror
 from tapestry_coordinator.publisher import ClosedRound, Publisher
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Arrived, Published, Tick, folded, tick
+from tapestry_coordinator.rounds import folded, tick
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore

@@ -6,8 +6,9 @@ import pytest
 
 from tapestry.checkpoints.policy import FederationPolicy, LatenessPolicy, PacePolicy
 from tapestry_coordinator.clock import SteadyClock
+from tapestry_coordinator.events import RoundRules, Tick
 from tapestry_coordinator.pace import MOST_STEPS, paced, speed_of, steps_for
-from tapestry_coordinator.rounds import Phase, RoundRules, RoundState, Tick
+from tapestry_coordinator.round_state import Phase, RoundState
 from tests.coordinator.test_rounds import after, arrived
 
 RULES = RoundRules(

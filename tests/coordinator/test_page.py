@@ -20,9 +20,10 @@ from tapestry.errors import ConfigError, UnavailableError
 from tapestry.web.frames import thinned
 from tapestry.web.markup import ago, in_bytes, lasting, said, table, tag
 from tapestry_coordinator.database import database_url, open_to_read, transaction
+from tapestry_coordinator.events import Published, RoundRules
 from tapestry_coordinator.live import Live
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Phase, Published, RoundRules, RoundState
+from tapestry_coordinator.round_state import Phase, RoundState
 from tapestry_coordinator.tables import members
 from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.web import sections

@@ -18,8 +18,8 @@ from sqlalchemy.exc import IntegrityError
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, sign
 from tapestry_coordinator.database import sqlite_url
+from tapestry_coordinator.events import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.registry import Registry, StoredContribution
-from tapestry_coordinator.rounds import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.tables import metadata
 from tapestry_coordinator.testimony import StoredEvaluation
 from tests.coordinator.small import arriving
@@ -413,7 +413,7 @@ def test_threads_that_write_at_once_lose_nothing(registry: Registry) -> None:
 _WRITER = """
 import sys
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Published
+from tapestry_coordinator.events import Published
 registry = Registry(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -8,21 +8,18 @@ import numpy as np
 import pytest
 
 from tapestry.errors import RejectedError, UnavailableError
-from tapestry_coordinator.rounds import (
+from tapestry_coordinator.events import (
     Arrived,
     Declined,
-    Effect,
     Event,
-    Phase,
     Published,
     RoundRules,
-    RoundState,
     Tick,
     event_from_json,
     event_to_json,
-    staleness_of,
-    tick,
 )
+from tapestry_coordinator.round_state import Effect, Phase, RoundState
+from tapestry_coordinator.rounds import staleness_of, tick
 
 RULES = RoundRules(
     quorum=2, gather_seconds=10.0, grace_seconds=30.0, deadline_seconds=100.0, total=0

@@ -7,20 +7,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tapestry.errors import RejectedError
-from tapestry_coordinator.rounds import (
+from tapestry_coordinator.events import (
     Arrived,
     Declined,
     Event,
-    Phase,
     Published,
     RoundRules,
-    RoundState,
     Tick,
     event_from_json,
     event_to_json,
-    folded,
-    tick,
 )
+from tapestry_coordinator.round_state import Phase, RoundState
+from tapestry_coordinator.rounds import folded, tick
 
 MEMBERS = ("a", "b", "c", "d")
 RULES = RoundRules(

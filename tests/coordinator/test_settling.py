@@ -15,9 +15,11 @@ from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import publisher, settling
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Arrived, Published, Tick
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Arrived, Effect, Published, Tick, folded, tick
+from tapestry_coordinator.round_state import Effect
+from tapestry_coordinator.rounds import folded, tick
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.settling import UNSETTLED_FILE, Settling
 from tests.coordinator.small import FOUNDED_AT, Small, arriving, found_small

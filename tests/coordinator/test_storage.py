@@ -27,11 +27,12 @@ from tapestry_coordinator.database import (
     transaction,
 )
 from tapestry_coordinator.desk import Desk
+from tapestry_coordinator.events import Arrived
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Arrived, Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, StorageSettings
 from tapestry_demo.federation import tapestry_command
 from tests.coordinator.small import (

@@ -22,12 +22,12 @@ from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.config import parse_settings
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.events import Event
 from tapestry_coordinator.failpoints import VARIABLE
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import make_invitation
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Event
 from tapestry_coordinator.settings import RoundsSettings, StorageSettings
 from tapestry_demo.federation import Processes, free_port_pair
 from tests.coordinator.small import FOUNDED_AT, Small, changed_policy, found_small

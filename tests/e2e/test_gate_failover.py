@@ -13,7 +13,7 @@ from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.identity.envelopes import Envelope
 from tapestry.wire.messages import envelope_value
-from tapestry_coordinator.rounds import Measured
+from tapestry_coordinator.events import Measured
 from tapestry_coordinator.status import status_of
 from tests.e2e.several_coordinators import Shared, commit
 from tests.wire.serving import Line, Member

@@ -12,8 +12,8 @@ import pytest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Arrived, Event, Measured, Proposed, Published
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Arrived, Event, Measured, Proposed, Published
 from tests.e2e.live import Live
 from tests.servers import Postgres
 

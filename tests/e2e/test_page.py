@@ -21,7 +21,7 @@ from tapestry.v1 import rounds_pb2
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.live import LiveFile
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.web.passwords import FAILURES_OF_ONE
 from tapestry_coordinator.web.settings import PageSettings
 from tapestry_demo.federation import free_port_pair, tapestry_command

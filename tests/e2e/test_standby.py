@@ -18,8 +18,8 @@ from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.identity.envelopes import Envelope
 from tapestry.v1 import transfer_pb2
 from tapestry.wire.messages import envelope_message
+from tapestry_coordinator.events import Arrived, Published
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Arrived, Published
 from tapestry_coordinator.status import status_of
 from tests.e2e.several_coordinators import Shared, again, commit
 from tests.wire.serving import CALL_SECONDS

@@ -14,7 +14,8 @@ from tapestry.checkpoints.manifest import Manifest, RoundRecord
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.identity.envelopes import Envelope
-from tapestry_coordinator.rounds import Arrived, Phase, Proposed, Published, Ruled
+from tapestry_coordinator.events import Arrived, Proposed, Published, Ruled
+from tapestry_coordinator.round_state import Phase
 from tests.simulation.folding import Step, Violation, manifests, plan_in, policy_in, steps
 from tests.simulation.history import History
 

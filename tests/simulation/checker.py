@@ -20,7 +20,8 @@ from tapestry.ledger.entries import CHECKPOINT, CONTRIBUTION, PLAN, read_entry
 from tapestry.ledger.heads import read_head
 from tapestry.ledger.merkle import Tree
 from tapestry.ledger.notes import read_note, require_signature
-from tapestry_coordinator.rounds import Phase, Published, Tick
+from tapestry_coordinator.events import Published, Tick
+from tapestry_coordinator.round_state import Phase
 from tests.coordinator.recomputing import substance
 from tests.simulation import agreements
 from tests.simulation.folding import Violation, manifest_in, manifests, steps

@@ -12,12 +12,15 @@ from tapestry.v1 import rounds_pb2, transfer_pb2
 from tapestry.wire.bulk import PutFragment
 from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.callers import identify
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.desk import Announcement, Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.rounds import Phase, folded
-from tapestry_coordinator.service import RoundsService, TransferService, identify
+from tapestry_coordinator.round_state import Phase
+from tapestry_coordinator.rounds import folded
+from tapestry_coordinator.rounds_service import RoundsService
+from tapestry_coordinator.transfer_service import TransferService
 from tests.simulation.calls import Context, Stream
 from tests.simulation.history import History, Outage
 from tests.simulation.plants import Plant

@@ -12,11 +12,12 @@ from tapestry_coordinator import desk as desk_module
 from tapestry_coordinator import rounds
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.events import Arrived, Published, Ruled
 from tapestry_coordinator.ledgering import Ledger, Seal
 from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry, StoredContribution
-from tapestry_coordinator.rounds import Arrived, Effect, Phase, Published, RoundState, Ruled
+from tapestry_coordinator.round_state import Effect, Phase, RoundState
 from tests.simulation import plants
 from tests.simulation.modelled_registry import ModelledRegistry
 

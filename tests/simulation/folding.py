@@ -10,7 +10,9 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import RoundPlan
 from tapestry.errors import TapestryError
 from tapestry.identity.envelopes import Envelope, from_json
-from tapestry_coordinator.rounds import Event, RoundState, event_from_json, tick
+from tapestry_coordinator.events import Event, event_from_json
+from tapestry_coordinator.round_state import RoundState
+from tapestry_coordinator.rounds import tick
 from tests.simulation.history import History
 
 

@@ -14,6 +14,7 @@ from tapestry.ledger.entries import PLAN, Entry
 from tapestry.ledger.merkle import Tree
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.actions import PAUSE, Action
+from tapestry_coordinator.events import Event, event_from_json, event_to_json
 from tapestry_coordinator.ledgering import (
     Seal,
     StoredHead,
@@ -25,7 +26,6 @@ from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.policy_history import PolicyVersion
 from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
 from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, REVOKED, Attendance, Member
-from tapestry_coordinator.rounds import Event, event_from_json, event_to_json
 from tapestry_coordinator.testimony import MOST_EXCLUSIONS, Ruling, StoredEvaluation
 from tests.simulation.history import Records, Row
 

@@ -6,7 +6,7 @@ from functools import partial
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.errors import ConfigError
 from tapestry_coordinator.operating import Operator
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tests.simulation.coordinator import Coordinator
 from tests.simulation.members import Member
 from tests.simulation.modelled_registry import ModelledOperator, ModelledRegistry

@@ -14,10 +14,10 @@ from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import pause_in_force
+from tapestry_coordinator.events import Event
 from tapestry_coordinator.ledgering import Seal
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import Member
-from tapestry_coordinator.rounds import Event
 from tapestry_coordinator.tables import metadata
 from tests.simulation.history import Records, Row
 

@@ -14,7 +14,7 @@ from tapestry.checkpoints.stepping import STEP_FILE
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.params.layout import FRAGMENT_ELEMENTS
 from tapestry.wire.fetching import Fetcher
-from tapestry_coordinator.rounds import Published
+from tapestry_coordinator.events import Published
 from tapestry_node.home import NodeHome
 from tests.coordinator.small import found_small
 from tests.wire.serving import Coordinator

@@ -18,7 +18,7 @@ from tapestry.storage.spares import Spares
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.limits import FETCH_CHUNK_BYTES
 from tapestry_coordinator.card import write_card
-from tapestry_coordinator.rounds import Published
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.testimony import StoredEvaluation
 from tests.wire.serving import Coordinator, Member
 

@@ -10,9 +10,10 @@ from tapestry.checkpoints.statements import payload_digest
 from tapestry.errors import UnavailableError
 from tapestry_coordinator import publisher as publisher_module
 from tapestry_coordinator.database import database_url
+from tapestry_coordinator.events import Published
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Phase, Published
+from tapestry_coordinator.round_state import Phase
 from tests.wire.serving import Coordinator, gathered
 from tests.wire.test_no_harm import closed_round, made, measure
 from tests.wire.test_policy import adopt, contribute, parts

@@ -13,7 +13,7 @@ from tapestry.checkpoints.statements import Receipt, RoundPlan
 from tapestry.errors import RejectedError, TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.wire.statuses import errors_from_status
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.settings import RoundsSettings
 from tapestry_coordinator.status import activity_of
 from tests.coordinator.small import found_small

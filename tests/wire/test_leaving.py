@@ -7,8 +7,9 @@ import pytest
 
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.cli.main import main
+from tapestry_coordinator.events import Left
 from tapestry_coordinator.exclusions import NO_WEIGHT, record_weightless
-from tapestry_coordinator.rounds import Left, Phase
+from tapestry_coordinator.round_state import Phase
 from tests.wire.serving import Coordinator, Line, gathered
 from tests.wire.test_no_harm import closed_round, made, measure
 from tests.wire.test_policy import DELTA, contribute, parts

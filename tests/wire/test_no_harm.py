@@ -20,7 +20,7 @@ from tapestry_coordinator.card import write_card
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.testimony import StoredEvaluation
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
 from tests.wire.test_policy import adopt, contribute

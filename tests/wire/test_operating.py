@@ -16,7 +16,7 @@ from tapestry.wire.admin import AdminClient
 from tapestry.wire.channels import open_channel
 from tapestry_coordinator.actions import record
 from tapestry_coordinator.operating import Operator
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, Watch
 from tests.wire.test_service import gathered, refused
 

@@ -9,7 +9,7 @@ import pytest
 from tapestry.v1 import enrolment_pb2
 from tapestry_coordinator.actions import newest_actions
 from tapestry_coordinator.roster import LEFT, REVOKED
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tests.wire.serving import CALL_SECONDS, Coordinator, Line, gathered
 from tests.wire.test_no_harm import made
 from tests.wire.test_policy import contribute, parts

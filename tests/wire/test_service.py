@@ -37,7 +37,7 @@ from tapestry.wire.limits import FETCH_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator.card import write_card
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore
 from tests.coordinator.small import MOST_TOKENS, forget_stores, found_small

@@ -13,7 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tapestry.web.markup import lasting
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.web.board import Board
 from tapestry_coordinator.web.story import FRESH_SECONDS, certificate_left
 

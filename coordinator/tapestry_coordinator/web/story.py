@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapestry.web.markup import lasting, of
-from tapestry_coordinator.rounds import Phase
+from tapestry_coordinator.round_state import Phase
 
 FRESH_SECONDS = 10.0
 """Age of a heartbeat after which the coordinator counts as silent."""
