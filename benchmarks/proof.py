@@ -49,7 +49,7 @@ from tapestry.params.fragments import fragment_digest
 from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 
 HERE = Path(__file__).parent

@@ -28,7 +28,7 @@ from tapestry_coordinator.database import sqlite_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore

@@ -47,7 +47,7 @@ from tapestry.storage.atomic import replacing
 from tapestry.storage.read_ahead import ReadAhead
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 
 _READERS = 4

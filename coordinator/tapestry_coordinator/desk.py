@@ -6,21 +6,17 @@ registry before it shows.
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.deciding import require_fit
-from tapestry.checkpoints.folder import CARD_FILE, MANIFEST_FILE, read_envelope
-from tapestry.checkpoints.manifest import Card, Manifest
+from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.policy import FederationPolicy, NoHarmPolicy
 from tapestry.checkpoints.statements import (
     Contribution,
-    Receipt,
     RoundPlan,
     payload_digest,
 )
@@ -28,6 +24,7 @@ from tapestry.errors import RejectedError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.actions import Action, pause_in_force
+from tapestry_coordinator.announcing import Announcement, notice
 from tapestry_coordinator.events import (
     Arrived,
     Declined,
@@ -42,7 +39,6 @@ from tapestry_coordinator.events import (
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import (
     StoredHead,
-    entry_of_contribution,
     ledger_origin,
     seal_of,
 )
@@ -51,8 +47,11 @@ from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.pace import paced, speed_of
 from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.policy_history import PolicyVersion
+from tapestry_coordinator.presence import Presence
+from tapestry_coordinator.published_files import PublishedFiles
 from tapestry_coordinator.publisher import plan_of
-from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
+from tapestry_coordinator.receiving import Receiving, receiving
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.renewals import Renewals
 from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, LEFT, Attendance, Member
 from tapestry_coordinator.round_state import Effect, Phase, RoundState
@@ -61,29 +60,6 @@ from tapestry_coordinator.settings import CoordinatorSettings
 from tapestry_coordinator.testimony import StoredEvaluation
 
 _log = logging.getLogger(__name__)
-
-_BETWEEN = {
-    Phase.AGGREGATING: "being aggregated",
-    Phase.MEASURING: "members measure the new consensus before it is published",
-    Phase.HELD: "held: a member found it worse for its text, and the operator decides",
-    Phase.RELEASING: "being published",
-}
-_MOST_INDEXED = 64
-"""Checkpoints whose files are served without having been asked about since the start."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Announcement:
-    """What a member is told: the whole present state."""
-
-    version: int
-    plan: Envelope | None
-    manifest: Envelope
-    candidate: Envelope | None
-    is_finished: bool
-    notice: str
-    ledger_head: str = ""
-    """A note: the newest head, which covers the manifest."""
 
 
 class Desk:
@@ -131,9 +107,7 @@ class Desk:
         self._is_certain = True
         """Whether `state` is what the database has: it may be gone while it takes an event."""
         self._version = 0
-        self._here: Counter[str] = Counter()
-        self._connections: Counter[str] = Counter()
-        """How many times each member has connected."""
+        self._presence = Presence()
         self._pause: Action | None = None
         """By which rounds are paused."""
         self._enrolled: list[Member] = []
@@ -141,19 +115,13 @@ class Desk:
         self._is_enrolled_known = False
         """Whether nothing of ours was recorded since `_enrolled` was read."""
         self._contributors: frozenset[str] = frozenset()
-        self._returned: set[str] = set()
-        """Who connected anew since a round opened: the next one waits for them, whatever they
-        have missed."""
         self._newest = registry.newest_round() or 0
         self._manifest = registry.lineage()[-1]
         self.state = self._recovered(self._newest + 1)
-        self._files: dict[int, dict[str, str]] = {}
-        """Names of published files by digest, of the rounds that were looked at last."""
+        self.files = PublishedFiles(home, registry)
         self.cards = Renewals()
         """Rounds whose card is older than their evaluations."""
         self.cards.note(self._newest, at=0.0)
-        for number in (0, *range(max(1, self._newest + 2 - _MOST_INDEXED), self._newest + 2)):
-            self.index_files(number)
         self.proofs = Renewals()
         """Rounds whose proof in the folder lacks something."""
         self.proofs.note(self._newest, at=0.0)
@@ -203,27 +171,23 @@ class Desk:
             may have left, gives way, so that nobody occupies more than one place for long.
         """
         with self._changed:
-            if self._here[member_id] == 0:
-                self._returned.add(member_id)
-            self._here[member_id] += 1
-            self._connections[member_id] += 1
-            mine = self._connections[member_id]
+            mine = self._presence.come(member_id)
             self._changed.notify_all()
         self.pass_time()
         try:
-            yield lambda: self._connections[member_id] == mine
+            yield lambda: self._presence.newest(member_id) == mine
         finally:
             with self._changed:
-                self._here[member_id] -= 1
+                self._presence.go(member_id)
 
     def announcement(
         self, member_id: str, *, after: int, timeout_seconds: float
     ) -> Announcement | None:
         """Wait for a state newer than version `after`; None if none came in time."""
         with self._changed:
-            mine = self._connections[member_id]
+            mine = self._presence.newest(member_id)
             self._changed.wait_for(
-                lambda: self._version > after or self._connections[member_id] != mine,
+                lambda: self._version > after or self._presence.newest(member_id) != mine,
                 timeout_seconds,
             )
             if self._version <= after:
@@ -237,7 +201,14 @@ class Desk:
                 manifest=self._manifest,
                 candidate=self._candidate if state.phase is Phase.MEASURING else None,
                 is_finished=state.phase is Phase.FINISHED,
-                notice=self._notice(state, member_id),
+                notice=notice(
+                    state,
+                    member_id,
+                    contributors=self._contributors,
+                    presence=self._presence,
+                    quorum=self.settings.rounds.quorum,
+                    pause=self._pause,
+                ),
                 ledger_head=self._head.announced(self.policy.policy.ledger.witnesses),
             )
 
@@ -253,24 +224,6 @@ class Desk:
         with self._changed:
             self._version += 1
             self._changed.notify_all()
-
-    def _notice(self, state: RoundState, member_id: str) -> str:
-        quorum = self.settings.rounds.quorum
-        here = sum(1 for m in self._contributors if self._here[m] > 0)
-        if state.phase is Phase.FINISHED:
-            return "no further round is planned"
-        if state.phase is Phase.WAITING and self._pause is not None:
-            reason = f": {self._pause.detail}" if self._pause.detail else ""
-            return f"the federation's operator has paused it before round {state.number}{reason}"
-        if state.phase is Phase.WAITING:
-            return f"waiting for members: {here} here, {quorum} needed to open round {state.number}"
-        if state.phase in _BETWEEN:
-            return f"round {state.number}: {_BETWEEN[state.phase]}"
-        if member_id not in state.cohort and member_id in self._contributors:
-            return f"round {state.number} opened before this node came; it joins the next one"
-        asked = {*state.cohort, *state.arrived}
-        notice = f"round {state.number}: {len(state.arrived)} of {len(asked)} contributed"
-        return f"{notice}; the operator has paused what comes after it" if self._pause else notice
 
     # What changes the round
 
@@ -305,7 +258,7 @@ class Desk:
     def _tick(self) -> Tick:
         """Return how things stand, under the policy in force."""
         enrolled = self._enrolled
-        ready = sorted(m.member_id for m in enrolled if self._here[m.member_id] > 0)
+        ready = sorted(m.member_id for m in enrolled if self._presence.is_here(m.member_id))
         idle = {m.member_id for m in enrolled if self._is_idle(m)}
         active = len(enrolled) - len(idle)
         return Tick(
@@ -334,7 +287,7 @@ class Desk:
         """Whether a member has missed so many rounds that the next one does not wait for it."""
         after = self.policy.policy.activity.inactive_after
         has_missed = 0 < after <= member.missed_rounds
-        return has_missed and member.member_id not in self._returned
+        return has_missed and member.member_id not in self._presence.returned
 
     def note_who_left(self) -> None:
         """Let the round go on without members that were revoked since anybody looked.
@@ -442,42 +395,26 @@ class Desk:
             RejectedError: No round takes it.
             UnavailableError: The next round takes it.
         """
-        digest, member_id = payload_digest(envelope), member.member_id
+        member_id = member.member_id
         with self._changed:
             self._refresh()
             self._look_who_left()
             plan, staleness = self._answered(contribution.round, member_id)
             require_fit(contribution, plan.of(member_id))
             now = self.clock()
-
-            def received(index: int) -> StoredContribution:
-                receipt = Receipt(
-                    genesis=plan.genesis,
-                    round=contribution.round,
-                    member_id=member_id,
-                    contribution=digest,
-                    root=contribution.root,
-                    accepted_at=now,
-                    used_round=contribution.round + staleness,
-                    ledger_index=index,
-                ).signed(self.key)
-                return StoredContribution(
-                    round=contribution.round,
-                    member_id=member_id,
-                    digest=digest,
-                    envelope=envelope,
-                    receipt=receipt,
-                    norm=norm,
-                    signing_key=bytes.fromhex(member.signing_key),
-                    staleness=staleness,
-                )
-
-            arriving = Receiving(
-                entry_of_contribution(contribution.round, member_id, digest), received
+            arriving = receiving(
+                plan,
+                contribution,
+                envelope,
+                member=member,
+                norm=norm,
+                staleness=staleness,
+                now=now,
+                key=self.key,
             )
             arrived = Arrived(
                 member_id=member_id,
-                digest=digest,
+                digest=payload_digest(envelope),
                 tokens=contribution.tokens,
                 staleness=staleness,
             )
@@ -510,7 +447,7 @@ class Desk:
             if self.state.phase is not Phase.AGGREGATING:
                 return
             self._candidate = envelope
-            self.index_files(self.state.number)
+            self.files.index(self.state.number)
             until = self.clock() + gate.evaluation_seconds
             holds = gate.action == "hold"
             digest = payload_digest(envelope)
@@ -521,9 +458,9 @@ class Desk:
         with self._changed:
             self.proofs.note(self._newest, at=self.clock())
             if size == self._head.size:
+                before, asked = len(self._head.lines), self.policy.policy.ledger.witnesses
                 self._head = self.registry.ledger.head() or self._head
-                asked = self.policy.policy.ledger.witnesses
-                if 1 < asked == len(self._head.lines):
+                if asked > 1 and before < asked <= len(self._head.lines):
                     self._version += 1
                     self._changed.notify_all()
 
@@ -566,7 +503,7 @@ class Desk:
             if payload_digest(self._manifest) == digest:
                 return
             number = self.state.number
-            self.index_files(number)
+            self.files.index(number)
             attendance = Attendance(
                 answered=sorted({*self.state.arrived, *self.state.declined}),
                 opened_at=self.state.opened_at,
@@ -618,7 +555,7 @@ class Desk:
             failpoints.reach("plan-recorded")
         self.state = after
         if plan is not None:
-            self._returned.clear()
+            self._presence.returned.clear()
         if effects:
             _log.info("round %d: %s, %s", after.number, after.phase, effects[0])
             self._version += 1
@@ -645,32 +582,6 @@ class Desk:
 
     # What can be fetched
 
-    def index_files(self, number: int) -> None:
-        """Make the files of a published checkpoint available by their digests."""
-        folder = self.home.checkpoint(number)
-        if not folder.is_dir():
-            folder = self.home.candidate(number)
-        envelope = self.registry.manifest(number) if number <= self._newest else None
-        if not folder.is_dir():
-            return
-        card = Card.parsed(read_envelope(folder / CARD_FILE, what="card").payload, what="card")
-        if envelope is None:
-            envelope = read_envelope(folder / MANIFEST_FILE, what="manifest")
-        manifest = Manifest.parsed(envelope.payload, what="manifest")
-        step = () if manifest.step is None else (manifest.step,)
-        names = {entry.digest: entry.name for entry in (*card.files, *manifest.files, *step)}
-        with self._changed:
-            self._files.pop(number, None)
-            self._files[number] = names
-            for oldest in list(self._files)[:-_MOST_INDEXED]:
-                if oldest not in (0, self._newest):
-                    del self._files[oldest]
-
-    def have_indexed(self, number: int) -> None:
-        """Make the files of an older checkpoint available too."""
-        if number not in self._files:
-            self.index_files(number)
-
     def file(self, digest: str) -> Path:
         """Return the path of a published file.
 
@@ -680,13 +591,7 @@ class Desk:
         pool = self._planner.pool
         if pool is not None and digest == pool[0] and self.home.pool.is_file():
             return self.home.pool
-        with self._changed:
-            found = [(n, names[digest]) for n, names in self._files.items() if digest in names]
-        for number, name in found:
-            for folder in (self.home.checkpoint(number), self.home.candidate(number)):
-                if (folder / name).is_file():
-                    return folder / name
-        raise RejectedError(f"no published file has the digest {digest[:16]}")
+        return self.files.path(digest)
 
     def evaluate(self, evaluation: StoredEvaluation) -> None:
         """Store what a member measured."""
@@ -705,4 +610,4 @@ class Desk:
     def here(self) -> list[str]:
         """Return the members that are connected now."""
         with self._changed:
-            return sorted(member for member, count in self._here.items() if count > 0)
+            return self._presence.all()

@@ -51,7 +51,8 @@ from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.chain import Followed
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.registry import Registry, StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import RoundState
 from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_coordinator.uploads import FragmentStore

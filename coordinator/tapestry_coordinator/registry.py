@@ -3,15 +3,12 @@
 Every method is one transaction. The caller passes `now`; nothing here reads a clock.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from tapestry.checkpoints.statements import Contribution
-from tapestry.errors import ConfigError, UnavailableError
+from tapestry.errors import ConfigError
 from tapestry.identity.envelopes import Envelope, from_json, to_json
 from tapestry.ledger.entries import PLAN, Entry
 from tapestry_coordinator import failpoints
@@ -20,62 +17,10 @@ from tapestry_coordinator.database import transaction
 from tapestry_coordinator.events import Event, event_from_json, event_to_json
 from tapestry_coordinator.ledgering import Seal, entry_of_checkpoint
 from tapestry_coordinator.policy_history import PolicyHistory
+from tapestry_coordinator.receiving import Receiving, StoredContribution
 from tapestry_coordinator.roster import Attendance, Roster, note_attendance, note_speed
 from tapestry_coordinator.tables import contributions, events, manifests, plans
 from tapestry_coordinator.testimony import Testimony
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredContribution:
-    """A committed contribution, as it was signed."""
-
-    round: int
-    member_id: str
-    digest: str
-    envelope: Envelope
-    receipt: Envelope
-    norm: float
-    signing_key: bytes
-    """Raw Ed25519 public key of the member when it committed."""
-    staleness: int = 0
-    """By how many rounds it was late."""
-
-    @property
-    def declared(self) -> Contribution:
-        """What its member signed."""
-        what = f"contribution of {self.member_id}"
-        return Contribution.parsed(self.envelope.payload, what=what)
-
-    @property
-    def used_round(self) -> int:
-        """The round whose update it is a part of."""
-        return self.round + self.staleness
-
-
-class Receiving:
-    """A contribution that is about to be recorded: its receipt names its place in the ledger."""
-
-    def __init__(self, entry: Entry, made: Callable[[int], StoredContribution]) -> None:
-        """Have `made` called with the number of the entry once that is known."""
-        self.entry = entry
-        self._made = made
-        self._stored: StoredContribution | None = None
-
-    def receive(self, index: int) -> StoredContribution:
-        """Return what is stored, its receipt signed."""
-        self._stored = self._made(index)
-        return self._stored
-
-    @property
-    def stored(self) -> StoredContribution:
-        """What was recorded.
-
-        Raises:
-            UnavailableError: Nothing was.
-        """
-        if self._stored is None:
-            raise UnavailableError("the round did not take the contribution: send it again")
-        return self._stored
 
 
 class Registry(Roster, PolicyHistory, Testimony):

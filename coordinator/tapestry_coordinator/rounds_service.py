@@ -11,8 +11,9 @@ from tapestry.v1 import rounds_pb2, rounds_pb2_grpc
 from tapestry.wire.limits import HEARTBEAT_SECONDS
 from tapestry.wire.messages import digest_value, envelope_message
 from tapestry.wire.statuses import status_from_errors
+from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.callers import identify, one_line
-from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.testimony import StoredEvaluation
 
 _log = logging.getLogger(__name__)

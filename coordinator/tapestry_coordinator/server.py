@@ -325,4 +325,4 @@ class CoordinatorServer:
                     self._key,
                     notes=self.home.notes(number),
                 )
-                self.desk.index_files(number)
+                self.desk.files.index(number)

@@ -51,7 +51,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             folder = self._desk.home.checkpoint(number)
             if not folder.is_dir():
                 raise RejectedError(f"checkpoint {number} is not kept any more")
-            self._desk.have_indexed(number)
+            self._desk.files.have(number)
             card = read_envelope(folder / CARD_FILE, what="card")
             proof = folder / PROOF_FILE
             proved = proof.read_bytes() if proof.is_file() else b""

@@ -40,7 +40,8 @@ from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import entry_of_contribution
 from tapestry_coordinator.publisher import ClosedRound, Publisher
-from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
+from tapestry_coordinator.receiving import Receiving, StoredContribution
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import (
     CoordinatorSettings,
     InnerTable,

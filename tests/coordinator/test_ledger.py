@@ -26,7 +26,8 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.events import Arrived, Published, RoundRules, Tick
 from tapestry_coordinator.ledger_files import make_up_ledger_files, write_ledger_files
 from tapestry_coordinator.ledgering import entry_of_member, ledger_origin
-from tapestry_coordinator.registry import Receiving, Registry
+from tapestry_coordinator.receiving import Receiving
+from tapestry_coordinator.registry import Registry
 from tests.coordinator.small import FOUNDED_AT, Small, arriving, found_small
 from tests.coordinator.test_registry import contribution, digest, statement
 from tests.core.ledgers import KEY, ORIGIN, PUBLIC

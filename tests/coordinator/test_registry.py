@@ -19,7 +19,8 @@ from tapestry.errors import ConfigError, RejectedError
 from tapestry.identity.envelopes import Envelope, sign
 from tapestry_coordinator.database import sqlite_url
 from tapestry_coordinator.events import Arrived, Published, RoundRules, Tick
-from tapestry_coordinator.registry import Registry, StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.tables import metadata
 from tapestry_coordinator.testimony import StoredEvaluation
 from tests.coordinator.small import arriving

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from tapestry_coordinator.desk import Announcement
+from tapestry_coordinator.announcing import Announcement
 
 
 class Refusal(grpc.RpcError):

@@ -12,9 +12,10 @@ from tapestry.v1 import rounds_pb2, transfer_pb2
 from tapestry.wire.bulk import PutFragment
 from tapestry.wire.statuses import errors_from_status
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.callers import identify
 from tapestry_coordinator.clock import SteadyClock
-from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.round_state import Phase

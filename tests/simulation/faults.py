@@ -10,13 +10,15 @@ from tapestry.checkpoints.manifest import Manifest
 from tapestry.ledger.entries import CONTRIBUTION, Entry
 from tapestry_coordinator import desk as desk_module
 from tapestry_coordinator import rounds
+from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.clock import SteadyClock
-from tapestry_coordinator.desk import Announcement, Desk
+from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.events import Arrived, Published, Ruled
 from tapestry_coordinator.ledgering import Ledger, Seal
 from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import ClosedRound
-from tapestry_coordinator.registry import Registry, StoredContribution
+from tapestry_coordinator.receiving import StoredContribution
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Effect, Phase, RoundState
 from tests.simulation import plants
 from tests.simulation.modelled_registry import ModelledRegistry

@@ -10,7 +10,7 @@ from tapestry.errors import TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.params.fragments import fragment_digest, fragments_root
 from tapestry.v1 import rounds_pb2
-from tapestry_coordinator.desk import Announcement
+from tapestry_coordinator.announcing import Announcement
 from tests.coordinator.small import STEPS, declare, encode, signing_key
 from tests.simulation.calls import Stream
 from tests.simulation.coordinator import Coordinator

@@ -24,7 +24,8 @@ from tapestry_coordinator.ledgering import (
 )
 from tapestry_coordinator.operating import Operator
 from tapestry_coordinator.policy_history import PolicyVersion
-from tapestry_coordinator.registry import Receiving, Registry, StoredContribution
+from tapestry_coordinator.receiving import Receiving, StoredContribution
+from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import ACTIVE, CONTRIBUTOR, REVOKED, Attendance, Member
 from tapestry_coordinator.testimony import MOST_EXCLUSIONS, Ruling, StoredEvaluation
 from tests.simulation.history import Records, Row

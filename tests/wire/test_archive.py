@@ -36,7 +36,7 @@ def published(coordinator: Coordinator, stack: ExitStack) -> Coordinator:
         for name, line in lines.items():
             line.commit(line.sent(plan, DELTAS[name]))
         coordinator.aggregate()
-        coordinator.desk.index_files(plan.round)
+        coordinator.desk.files.index(plan.round)
         coordinator.desk.pass_time()
         if coordinator.desk.state.number > plan.round:
             plan = next(iter(lines.values())).watch().until_plan()

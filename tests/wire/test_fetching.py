@@ -345,7 +345,7 @@ def test_a_card_that_is_renewed_during_a_pull_is_taken_new(
                 large.small.key,
                 notes=large.home.notes(0),
             )
-            large.desk.index_files(0)
+            large.desk.files.index(0)
 
     pulled = fetcher.pull(
         tmp_path / "pulled",

@@ -1212,7 +1212,7 @@ def renew_card(coordinator: Coordinator, number: int) -> None:
         coordinator.small.key,
         notes=coordinator.home.notes(number),
     )
-    coordinator.desk.index_files(number)
+    coordinator.desk.files.index(number)
 
 
 def test_every_file_of_every_checkpoint_can_be_fetched_after_cards_were_renewed(
