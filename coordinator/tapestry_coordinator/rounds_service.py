@@ -82,7 +82,7 @@ class RoundsService(rounds_pb2_grpc.RoundsServiceServicer):
         with status_from_errors(context):
             member = identify(context, self._desk)
             reason = one_line(request.reason)
-            self._desk.decline(member.member_id, round_number=request.round, reason=reason)
+            self._desk.inbox.decline(member.member_id, round_number=request.round, reason=reason)
         return rounds_pb2.DeclineResponse()
 
     def ListExclusions(

@@ -87,10 +87,10 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             member_id = member.member_id
             base = digest_value(request.base_digest, what="base_digest")
             with self._store.turn(member_id):
-                receipt = self._desk.receipt(member_id, round_number=request.round)
+                receipt = self._desk.inbox.receipt(member_id, round_number=request.round)
                 if receipt is not None:
                     return transfer_pb2.OpenUploadResponse(receipt=envelope_message(receipt))
-                plan = self._desk.require_upload(
+                plan = self._desk.inbox.require_upload(
                     member_id, round_number=request.round, base=base, codec=request.codec
                 )
                 digests = split_digests(request.fragment_digests, expected=self._layout.fragments)
@@ -154,9 +154,9 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                 self._store.turn(member.member_id),
                 recording_refusals(self._desk, member.member_id),
             ):
-                receipt = self._desk.receipt(member.member_id, round_number=number)
+                receipt = self._desk.inbox.receipt(member.member_id, round_number=number)
                 if receipt is None:
-                    policy = self._desk.policy_of(member.member_id, round_number=number)
+                    policy = self._desk.inbox.policy_of(member.member_id, round_number=number)
                     require_floor(contribution, policy)
                     found = self._store.finished(number, member.member_id)
                     root, norm = found or self._store.finish(number, member.member_id)
@@ -164,7 +164,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
                         raise RejectedError("the signed root is not that of the fragments received")
                     self._store.secure(number, member.member_id, root=root.hex())
                     failpoints.reach("contribution-durable")
-                    receipt = self._desk.commit(member, contribution, envelope, norm=norm)
+                    receipt = self._desk.inbox.commit(member, contribution, envelope, norm=norm)
                     failpoints.reach("receipt-recorded")
             self._windows.close(member.member_id)
         return transfer_pb2.CommitResponse(receipt=envelope_message(receipt))

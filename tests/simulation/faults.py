@@ -8,8 +8,7 @@ import pytest
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.ledger.entries import CONTRIBUTION, Entry
-from tapestry_coordinator import desk as desk_module
-from tapestry_coordinator import rounds
+from tapestry_coordinator import inbox, rounds, standing
 from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.clock import SteadyClock
 from tapestry_coordinator.desk import Desk
@@ -19,6 +18,7 @@ from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.registry import Registry
+from tapestry_coordinator.roll import Roll
 from tapestry_coordinator.round_state import Effect, Phase, RoundState
 from tests.simulation import plants
 from tests.simulation.modelled_registry import ModelledRegistry
@@ -130,7 +130,7 @@ def told_before_recorded(patch: Patch) -> None:
         manifest = Manifest.parsed(envelope.payload, what="manifest")
         other = manifest.model_copy(update={"created_at": manifest.created_at + 1})
         publish(self, envelope)
-        self._manifest = other.signed(self.key)
+        self._standing.manifest = other.signed(self.key)
 
     patch.setattr(Desk, "publish", hasty)
 
@@ -152,7 +152,7 @@ def log_is_cut(patch: Patch) -> None:
 
 def takes_anything(patch: Patch) -> None:
     """Claims are not compared with the plan."""
-    patch.setattr(desk_module, "require_fit", lambda _contribution, _plan: None)
+    patch.setattr(inbox, "require_fit", lambda _contribution, _plan: None)
 
 
 def never_plans_again(patch: Patch) -> None:
@@ -212,7 +212,7 @@ def however_late(patch: Patch) -> None:
     def patient(state: RoundState, member_id: str, *, answers: int, most: int) -> int:
         return known(state, member_id, answers=answers, most=most + 9)
 
-    patch.setattr(desk_module, "staleness_of", patient)
+    patch.setattr(standing, "staleness_of", patient)
 
 
 def late_at_full_weight(patch: Patch) -> None:
@@ -268,7 +268,7 @@ def ruling_turned_round(patch: Patch) -> None:
     def contrary(self: Desk) -> None:
         ruling = self.registry.ruling(self.state.number)
         if ruling is not None and self.state.phase in (Phase.MEASURING, Phase.HELD):
-            self._apply(Ruled(is_released=not ruling.is_released, reason="the contrary"))
+            self._standing.advance(Ruled(is_released=not ruling.is_released, reason="the contrary"))
 
     patch.setattr(Desk, "_take_ruling", contrary)
 
@@ -308,13 +308,13 @@ def policy_of_the_founders(patch: Patch) -> None:
 
 def revoked_and_counted(patch: Patch) -> None:
     """What a member handed in before it was revoked counts."""
-    let_go = Desk._let_go  # noqa: SLF001 - the fault
+    let_go = Roll._let_go  # noqa: SLF001 - the fault
 
-    def forgiving(self: Desk, member_id: str, *, is_standing: bool) -> None:
-        if member_id not in self.state.arrived:
+    def forgiving(self: Roll, member_id: str, *, is_standing: bool) -> None:
+        if member_id not in self._standing.state.arrived:
             let_go(self, member_id, is_standing=is_standing)
 
-    patch.setattr(Desk, "_let_go", forgiving)
+    patch.setattr(Roll, "_let_go", forgiving)
 
 
 def others_left_out_too(patch: Patch) -> None:

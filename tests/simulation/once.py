@@ -10,7 +10,7 @@ import pytest
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.statements import Attestation
 from tapestry.identity.certificates import MemberCertificate, read_member_certificate
-from tapestry_coordinator import desk, service
+from tapestry_coordinator import callers, desk
 
 _read_certificate = lru_cache(256)(read_member_certificate)
 _parse = Attestation.parsed.__func__  # type: ignore[attr-defined]  # of whatever class is asked
@@ -41,7 +41,7 @@ def cheaply() -> Iterator[None]:
         return _written(policy.model_dump_json())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "read_member_certificate", read)
+        patch.setattr(callers, "read_member_certificate", read)
         patch.setattr(desk, "pause_in_force", lambda registry: registry.pause())
         patch.setattr(Attestation, "parsed", classmethod(parsed))
         patch.setattr(FederationPolicy, "canonical", canonical)

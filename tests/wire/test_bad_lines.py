@@ -18,7 +18,7 @@ from tapestry.wire import channels
 from tapestry.wire.bulk import BulkStub, PutFragment
 from tapestry.wire.fetching import Fetcher
 from tapestry.wire.limits import CHANNEL_OPTIONS, HEARTBEAT_SECONDS, SERVER_OPTIONS
-from tapestry_coordinator import service
+from tapestry_coordinator import rounds_service
 from tests.coordinator.small import found_small
 from tests.wire import serving
 from tests.wire.conftest import ROUNDS
@@ -52,7 +52,7 @@ def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(channels, "CHANNEL_OPTIONS", quicker(CHANNEL_OPTIONS))
     monkeypatch.setattr(serving, "SERVER_OPTIONS", quicker(SERVER_OPTIONS))
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", HEARTBEAT_SECONDS / TIME_SHRINKS)
+    monkeypatch.setattr(rounds_service, "HEARTBEAT_SECONDS", HEARTBEAT_SECONDS / TIME_SHRINKS)
 
 
 @pytest.mark.slow

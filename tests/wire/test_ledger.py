@@ -168,7 +168,7 @@ def test_answers_are_bounded(coordinator: Coordinator, stack: ExitStack) -> None
     with ledger.recording() as connection:
         for number in range(count - 1):
             ledger.append(connection, entry_of_member(f"m{number}", b"k"))
-        ledger.seal(connection, coordinator.desk._seal)  # noqa: SLF001
+        ledger.seal(connection, coordinator.desk._standing._seal)  # noqa: SLF001
     line = stack.enter_context(coordinator.join("w").connected())
     stub = ledger_pb2_grpc.LedgerServiceStub(line.channel)
     request = ledger_pb2.EntriesRequest(begin=3, end=count)
@@ -485,7 +485,7 @@ def test_a_long_ledger_is_kept_in_full_tiles(coordinator: Coordinator, tmp_path:
         with ledger.recording() as connection:
             for number in range(count):
                 ledger.append(connection, entry_of_member(f"m{number}", b"k"))
-            ledger.seal(connection, desk._seal)  # noqa: SLF001
+            ledger.seal(connection, desk._standing._seal)  # noqa: SLF001
 
     with station(tmp_path, coordinator) as watching:
         for count in (100, 200, 300, 1):

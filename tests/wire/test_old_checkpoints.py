@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from tapestry.checkpoints.verify import verify_checkpoint
-from tapestry_coordinator import desk as desk_module
+from tapestry_coordinator import published_files
 from tests.wire.serving import Coordinator, Line, gathered
 from tests.wire.test_policy import contribute
 from tests.wire.test_service import fetched
@@ -29,7 +29,7 @@ def fetch_all(coordinator: Coordinator, line: Line, number: int) -> None:
 def test_their_files_are_served_to_whoever_asks_for_the_checkpoint(
     coordinator: Coordinator, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk_module, "_MOST_INDEXED", 2)
+    monkeypatch.setattr(published_files, "MOST_INDEXED", 2)
     _plan, lines = gathered(coordinator, stack)
     for number in range(1, 6):
         for line in lines.values():

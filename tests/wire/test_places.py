@@ -21,7 +21,7 @@ from tapestry.params.layout import FRAGMENT_ELEMENTS
 from tapestry.v1 import transfer_pb2
 from tapestry.wire.bulk import FETCH, PUT_FRAGMENT, BulkStub, PutFragment
 from tapestry.wire.limits import CALLS_OF_ONE, COMMIT_SECONDS, STALL_SECONDS
-from tapestry_coordinator import service
+from tapestry_coordinator import rounds_service
 from tests.coordinator.small import found_small
 from tests.wire.conftest import ROUNDS
 from tests.wire.serving import WORKERS, Coordinator, Line, Member
@@ -114,7 +114,7 @@ def other(coordinator: Coordinator) -> Iterator[Line]:
 
 @pytest.fixture
 def quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(rounds_service, "HEARTBEAT_SECONDS", 0.1)
 
 
 def model(coordinator: Coordinator) -> bytes:
