@@ -47,8 +47,9 @@ from tapestry.identity.keys import public_bytes
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry_coordinator.aggregating import Aggregator
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.uploads import FragmentStore
 

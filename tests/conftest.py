@@ -24,10 +24,11 @@ from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator.card import write_card
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import sqlite_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, NetworkSettings
 from tapestry_coordinator.testimony import StoredEvaluation

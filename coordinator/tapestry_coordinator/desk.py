@@ -18,6 +18,7 @@ from tapestry.checkpoints.statements import (
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator.actions import Action, pause_in_force
 from tapestry_coordinator.announcing import Announcement, notice
+from tapestry_coordinator.closed_round import plan_of
 from tapestry_coordinator.events import (
     Measured,
     Proposed,
@@ -36,7 +37,6 @@ from tapestry_coordinator.no_harm import dissents
 from tapestry_coordinator.planning import Planner
 from tapestry_coordinator.policy_history import PolicyVersion
 from tapestry_coordinator.published_files import PublishedFiles
-from tapestry_coordinator.publisher import plan_of
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.renewals import Renewals
 from tapestry_coordinator.roll import Roll

@@ -32,7 +32,6 @@ from tapestry.data.replay import REPLAY_FILE, write_replay
 from tapestry.errors import ConfigError
 from tapestry.identity.certificates import (
     Authority,
-    check_federation,
     create_authority,
     create_tls_key,
     fingerprint,
@@ -40,6 +39,7 @@ from tapestry.identity.certificates import (
 )
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import generate_signing_key, public_bytes, save_private_key
+from tapestry.identity.names import check_federation
 from tapestry.objectives.objective import Created, Objective
 from tapestry.objectives.sizes import nearest_size
 from tapestry.params.layout import ParameterLayout
@@ -52,9 +52,9 @@ from tapestry_coordinator.database import database_url
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import seal_of
 from tapestry_coordinator.mirroring import Mirror, blobs_of
-from tapestry_coordinator.publisher import software
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable
+from tapestry_coordinator.software import software
 
 _DTYPES = {
     torch.float32: "F32",

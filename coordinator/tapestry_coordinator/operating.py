@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tapestry.errors import ConfigError, RejectedError
-from tapestry.identity.certificates import check_member_id
 from tapestry.identity.invitations import Invitation, encode
+from tapestry.identity.names import check_member_id
 from tapestry_coordinator import views
 from tapestry_coordinator.actions import PAUSE, RESUME, newest_pause, record
 from tapestry_coordinator.home import CoordinatorHome

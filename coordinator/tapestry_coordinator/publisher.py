@@ -5,20 +5,15 @@ decide every byte, so a coordinator that crashed in the middle does it again and
 Nobody waits for the disk here: see `tapestry_coordinator.settling`.
 """
 
-import hashlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import tapestry
-from tapestry.checkpoints.deciding import kept_vectors, rule_record, weightless
+from tapestry.checkpoints.deciding import kept_vectors, rule_record
 from tapestry.checkpoints.folder import (
     MANIFEST_FILE,
     POLICY_JSON,
@@ -41,7 +36,7 @@ from tapestry.checkpoints.manifest import (
 )
 from tapestry.checkpoints.policy import FederationPolicy
 from tapestry.checkpoints.starting import Written
-from tapestry.checkpoints.statements import RoundPlan, payload_digest
+from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, WrittenVector
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
@@ -50,92 +45,15 @@ from tapestry_coordinator import failpoints
 from tapestry_coordinator.aggregating import Aggregator
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.chain import Followed
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.receiving import StoredContribution
-from tapestry_coordinator.registry import Registry
-from tapestry_coordinator.round_state import RoundState
-from tapestry_coordinator.testimony import StoredEvaluation
+from tapestry_coordinator.software import software
 from tapestry_coordinator.uploads import FragmentStore
 
 _log = logging.getLogger(__name__)
 
 _COPY_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClosedRound:
-    """Everything recorded that decides a checkpoint."""
-
-    plan: RoundPlan
-    plan_envelope: Envelope
-    policy: FederationPolicy
-    """In force when the plan was made."""
-    closed_at: float
-    contributions: Sequence[StoredContribution]
-    declined: Mapping[str, str]
-    lineage: Sequence[Envelope]
-    """From genesis to the base checkpoint."""
-    evaluations: Sequence[StoredEvaluation]
-    candidate: str = ""
-    """Manifest digest of what members have measured, if the policy asks them first."""
-    reverted: str = ""
-    """Why that is not published; empty if it is."""
-    earlier: Mapping[str, int] = field(default_factory=dict)
-    """How many contributions each member had made before."""
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    """Why a contribution does not count, by member."""
-
-    @property
-    def plan_digest(self) -> str:
-        """Of the signed plan."""
-        return payload_digest(self.plan_envelope)
-
-    @property
-    def weightless(self) -> Mapping[str, str]:
-        """Why members whose contribution is here have no weight, whatever the rule says."""
-        return weightless(
-            excluded=self.excluded,
-            present=[one.member_id for one in self.contributions],
-            earlier=self.earlier,
-            policy=self.policy,
-            quorum=self.plan.quorum,
-        )
-
-    @classmethod
-    def recorded(cls, registry: Registry, state: RoundState) -> "ClosedRound":
-        """Return a round that has closed, from what was stored of it."""
-        plan, envelope = plan_of(registry, state)
-        return cls(
-            plan=plan,
-            plan_envelope=envelope,
-            policy=registry.policy(plan.policy),
-            closed_at=state.closed_at,
-            contributions=[
-                stored
-                for stored in registry.contributions(state.number)
-                if stored.member_id in state.arrived or stored.member_id in state.excluded
-            ],
-            declined=state.declined,
-            lineage=registry.lineage(state.number - 1),
-            evaluations=registry.evaluations(),
-            candidate=state.candidate,
-            reverted=state.reverted,
-            earlier=registry.contributions_before(state.number),
-            excluded=state.excluded,
-        )
-
-
-def plan_of(registry: Registry, state: RoundState) -> tuple[RoundPlan, Envelope]:
-    """Return the plan of an open or closed round, and as it was signed.
-
-    Raises:
-        UnavailableError: The round was not opened yet.
-    """
-    envelope = registry.plan(state.number, state.attempt)
-    if envelope is None:
-        raise UnavailableError(f"round {state.number} has no plan yet")
-    plan = RoundPlan.parsed(envelope.payload, what=f"plan of round {state.number}")
-    return plan, envelope
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,28 +207,6 @@ class Publisher:
 
     def _aggregator(self, policy: FederationPolicy) -> Aggregator:
         return Aggregator(home=self.home, store=self.store, policy=policy, written=self.written)
-
-
-@cache
-def _versions() -> Mapping[str, str]:
-    """Return the distributions that compute, by name."""
-    return {"tapestry": version("tapestry-fl"), "numpy": np.__version__}
-
-
-def software() -> dict[str, str]:
-    """Return what can matter to whoever repeats an aggregation: versions, and the code itself."""
-    return {**_versions(), "source": source_digest()}
-
-
-@cache
-def source_digest() -> str:
-    """Return the hex SHA-256 over the core's Python files, each by its path and digest."""
-    root = Path(tapestry.__file__).parent
-    lines = [
-        f"{path.relative_to(root).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
-        for path in sorted(root.rglob("*.py"))
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _carry_over(base: Manifest, source: Path, folder: Path) -> list[FileEntry]:

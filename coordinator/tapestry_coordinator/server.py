@@ -19,6 +19,7 @@ from tapestry.wire.allocation import return_free_blocks, spare_what_is_there
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.card import write_card
 from tapestry_coordinator.clock import SteadyClock
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.crowd import Crowd, allow_files
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
@@ -30,7 +31,7 @@ from tapestry_coordinator.listening import Listening
 from tapestry_coordinator.live import LiveFile
 from tapestry_coordinator.mirroring import Mirror, blobs_of
 from tapestry_coordinator.places import Places
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.rounds import folded

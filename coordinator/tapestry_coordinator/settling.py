@@ -27,10 +27,11 @@ from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import boot_id, remove_unfinished, sync_path, sync_tree, write_atomic
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.mirroring import Mirror
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import folded
 

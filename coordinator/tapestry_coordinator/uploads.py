@@ -13,7 +13,6 @@ handing in.
 """
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -30,16 +29,19 @@ from tapestry.params.codecs import Codec, Float32Array, codec_named
 from tapestry.params.deltas import norm, squared_norm
 from tapestry.params.fragments import fragment_checksum, fragment_digest, fragments_root
 from tapestry.params.layout import ParameterLayout
-from tapestry.storage.atomic import sync_path, write_atomic
+from tapestry.storage.atomic import sync_path
 from tapestry.storage.blobs import Blobs
 from tapestry.storage.spares import Spares
 from tapestry_coordinator import failpoints
 from tapestry_coordinator.arrivals import NOT_OPEN, Arrival, Upload, WorkPlaces, rejoined
+from tapestry_coordinator.whole_contributions import (
+    Key,
+    WholeContributions,
+    offset_of,
+    read_fragment,
+)
 
 _log = logging.getLogger(__name__)
-_BLOBS = "contributions"
-_Key = tuple[int, str]
-"""Round and member."""
 
 
 class FragmentStore:
@@ -50,17 +52,13 @@ class FragmentStore:
     ) -> None:
         """Keep them below `folder`, and in `blobs` once they are whole; nothing is read yet."""
         self._folder = folder
-        self._blobs = blobs
         self._layout = layout
+        self._whole = WholeContributions(folder, layout, blobs=blobs)
         self._spares = Spares(folder, "contribution")
         self._work_places = WorkPlaces(longest_fragment(layout))
         self._lock = threading.Lock()
         self._turns: dict[str, threading.RLock] = {}
-        self._open: dict[_Key, Upload] = {}
-        self._announcements: dict[_Key, tuple[Codec, tuple[bytes, ...]]] = {}
-        """Codec and digests of whole contributions, as read from their files."""
-        self._checksums: dict[_Key, dict[int, bytes]] = {}
-        """Of the fragments of whole contributions that this process has received."""
+        self._open: dict[Key, Upload] = {}
 
     @contextmanager
     def turn(self, member_id: str) -> Iterator[None]:
@@ -109,7 +107,7 @@ class FragmentStore:
                 return upload.missing()
             if self._is_whole(key, chosen, digests):
                 return [False] * len(digests)
-            path = self._path(key, "upload")
+            path = self._whole.path(key, "upload")
             before, upload = upload, Upload(path, chosen, digests, max_element)
             if before is not None:
                 before.end(durable=False)
@@ -142,7 +140,7 @@ class FragmentStore:
             upload.require_announced(index, data)
             with self._work_places.one() as place:
                 squared = _validated(upload, index, data, place.decoded[: stop - start])
-            upload.write(data, self._offset(upload.codec, index))
+            upload.write(data, offset_of(self._layout, upload.codec, index))
             upload.squared_norms[index] = squared
             upload.checksums[index] = fragment_checksum(data)
             failpoints.reach("fragment-stored")
@@ -197,12 +195,10 @@ class FragmentStore:
                 raise RejectedError(f"{missing} fragments are missing: send them before committing")
             failpoints.reach("contribution-received")
             upload.end(durable=True)
-            table = {"codec": upload.codec.name, "digests": [d.hex() for d in upload.digests]}
-            write_atomic(self._path(key, "json"), json.dumps(table))
-            upload.path.rename(self._path(key, "contribution"))
+            self._whole.write_announcement(key, upload.codec, upload.digests)
+            upload.path.rename(self._whole.path(key))
             sync_path(upload.path.parent)
-            self._announcements.pop(key, None)
-            self._checksums[key] = upload.checksums
+            self._whole.received(key, upload.checksums)
             del self._open[key]
         return _root_and_norm(upload)
 
@@ -212,11 +208,11 @@ class FragmentStore:
         None if there is none, or if another one of the member is being received.
         """
         key = (round_number, member_id)
-        path = self._path(key, "contribution")
-        if key in self._open or not path.is_file():
+        if key in self._open or not self._whole.is_there(key):
             return None
         with self.turn(member_id), _or_unavailable():
-            upload = Upload(path, *self._announced(key), max_element=inf)  # was looked at before
+            announced = self._whole.announced(key)
+            upload = Upload(self._whole.path(key), *announced, max_element=inf)  # was looked at
             self._take_up(upload)
         return None if any(upload.missing()) else _root_and_norm(upload)
 
@@ -226,22 +222,7 @@ class FragmentStore:
         Raises:
             UnavailableError: The file is gone or damaged.
         """
-        key = (round_number, member_id)
-        path = self._path(key, "contribution")
-        try:
-            codec, digests = self._announced(key)
-            data = self._read_at(path, codec, index)
-        except OSError as error:
-            raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
-        checksum = self._checksums.get(key, {}).get(index)
-        is_sound = (
-            fragment_digest(data) == digests[index]
-            if checksum is None
-            else fragment_checksum(data) == checksum
-        )
-        if not is_sound:
-            raise UnavailableError(f"{path}: fragment {index} is damaged on this disk")
-        return data
+        return self._whole.read((round_number, member_id), index)
 
     def secure(self, round_number: int, member_id: str, *, root: str) -> None:
         """Put a whole contribution into the store of blobs, if there is one.
@@ -249,12 +230,7 @@ class FragmentStore:
         Raises:
             UnavailableError: The store does not take it now; calling again goes on.
         """
-        if self._blobs is None:
-            return
-        key, blob = (round_number, member_id), _blob(round_number, member_id, root)
-        if self._blobs.size(f"{blob}.json") is None:
-            self._blobs.put(self._path(key, "contribution"), f"{blob}.contribution")
-            self._blobs.put(self._path(key, "json"), f"{blob}.json")
+        self._whole.secure((round_number, member_id), root=root)
 
     def bring(self, round_number: int, member_id: str, *, root: str) -> None:
         """Make sure that a whole contribution is here and the one with that root.
@@ -264,33 +240,11 @@ class FragmentStore:
             OSError: The disk is full.
         """
         key = (round_number, member_id)
-        if self._has(key, root):  # without a turn: nobody's call may keep a round waiting
+        if self._whole.has(key, root):  # without a turn: nobody's call may keep a round waiting
             return
-        if self._blobs is None:
-            raise UnavailableError(
-                f"{self._path(key, 'contribution')}: this contribution is recorded and not "
-                "here; restore it from a backup, or copy it from the coordinator that took it"
-            )
+        self._whole.require_blobs(key)
         with self.turn(member_id):
-            _log.info("round %d: fetching the contribution of %s", *key)
-            blob = _blob(round_number, member_id, root)
-            self._announcements.pop(key, None)
-            self._checksums.pop(key, None)
-            self._path(key, "json").unlink(missing_ok=True)
-            for suffix in ("contribution", "json"):
-                if not self._blobs.get(f"{blob}.{suffix}", self._path(key, suffix)):
-                    raise UnavailableError(
-                        f"{self._blobs.url}: {blob}.{suffix} is recorded and not there; restore "
-                        "it from a backup"
-                    )
-
-    def _has(self, key: _Key, root: str) -> bool:
-        """Whether the whole contribution that is here is the one with that root."""
-        try:
-            is_there = self._path(key, "contribution").is_file()
-            return is_there and fragments_root(self._announced(key)[1]).hex() == root
-        except (OSError, ValueError, KeyError):
-            return False
+            self._whole.bring(key, root=root)
 
     def prune(self, *, before: int) -> None:
         """Remove the contributions to all rounds before round `before`.
@@ -300,9 +254,7 @@ class FragmentStore:
         """
         with self._lock:
             given_up = [self._open.pop(key) for key in sorted(self._open) if key[0] < before]
-            for known in (self._announcements, self._checksums):
-                for key in [key for key in known if key[0] < before]:
-                    del known[key]
+            self._whole.forget(before=before)
         for upload in given_up:
             upload.end(durable=False)
         past = [
@@ -314,37 +266,24 @@ class FragmentStore:
             self._spares.retire(past[-1].glob("*.contribution"))
         for folder in past:
             shutil.rmtree(folder)
-        if self._blobs is not None:
-            names = self._blobs.names(_BLOBS)
-            self._blobs.delete([name for name in names if name.split("/")[1] < folder_name(before)])
+        self._whole.prune_blobs(before=before)
 
-    def _path(self, key: _Key, suffix: str) -> Path:
-        return self._folder / folder_name(key[0]) / f"{key[1]}.{suffix}"
-
-    def _announced(self, key: _Key) -> tuple[Codec, tuple[bytes, ...]]:
-        """Return codec and digests of a whole contribution."""
-        if key not in self._announcements:
-            table = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
-            digests = tuple(map(bytes.fromhex, table["digests"]))
-            self._announcements[key] = (codec_named(table["codec"]), digests)
-        return self._announcements[key]
-
-    def _is_whole(self, key: _Key, codec: Codec, digests: tuple[bytes, ...]) -> bool:
+    def _is_whole(self, key: Key, codec: Codec, digests: tuple[bytes, ...]) -> bool:
         """Whether just this contribution was received and lost its record in a crash."""
-        if not self._path(key, "contribution").is_file():
+        if not self._whole.is_there(key):
             return False
-        known_codec, known_digests = self._announced(key)
+        known_codec, known_digests = self._whole.announced(key)
         is_same = (known_codec.name, known_digests) == (codec.name, digests)
         return is_same and self.finished(*key) is not None
 
-    def _arrival(self, key: _Key, index: int) -> Arrival:
+    def _arrival(self, key: Key, index: int) -> Arrival:
         """Begin to take a fragment's pieces; one that is there already only passes."""
         start, stop = self._layout.bounds(index)
-        upload, held = self._open.get(key), self._path(key, "contribution")
+        upload = self._open.get(key)
         if upload is not None:
             codec = upload.codec
-        elif held.is_file():
-            codec = self._announced(key)[0]
+        elif self._whole.is_there(key):
+            codec = self._whole.announced(key)[0]
         else:
             raise RejectedError(NOT_OPEN)
         return Arrival(
@@ -352,7 +291,7 @@ class FragmentStore:
             upload,
             index,
             size_bytes=codec.encoded_bytes(stop - start),
-            offset=self._offset(codec, index),
+            offset=offset_of(self._layout, codec, index),
         )
 
     def _complete(self, arrival: Arrival) -> None:
@@ -369,16 +308,14 @@ class FragmentStore:
             upload.squared_norms[index] = squared
             failpoints.reach("fragment-stored")
 
-    def _require_held(self, key: _Key, index: int, digest: bytes) -> None:
+    def _require_held(self, key: Key, index: int, digest: bytes) -> None:
         """Refuse a fragment for which no upload is open, unless it is there already."""
-        held = self._path(key, "contribution")
-        if held.is_file() and digest == self._announced(key)[1][index]:
-            return
-        raise RejectedError(NOT_OPEN)
+        if not self._whole.has_fragment(key, index, digest):
+            raise RejectedError(NOT_OPEN)
 
     def _allocate(self, upload: Upload) -> bool:
         """Reserve the whole file before the first byte is accepted; tell if it was there."""
-        size = self._offset(upload.codec, self._layout.fragments - 1)
+        size = offset_of(self._layout, upload.codec, self._layout.fragments - 1)
         start, stop = self._layout.bounds(self._layout.fragments - 1)
         size += upload.codec.encoded_bytes(stop - start)
         upload.path.parent.mkdir(parents=True, exist_ok=True)
@@ -397,25 +334,13 @@ class FragmentStore:
     def _take_up(self, upload: Upload) -> None:
         """Find the fragments that are there already and right."""
         for index, digest in enumerate(upload.digests):
-            data = self._read_at(upload.path, upload.codec, index)
+            data = read_fragment(upload.path, self._layout, upload.codec, index)
             if fragment_digest(data) == digest:
                 start, stop = self._layout.bounds(index)
                 with self._work_places.one() as place:
                     squared = _validated(upload, index, data, place.decoded[: stop - start])
                 upload.squared_norms[index] = squared
                 upload.checksums[index] = fragment_checksum(data)
-
-    def _read_at(self, path: Path, codec: Codec, index: int) -> bytes:
-        start, stop = self._layout.bounds(index)
-        with path.open("rb", buffering=0) as file:
-            return os.pread(
-                file.fileno(), codec.encoded_bytes(stop - start), self._offset(codec, index)
-            )
-
-    def _offset(self, codec: Codec, index: int) -> int:
-        """Return where a fragment begins: all before it have the full length."""
-        start, stop = self._layout.bounds(0)
-        return index * codec.encoded_bytes(stop - start)
 
 
 def _validated(
@@ -437,11 +362,6 @@ def _validated(
                 "rate"
             )
     return squared
-
-
-def _blob(round_number: int, member_id: str, root: str) -> str:
-    """Return the key of a contribution in the store, less its suffix."""
-    return f"{_BLOBS}/{folder_name(round_number)}/{member_id}-{root[:32]}"
 
 
 def _root_and_norm(upload: Upload) -> tuple[bytes, float]:

@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tapestry.errors import ConfigError, RejectedError, UntrustedError
 from tapestry.identity.keys import load_tls_key, private_pem, save_private_key
+from tapestry.identity.names import check_federation, check_member_id, is_member_id
 from tapestry.storage.atomic import write_atomic
 
 SERVER_NAME = "coordinator.tapestry.internal"
@@ -49,8 +50,6 @@ UNREADABLE = (
 
 _CLOCK_SKEW = timedelta(minutes=5)
 _FINGERPRINT_BYTES_SHOWN = 16
-_MEMBER_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
-_FEDERATION = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 
@@ -73,26 +72,6 @@ class MemberCertificate:
     """Up to 159 bits: more than a database's integer holds."""
     not_before: datetime
     not_after: datetime
-
-
-def check_member_id(text: str) -> str:
-    """Return `text` if it can name a member, else say what a member id looks like."""
-    if _MEMBER_ID.fullmatch(text) is None:
-        raise ConfigError(
-            f"member id {text[:80]!r}: expected 1 to 64 lower-case letters, digits and inner "
-            "hyphens: choose a slug such as fr-bnf"
-        )
-    return text
-
-
-def check_federation(text: str) -> str:
-    """Return `text` if it can name a federation (a SPIFFE trust domain), else say how one looks."""
-    if _FEDERATION.fullmatch(text) is None:
-        raise ConfigError(
-            f"federation {text[:80]!r}: expected 1 to 64 lower-case letters, digits, inner dots "
-            "and hyphens: choose a name such as european-libraries"
-        )
-    return text
 
 
 def create_authority(federation: str, *, now: datetime, lifetime_days: int = 3650) -> Authority:
@@ -268,7 +247,7 @@ def read_member_certificate(pem: bytes, *, federation: str) -> MemberCertificate
         ) from error
     prefix = f"spiffe://{federation}/node/"
     member_id = uris[0].removeprefix(prefix) if len(uris) == 1 else ""
-    if uris != [prefix + member_id] or _MEMBER_ID.fullmatch(member_id) is None:
+    if uris != [prefix + member_id] or not is_member_id(member_id):
         came = ", ".join(uri[:160] for uri in uris[:3]) or "no URI"
         raise UntrustedError(
             f"member certificate: names {came!r}, expected one {prefix}... URI: "

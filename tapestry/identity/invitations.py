@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from tapestry.errors import ConfigError
-from tapestry.identity.certificates import UNREADABLE, check_federation, check_member_id
+from tapestry.identity.certificates import UNREADABLE
 from tapestry.identity.envelopes import canonical_json
+from tapestry.identity.names import check_federation, check_member_id
 
 TOKEN_BYTES = 32
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from tapestry.checkpoints.folder import ROUND_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.identity.envelopes import Envelope
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import folded
 from tests.coordinator.small import Small

@@ -35,11 +35,12 @@ from tapestry.params.codecs import Float32Array, codec_named
 from tapestry.params.fragments import fragment_digest
 from tapestry.params.layout import ParameterLayout
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import DATABASE_FILE, database_url
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import entry_of_contribution
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.receiving import Receiving, StoredContribution
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import (

@@ -14,8 +14,8 @@ import tapestry_coordinator
 from tapestry.checkpoints.manifest import Manifest, OuterRecord, RoundRecord
 from tapestry.checkpoints.vector_file import MODEL_FILE
 from tapestry.checkpoints.verify import verify_checkpoint
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.events import Published
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import ACTIVE, Attendance
 from tests.coordinator.small import Small, forget_stores, found_small

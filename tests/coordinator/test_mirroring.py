@@ -14,11 +14,12 @@ from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.blobs import Blobs
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.events import Arrived, Published, Tick
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.mirroring import Mirror
-from tapestry_coordinator.publisher import ClosedRound, Publisher
+from tapestry_coordinator.publisher import Publisher
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.rounds import folded, tick
 from tapestry_coordinator.settings import RoundsSettings

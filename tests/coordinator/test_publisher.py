@@ -13,10 +13,10 @@ from tapestry.checkpoints.statements import payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import ConfigError, TapestryError, UnavailableError
 from tapestry.params.fragments import fragment_digest, fragments_root
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.settings import RoundsSettings
 from tests.conftest import Federation

@@ -14,9 +14,9 @@ from tapestry.checkpoints.verify import verify_checkpoint
 from tapestry.errors import UnavailableError
 from tapestry.identity.envelopes import Envelope
 from tapestry_coordinator import publisher, settling
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.events import Arrived, Published, Tick
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Effect
 from tapestry_coordinator.rounds import folded, tick

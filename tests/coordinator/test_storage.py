@@ -19,6 +19,7 @@ from tapestry.config import parse_settings
 from tapestry.errors import ConfigError, UnavailableError
 from tapestry.storage.locks import alone
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import (
     database_url,
     open_database,
@@ -30,7 +31,6 @@ from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.events import Arrived
 from tapestry_coordinator.founding import Founding, found
 from tapestry_coordinator.home import CoordinatorHome
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.settings import CoordinatorSettings, InnerTable, StorageSettings

@@ -27,8 +27,6 @@ from tapestry.identity.certificates import (
     SERVER_NAME,
     Authority,
     certificate_request,
-    check_federation,
-    check_member_id,
     create_authority,
     create_tls_key,
     fingerprint,
@@ -40,6 +38,7 @@ from tapestry.identity.certificates import (
     read_member_certificate,
     save_authority,
 )
+from tapestry.identity.names import check_federation, check_member_id
 
 FEDERATION = "european-libraries"
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -15,9 +15,9 @@ from tapestry_coordinator import failpoints
 from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.callers import identify
 from tapestry_coordinator.clock import SteadyClock
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.exclusions import record_weightless
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.round_state import Phase
 from tapestry_coordinator.rounds import folded
 from tapestry_coordinator.rounds_service import RoundsService

@@ -11,11 +11,11 @@ from tapestry.ledger.entries import CONTRIBUTION, Entry
 from tapestry_coordinator import inbox, rounds, standing
 from tapestry_coordinator.announcing import Announcement
 from tapestry_coordinator.clock import SteadyClock
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.events import Arrived, Published, Ruled
 from tapestry_coordinator.ledgering import Ledger, Seal
 from tapestry_coordinator.planning import Planner
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.receiving import StoredContribution
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roll import Roll

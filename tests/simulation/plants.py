@@ -37,10 +37,11 @@ from tapestry.identity.certificates import (
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.keys import public_bytes
 from tapestry_coordinator import failpoints
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.events import Published
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.ledgering import Seal, seal_of
-from tapestry_coordinator.publisher import ClosedRound, reverted_manifest
+from tapestry_coordinator.publisher import reverted_manifest
 from tapestry_coordinator.rounds import folded
 from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.uploads import FragmentStore

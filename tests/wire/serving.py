@@ -44,12 +44,12 @@ from tapestry.wire.limits import SERVER_OPTIONS
 from tapestry.wire.messages import envelope_message, envelope_value
 from tapestry_coordinator.archiving import readable_files
 from tapestry_coordinator.callers import operator_of
+from tapestry_coordinator.closed_round import ClosedRound, plan_of
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.desk import Desk
 from tapestry_coordinator.enrolment_service import EnrolmentService
 from tapestry_coordinator.inviting import make_invitation
 from tapestry_coordinator.places import Places
-from tapestry_coordinator.publisher import ClosedRound, plan_of
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.roster import CONTRIBUTOR
 from tapestry_coordinator.rounds_service import RoundsService

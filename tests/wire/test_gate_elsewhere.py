@@ -9,9 +9,9 @@ import pytest
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.errors import UnavailableError
 from tapestry_coordinator import publisher as publisher_module
+from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.events import Published
-from tapestry_coordinator.publisher import ClosedRound
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Phase
 from tests.wire.serving import Coordinator, gathered
