@@ -327,3 +327,5 @@ class CoordinatorServer:
                     notes=self.home.notes(number),
                 )
                 self.desk.files.index(number)
+
+        self.desk.cards.renew(write, before=self.desk.clock() - _CARD_SECONDS)

@@ -1,4 +1,4 @@
-"""A coordinator that stops while it serves; it runs in this process, its caller in a thread."""
+"""A coordinator that writes and stops while it serves; it runs here, its caller in a thread."""
 
 import signal
 import threading
@@ -11,16 +11,21 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tapestry.checkpoints.folder import CARD_FILE, read_envelope
+from tapestry.checkpoints.manifest import Card
 from tapestry.params.fragments import fragment_digest
 from tapestry_coordinator import listening
+from tapestry_coordinator import server as server_module
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.server import CoordinatorServer
 from tapestry_coordinator.settings import NetworkSettings
+from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_demo.federation import free_port_pair
-from tests.coordinator.small import found_small
+from tests.coordinator.small import Small, found_small
 from tests.e2e.echoing import enrolled
 from tests.e2e.test_hostile_member import ROUNDS, Caller
 from tests.wire.serving import CALL_SECONDS
+from tests.wire.test_places import eventually
 
 
 @pytest.fixture
@@ -33,19 +38,60 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("signals")
-def test_calls_are_over_when_the_coordinator_has_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "_STOP_SECONDS", 0.2)
-    small = found_small(tmp_path / "fed", rounds=ROUNDS)
-    port = free_port_pair()
+def small_that_listens(folder: Path) -> tuple[Small, str]:
+    """A small federation at free ports of this machine; and where members call it."""
+    small, port = found_small(folder, rounds=ROUNDS), free_port_pair()
     listen, door = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
     network = NetworkSettings(
         listen=listen, enrolment_listen=door, address=listen, enrolment_address=door
     )
     settings = small.home.load_settings().model_copy(update={"network": network})
     settings_module.save(small.home.folder, settings)
+    return small, listen
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_card_of_a_checkpoint_that_was_measured_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_CARD_SECONDS", 0.1)
+    small, _listen = small_that_listens(tmp_path / "fed")
+    server = CoordinatorServer(small.home)
+
+    def measured() -> list[tuple[str, float]]:
+        envelope = read_envelope(small.home.checkpoint(0) / CARD_FILE, what="card")
+        entries = Card.parsed(envelope.payload, what="card").evaluations
+        return [(one.member_id, one.bits_per_byte) for one in entries]
+
+    def measure() -> None:
+        try:
+            for member_id, bits in (("a", 2.5), ("b", 3.5)):
+                server.desk.evaluate(
+                    StoredEvaluation(
+                        round=0,
+                        member_id=member_id,
+                        language="fra",
+                        bits_per_byte=bits,
+                        held_out_bytes=1000,
+                    )
+                )
+                eventually(lambda now=(member_id, bits): now in measured())
+        finally:
+            server.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(measure)
+        server.serve()
+        done.result()
+    assert measured() == [("a", 2.5), ("b", 3.5)]
+
+
+@pytest.mark.usefixtures("signals")
+def test_calls_are_over_when_the_coordinator_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_STOP_SECONDS", 0.2)
+    small, listen = small_that_listens(tmp_path / "fed")
     identity = enrolled(small, tmp_path, "a").identity
     server = CoordinatorServer(small.home)
 
