@@ -139,8 +139,8 @@ class Desk:
         with self._changed:
             mine = self._roll.presence.come(member_id)
             self._changed.notify_all()
-        self.pass_time()
         try:
+            self.pass_time()
             yield lambda: self._roll.presence.newest(member_id) == mine
         finally:
             with self._changed:
@@ -309,19 +309,22 @@ class Desk:
         digest = payload_digest(envelope)
         with self._changed:
             self._standing.refresh()
-            if payload_digest(self._standing.manifest) == digest:
-                return
-            number = self.state.number
-            self.files.index(number)
-            attendance = Attendance(
-                answered=sorted({*self.state.arrived, *self.state.declined}),
-                opened_at=self.state.opened_at,
-            )
-            self._standing.advance(
-                Published(manifest=digest), manifest=(digest, envelope), attendance=attendance
-            )
-            self.proofs.note(number - 1, at=0.0)
-            self.proofs.note(number, at=0.0)
+            if payload_digest(self._standing.manifest) != digest:
+                self._record(envelope, digest)
+            newest = self._standing.newest
+            for number in (newest - 1, newest):  # of the one before too: more have cosigned it
+                self.proofs.note(number, at=0.0)
+
+    def _record(self, envelope: Envelope, digest: str) -> None:
+        """Have the database take a checkpoint as that of the round."""
+        self.files.index(self.state.number)
+        attendance = Attendance(
+            answered=sorted({*self.state.arrived, *self.state.declined}),
+            opened_at=self.state.opened_at,
+        )
+        self._standing.advance(
+            Published(manifest=digest), manifest=(digest, envelope), attendance=attendance
+        )
 
     # What can be fetched
 

@@ -63,7 +63,8 @@ class PublishedFiles:
         with self._lock:
             found = [(n, names[digest]) for n, names in self._names.items() if digest in names]
         for number, name in found:
-            for folder in (self._home.checkpoint(number), self._home.candidate(number)):
+            # As a released candidate moves: who looks the other way round may find it in neither.
+            for folder in (self._home.candidate(number), self._home.checkpoint(number)):
                 if (folder / name).is_file():
                     return folder / name
         raise RejectedError(f"no published file has the digest {digest[:16]}")

@@ -238,6 +238,7 @@ def test_events_that_the_database_took_without_saying_so_are_not_recorded_twice(
     registry.breaks = True
     with pytest.raises(UnavailableError), desk.present("a"):
         pytest.fail("the round opened, and nobody knows")
+    assert desk.here() == [], "who could not be told is not connected"
     desk.pass_time()
     assert desk.state.phase is Phase.OPEN
 
@@ -252,11 +253,15 @@ def test_events_that_the_database_took_without_saying_so_are_not_recorded_twice(
     )
     assert desk.state.phase is Phase.AGGREGATING
     manifest = small.publisher.publish(ClosedRound.recorded(registry, desk.state))
+    desk.proofs.renew(lambda _number: None, before=FOUNDED_AT)
     registry.breaks = True
     with pytest.raises(UnavailableError):
         desk.publish(manifest)
     desk.publish(manifest)
     assert (registry.newest_round(), desk.state.number) == (1, 2)
+    proved: list[int] = []
+    desk.proofs.renew(proved.append, before=FOUNDED_AT)
+    assert proved == [0, 1]
     assert len(registry.round_events(1)) == 3
     registry.close()
 

@@ -82,6 +82,24 @@ def test_a_candidate_that_harms_nobody_is_published_as_it_was_measured(
             if e.round == 1} == {"a": 2.09, "b": 1.5}  # fmt: skip
 
 
+def test_a_file_of_a_candidate_is_found_while_that_is_moved_to_where_it_is_published(
+    coordinator: Coordinator, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_round(coordinator, stack, action="revert")
+    (digest,) = {e.digest for e in made(coordinator.propose()).files if e.name == MODEL_FILE}
+    look, candidate = Path.is_file, coordinator.home.candidate(1)
+
+    def moved_after(path: Path) -> bool:
+        found = look(path)
+        if candidate.is_dir():
+            candidate.rename(coordinator.home.checkpoint(1))
+        return found
+
+    monkeypatch.setattr(Path, "is_file", moved_after)
+    assert coordinator.desk.file(digest) == candidate / MODEL_FILE, "to be asked for once more"
+    assert coordinator.desk.file(digest) == coordinator.home.checkpoint(1) / MODEL_FILE
+
+
 def test_a_member_that_was_harmed_keeps_the_consensus_as_it_was(
     coordinator: Coordinator, stack: ExitStack
 ) -> None:
