@@ -43,6 +43,8 @@ class _Window:
     """Whether it was announced; else it has the least, and takes nothing from others."""
     busy: int = 0
     """Calls that are read."""
+    calls: int = 0
+    """Those, and the ones that wait for their turn."""
 
 
 class Windows:
@@ -89,6 +91,21 @@ class Windows:
             window = self._windows.get(member_id)
             if window is None:
                 window = self._windows[member_id] = _Window(self._clock(), is_open=False)
+            window.calls += 1
+        try:
+            with self._turn(window, is_active):
+                yield
+        finally:
+            with self._changed:
+                window.calls -= 1
+                is_known = self._windows.get(member_id) is window  # else another took its place
+                if is_known and not (window.is_open or window.calls):
+                    del self._windows[member_id]
+
+    @contextmanager
+    def _turn(self, window: _Window, is_active: Callable[[], bool]) -> Iterator[None]:
+        """Be one of the calls that are read."""
+        with self._changed:
             while window.busy >= self._granted(window).fragments:
                 if not is_active():
                     raise UnavailableError("the call was given up while it waited for its turn")
@@ -100,8 +117,6 @@ class Windows:
             with self._changed:
                 window.busy -= 1
                 window.heard_at = self._clock()
-                if not (window.is_open or window.busy):
-                    self._windows.pop(member_id, None)
                 self._changed.notify_all()
 
     def _granted(self, window: _Window | None) -> Grant:

@@ -104,8 +104,8 @@ def test_who_sends_more_than_was_granted_waits_and_is_not_refused(
     store.go.clear()
     pool = stack.enter_context(ThreadPoolExecutor(8))
     sent = [pool.submit(send, a, 1, in_pieces=in_pieces) for _ in range(7)]
-    eventually(lambda: serving.places.waiting == 5, seconds=SECONDS)  # the others are read
-    assert store.reading == 2
+    # five wait, and two are read
+    eventually(lambda: (serving.places.waiting, store.reading) == (5, 2), seconds=SECONDS)
     others = pool.submit(send, b, 0)
     eventually(lambda: store.reading == 3, seconds=SECONDS)  # nobody else waits for that member
     store.go.set()
@@ -230,3 +230,34 @@ def test_a_place_is_left_however_the_call_ends() -> None:
             raise ConnectionResetError
     with windows.place("a", lambda: False):
         pass
+
+
+def test_a_call_from_before_the_announcement_takes_nothing_of_it_when_it_ends() -> None:
+    windows = Windows(clock=Clock())
+    with windows.place("a", lambda: True):
+        assert windows.open("a").fragments == 4
+    assert windows.granted("a").fragments == 4
+
+
+def test_who_announced_nothing_has_one_place_even_while_calls_take_turns() -> None:
+    windows = Windows(clock=Clock())
+    read, waiting, go = [], threading.Event(), threading.Event()
+
+    def second() -> None:
+        with windows.place("a", lambda: waiting.set() or True):
+            read.append(2)
+            go.wait(SECONDS)
+
+    with ThreadPoolExecutor(1) as pool:
+        with windows.place("a", lambda: True):
+            turn = pool.submit(second)
+            waiting.wait(SECONDS)
+        eventually(lambda: read == [2])
+        with (
+            pytest.raises(UnavailableError, match="given up while it waited"),
+            windows.place("a", lambda: False),
+        ):
+            read.append(3)
+        go.set()
+        turn.result()
+    assert read == [2]
