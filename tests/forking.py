@@ -46,6 +46,9 @@ class Forks:
     def __init__(self) -> None:
         """Begin to import, in a process beside this one."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC, as `run_app` does
+        # Else gRPC starts its threads anew in a process that was forked from one with a channel;
+        # a forked trainer closes the files that they wait on, and they abort it (code -6).
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(_PRELOADED))
         multiprocessing.forkserver.ensure_running()
