@@ -10,7 +10,6 @@ the checkpoints' are there, `charts` when all charts are drawn too. Needs playwr
 import argparse
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from running import median, save
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.web.settings import PageSettings
+from tapestry_demo.federation import free_port_pair
 
 WATCH = """
 (() => {
@@ -88,9 +88,7 @@ def prepared(folder: Path, *, rounds: int, members: int) -> CoordinatorHome:
     home = found_bench(folder)
     now = time.time()  # noqa: TID251
     fill(home, rounds=rounds, members_count=members, now=now)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        page = PageSettings(listen=f"127.0.0.1:{free.getsockname()[1]}")
+    page = PageSettings(listen=f"127.0.0.1:{free_port_pair()}")
     settings = home.load_settings()
     settings_module.save(home.folder, settings.model_copy(update={"page": page}))
     return home

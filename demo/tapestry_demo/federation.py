@@ -26,8 +26,9 @@ from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 
 _STOP_SECONDS = 10.0
-_PORTS = range(12_000, 32_000)
+_PORTS = range(12_000, 31_998)
 """None that systems give to outgoing connections: what is free stays so until a process is up."""
+_PORTS_EACH = 3
 _PAIRS = count(secrets.randbelow(len(_PORTS)))
 _now = time.time  # noqa: TID251 - the edge that owns the clock
 
@@ -225,10 +226,17 @@ def coordinator_home(folder: Path) -> CoordinatorHome:
 
 
 def free_port_pair() -> int:
-    """Return a port that is free together with the next one, and another one the next time."""
+    """Return a port that is free together with the next one; no other process gets the two.
+
+    The port after them is held by this process as long as it lives: whoever else asks finds it
+    taken, and goes on. What listens at the two can end and begin again.
+    """
     while True:
-        port = _PORTS[2 * next(_PAIRS) % len(_PORTS)]
-        with socket.socket() as first, socket.socket() as second, suppress(OSError):
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 1))
+        port = _PORTS[_PORTS_EACH * next(_PAIRS) % len(_PORTS)]
+        with ExitStack() as probed, suppress(OSError):
+            held, *both = (probed.enter_context(socket.socket()) for _each in range(_PORTS_EACH))
+            held.bind(("127.0.0.1", port + 2))
+            for number, end in enumerate(both):
+                end.bind(("127.0.0.1", port + number))
+            held.detach()  # open until the process ends
             return port
