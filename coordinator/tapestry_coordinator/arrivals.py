@@ -32,7 +32,11 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Upload:
-    """A contribution that is being received."""
+    """A contribution that is being received.
+
+    It may be given up while a call writes to it: what a number of its file means would then be
+    another file.
+    """
 
     path: Path
     codec: Codec
@@ -47,6 +51,7 @@ class Upload:
     file: BinaryIO | None = None
     """Open for writing while fragments come in."""
     sync: RollingSync | None = None
+    _in_use: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def missing(self) -> list[bool]:
         """Return for each fragment whether it is missing."""
@@ -65,27 +70,37 @@ class Upload:
         self.sync = RollingSync(self.file)
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of `data`; a short write is a full disk."""
-        if self.file is None or self.sync is None:
-            raise RejectedError(NOT_OPEN)
-        if os.pwrite(self.file.fileno(), data, offset) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.sync.wrote(len(data))
+        """Write all of `data`; a short write is a full disk.
+
+        Raises:
+            RejectedError: The upload has ended.
+        """
+        with self._in_use:
+            if self.file is None or self.sync is None:
+                raise RejectedError(NOT_OPEN)
+            if os.pwrite(self.file.fileno(), data, offset) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.sync.wrote(len(data))
 
     def read_into(self, out: ByteArray, offset: int) -> None:
         """Fill `out` with what was written; less is a file that somebody cut off."""
-        if self.file is None or os.preadv(self.file.fileno(), [out.data], offset) != len(out):
-            raise UnavailableError(f"{self.path}: cannot be read again; send the fragment again")
+        with self._in_use:
+            file = self.file
+            if file is None or os.preadv(file.fileno(), [out.data], offset) != len(out):
+                raise UnavailableError(
+                    f"{self.path}: cannot be read again; send the fragment again"
+                )
 
     def end(self, *, durable: bool) -> None:
         """Close the file; `durable` waits until its bytes are on the disk."""
-        if self.file is None or self.sync is None:
-            return
-        self.sync.close()
-        if durable:
-            os.fsync(self.file.fileno())
-        self.file.close()
-        self.file = self.sync = None
+        with self._in_use:
+            if self.file is None or self.sync is None:
+                return
+            self.sync.close()
+            if durable:
+                os.fsync(self.file.fileno())
+            self.file.close()
+            self.file = self.sync = None
 
     def require_announced(self, index: int, data: bytes | memoryview) -> None:
         """Refuse bytes that do not have the announced digest."""

@@ -263,12 +263,12 @@ class CoordinatorServer:
         self._unsettled = (number, self._threads.submit(settle))
 
     def _wait_until_settled(self) -> None:
-        """Wait for the checkpoint before; if disk or store failed, begin once more and say so."""
+        """Wait for the checkpoint before; if that failed, begin once more and say so."""
         if self._unsettled is not None:
             number, future = self._unsettled
             try:
                 future.result()
-            except (OSError, TapestryError):
+            except Exception:
                 self._settle(number)
                 raise
 

@@ -199,7 +199,7 @@ class FragmentStore:
             upload.path.rename(self._whole.path(key))
             sync_path(upload.path.parent)
             self._whole.received(key, upload.checksums)
-            del self._open[key]
+            self._open.pop(key, None)
         return _root_and_norm(upload)
 
     def finished(self, round_number: int, member_id: str) -> tuple[bytes, float] | None:

@@ -140,8 +140,8 @@ class WholeContributions:
     def forget(self, *, before: int) -> None:
         """Forget what is remembered of rounds before round `before`."""
         for known in (self._announcements, self._checksums):
-            for key in [key for key in known if key[0] < before]:
-                del known[key]
+            for key in [key for key in list(known) if key[0] < before]:  # others add to them
+                known.pop(key, None)
 
     def prune_blobs(self, *, before: int) -> None:
         """Remove those of rounds before round `before` from the store of blobs.

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -444,6 +445,25 @@ def test_an_upload_replaced_while_it_is_finished_stays_readable_as_what_was_fini
         interlude.end()
     assert norm == 5.0
     assert store.read(1, MEMBER, 1) == FRAGMENTS[1], "accepted, and never to be aggregated"
+
+
+def test_an_upload_given_up_while_a_fragment_is_written_leaves_other_files_alone(
+    store: FragmentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [tmp_path / f"other-{number}" for number in range(20)]
+    with ExitStack() as stack:
+
+        def give_up() -> None:
+            """And open files, of which one gets the number that the upload's had."""
+            store.prune(before=10)
+            for other in others:
+                stack.enter_context(other.open("wb"))
+
+        opened(store)
+        interlude = Interlude(monkeypatch, "pwrite", give_up)
+        store.put(1, MEMBER, index=1, data=FRAGMENTS[1])
+        interlude.end()
+    assert [other.read_bytes() for other in others] == [b""] * 20
 
 
 # Room

@@ -19,6 +19,7 @@ from tapestry_coordinator import server as server_module
 from tapestry_coordinator import settings as settings_module
 from tapestry_coordinator.server import CoordinatorServer
 from tapestry_coordinator.settings import NetworkSettings
+from tapestry_coordinator.settling import Settling
 from tapestry_coordinator.testimony import StoredEvaluation
 from tapestry_demo.federation import free_port_pair
 from tests.coordinator.small import Small, found_small
@@ -84,6 +85,34 @@ def test_the_card_of_a_checkpoint_that_was_measured_is_written_anew(
         server.serve()
         done.result()
     assert measured() == [("a", 2.5), ("b", 3.5)]
+
+
+@pytest.mark.usefixtures("signals")
+def test_what_a_bug_kept_from_the_disk_is_tried_again_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, _listen = small_that_listens(tmp_path / "fed")
+    server, faults = CoordinatorServer(small.home), [RuntimeError("a bug")]
+
+    def share(_settling: Settling, _number: int) -> None:
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.setattr(Settling, "share", share)
+
+    def settle() -> None:
+        try:
+            server._settle(0)  # noqa: SLF001 - as after a round
+            with pytest.raises(RuntimeError, match="a bug"):
+                server._wait_until_settled()  # noqa: SLF001
+            server._wait_until_settled()  # noqa: SLF001
+        finally:
+            server.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(settle)
+        server.serve()
+        done.result()
 
 
 @pytest.mark.usefixtures("signals")
