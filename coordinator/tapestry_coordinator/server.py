@@ -4,15 +4,16 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tapestry.checkpoints.folder import CARD_FILE
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
-from tapestry.errors import TapestryError, UnavailableError
+from tapestry.errors import TapestryError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.storage.atomic import giving_up
 from tapestry.wire.allocation import return_free_blocks, spare_what_is_there
@@ -129,10 +130,10 @@ class CoordinatorServer:
         """
         spare_what_is_there()
         allow_files()
-        self._listening.start()
-        if self._lease is None:
+        if self._lease is None:  # first: who sees it listen may ask it to stop
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._on_signal)
+        self._listening.start()
         if self._mirror is not None:
             self._settle(self._registry.newest_round() or 0)
         aggregator = threading.Thread(target=self._aggregate_forever, name="aggregator")
@@ -309,7 +310,8 @@ class CoordinatorServer:
         """Write proofs into checkpoints that were published or cosigned since, and the mirror."""
 
         def write(number: int) -> None:
-            write_ledger_files(self.home, self._registry, self.desk.genesis, number)
+            with _unless_retired(self.home.checkpoint(number)):
+                write_ledger_files(self.home, self._registry, self.desk.genesis, number)
 
         self.desk.proofs.renew(write, before=self.desk.clock() - older_than_seconds)
 
@@ -318,7 +320,10 @@ class CoordinatorServer:
 
         def write(number: int) -> None:
             folder = self.home.checkpoint(number)
-            if (folder / CARD_FILE).is_file():
+            if self.home.candidate(number).is_dir():  # it may be held for long: once it is released
+                self.desk.cards.note(number, at=self.desk.clock())
+                return
+            with _unless_retired(folder):
                 write_card(
                     folder,
                     self._registry.lineage(number),
@@ -329,3 +334,13 @@ class CoordinatorServer:
                 self.desk.files.index(number)
 
         self.desk.cards.renew(write, before=self.desk.clock() - _CARD_SECONDS)
+
+
+@contextmanager
+def _unless_retired(folder: Path) -> Iterator[None]:
+    """Write into a checkpoint, unless another thread retires it before or meanwhile."""
+    try:
+        yield
+    except (OSError, UntrustedError):
+        if folder.is_dir():
+            raise

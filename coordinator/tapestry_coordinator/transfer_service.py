@@ -9,7 +9,7 @@ import grpc
 from tapestry.checkpoints.deciding import require_floor
 from tapestry.checkpoints.folder import CARD_FILE, read_envelope
 from tapestry.checkpoints.statements import Contribution
-from tapestry.errors import RejectedError
+from tapestry.errors import RejectedError, UntrustedError
 from tapestry.ledger.proof import PROOF_FILE
 from tapestry.params.fragments import pack_missing, split_digests
 from tapestry.params.layout import ParameterLayout
@@ -49,12 +49,15 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
             if manifest is None:
                 raise RejectedError(f"there is no checkpoint {number}: the newest is {newest}")
             folder = self._desk.home.checkpoint(number)
-            if not folder.is_dir():
-                raise RejectedError(f"checkpoint {number} is not kept any more")
-            self._desk.files.have(number)
-            card = read_envelope(folder / CARD_FILE, what="card")
-            proof = folder / PROOF_FILE
-            proved = proof.read_bytes() if proof.is_file() else b""
+            try:
+                self._desk.files.have(number)
+                card = read_envelope(folder / CARD_FILE, what="card")
+                proof = folder / PROOF_FILE
+                proved = proof.read_bytes() if proof.is_file() else b""
+            except (OSError, UntrustedError) as error:
+                if folder.is_dir():
+                    raise
+                raise RejectedError(f"checkpoint {number} is not kept any more") from error
         return transfer_pb2.DescribeResponse(
             manifest=envelope_message(manifest), card=envelope_message(card), ledger_proof=proved
         )

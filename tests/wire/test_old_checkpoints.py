@@ -1,5 +1,6 @@
 """Checkpoints of long ago: kept on the disk, not in the coordinator's memory."""
 
+import shutil
 from contextlib import ExitStack
 
 import grpc
@@ -51,3 +52,18 @@ def test_their_files_are_served_to_whoever_asks_for_the_checkpoint(
         line.describe(2)
         fetch_all(restarted, line, 2)
     restarted.stop()
+
+
+def test_one_that_is_retired_while_it_is_described_is_said_not_to_be_kept(
+    coordinator: Coordinator, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _plan, lines = gathered(coordinator, stack)
+    known = coordinator.desk.files.have
+
+    def retired_after(number: int) -> None:
+        known(number)
+        shutil.rmtree(coordinator.home.checkpoint(number))
+
+    monkeypatch.setattr(coordinator.desk.files, "have", retired_after)
+    with pytest.raises(grpc.RpcError, match="checkpoint 0 is not kept any more"):
+        lines["a"].describe(0)

@@ -1,12 +1,14 @@
 """A coordinator that writes and stops while it serves; it runs here, its caller in a thread."""
 
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +19,8 @@ from tapestry.params.fragments import fragment_digest
 from tapestry_coordinator import listening
 from tapestry_coordinator import server as server_module
 from tapestry_coordinator import settings as settings_module
+from tapestry_coordinator.card import write_card
+from tapestry_coordinator.listening import Listening
 from tapestry_coordinator.server import CoordinatorServer
 from tapestry_coordinator.settings import NetworkSettings
 from tapestry_coordinator.settling import Settling
@@ -51,6 +55,21 @@ def small_that_listens(folder: Path) -> tuple[Small, str]:
     return small, listen
 
 
+def serve_while(server: CoordinatorServer, work: Callable[[], None]) -> None:
+    """Serve until `work`, in another thread, is done."""
+
+    def do() -> None:
+        try:
+            work()
+        finally:
+            server.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(do)
+        server.serve()
+        done.result()
+
+
 @pytest.mark.usefixtures("signals")
 def test_the_card_of_a_checkpoint_that_was_measured_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,25 +84,19 @@ def test_the_card_of_a_checkpoint_that_was_measured_is_written_anew(
         return [(one.member_id, one.bits_per_byte) for one in entries]
 
     def measure() -> None:
-        try:
-            for member_id, bits in (("a", 2.5), ("b", 3.5)):
-                server.desk.evaluate(
-                    StoredEvaluation(
-                        round=0,
-                        member_id=member_id,
-                        language="fra",
-                        bits_per_byte=bits,
-                        held_out_bytes=1000,
-                    )
+        for member_id, bits in (("a", 2.5), ("b", 3.5)):
+            server.desk.evaluate(
+                StoredEvaluation(
+                    round=0,
+                    member_id=member_id,
+                    language="fra",
+                    bits_per_byte=bits,
+                    held_out_bytes=1000,
                 )
-                eventually(lambda now=(member_id, bits): now in measured())
-        finally:
-            server.stop()
+            )
+            eventually(lambda now=(member_id, bits): now in measured())
 
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(measure)
-        server.serve()
-        done.result()
+    serve_while(server, measure)
     assert measured() == [("a", 2.5), ("b", 3.5)]
 
 
@@ -101,18 +114,80 @@ def test_what_a_bug_kept_from_the_disk_is_tried_again_and_goes_on(
     monkeypatch.setattr(Settling, "share", share)
 
     def settle() -> None:
-        try:
-            server._settle(0)  # noqa: SLF001 - as after a round
-            with pytest.raises(RuntimeError, match="a bug"):
-                server._wait_until_settled()  # noqa: SLF001
+        server._settle(0)  # noqa: SLF001 - as after a round
+        with pytest.raises(RuntimeError, match="a bug"):
             server._wait_until_settled()  # noqa: SLF001
-        finally:
-            server.stop()
+        server._wait_until_settled()  # noqa: SLF001
 
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(settle)
-        server.serve()
-        done.result()
+    serve_while(server, settle)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_checkpoint_that_is_retired_while_its_card_is_written_anew_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small, _listen = small_that_listens(tmp_path / "fed")
+    server, folder, retired = CoordinatorServer(small.home), small.home.checkpoint(1), list[Path]()
+
+    def retire_first(written: Path, *arguments: Any, **more: Any) -> None:
+        if written == folder:
+            shutil.rmtree(folder)
+            retired.append(folder)
+        write_card(written, *arguments, **more)
+
+    monkeypatch.setattr(server_module, "write_card", retire_first)
+
+    def measure() -> None:
+        shutil.copytree(small.home.checkpoint(0), folder)
+        server.desk.cards.note(1, at=0.0)
+        eventually(lambda: retired == [folder])
+        shutil.copytree(small.home.checkpoint(0), folder)
+        server.desk.cards.note(1, at=0.0)
+        eventually(lambda: retired == [folder] * 2, seconds=5.0)
+
+    serve_while(server, measure)
+    assert "tried again" not in caplog.text
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_card_of_a_candidate_is_written_anew_when_that_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_CARD_SECONDS", 0.1)
+    small, _listen = small_that_listens(tmp_path / "fed")
+    server, candidate, written = (
+        CoordinatorServer(small.home),
+        small.home.candidate(1),
+        list[Path](),
+    )
+    monkeypatch.setattr(
+        server_module, "write_card", lambda at, *_more, **_named: written.append(at)
+    )
+
+    def measure() -> None:
+        shutil.copytree(small.home.checkpoint(0), candidate)
+        server.desk.cards.note(1, at=0.0)
+        time.sleep(1.0)  # it is due
+        assert small.home.checkpoint(1) not in written
+        candidate.rename(small.home.checkpoint(1))
+        eventually(lambda: small.home.checkpoint(1) in written)
+
+    serve_while(server, measure)
+
+
+@pytest.mark.usefixtures("signals")
+def test_who_sees_the_coordinator_listen_can_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, _listen = small_that_listens(tmp_path / "fed")
+    begin = Listening.start
+
+    def stopped_at_once(listening: Listening) -> None:
+        begin(listening)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Listening, "start", stopped_at_once)
+    CoordinatorServer(small.home).serve()
 
 
 @pytest.mark.usefixtures("signals")
