@@ -112,18 +112,18 @@ def run(
     reuse_large_blocks()
     log_to_stderr(as_json=json_log, verbose=verbose)
     home = require_node(folder or default_home("node"))
-    require_member(home)
-    text = text_of(home, data)
-    with bar() as shown:
-        daemon = Daemon(
-            home,
-            text,
-            until_finished=until_finished,
-            processes=nproc,
-            show=following(shown),
-        )
-        _stop_on_signals(daemon)
-        with alone(home.folder, who="this node"):
+    with alone(home.folder, who="this node"):  # before it is read where the node stands
+        require_member(home)
+        text = text_of(home, data)
+        with bar() as shown:
+            daemon = Daemon(
+                home,
+                text,
+                until_finished=until_finished,
+                processes=nproc,
+                show=following(shown),
+            )
+            _stop_on_signals(daemon)
             daemon.run()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tapestry.cli.main import main
 from tapestry.errors import UntrustedError
 from tapestry.identity.certificates import create_authority
+from tapestry.storage.locks import alone
 from tapestry.wire.egress import read_ledger
 from tapestry_node.client import NodeClient
 from tapestry_node.daemon import Daemon
@@ -49,6 +51,23 @@ def test_a_certificate_that_is_valid_lets_the_daemon_start(tmp_path: Path) -> No
     daemon.run()
     calls = {departure.call.rsplit("/", 1)[-1] for departure in read_ledger(home.egress)}
     assert calls <= {"WatchPlans"}
+
+
+def test_a_second_daemon_is_refused_before_it_has_read_where_the_node_stands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = member_whose_certificate_is(tmp_path / "node", days_old=1)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "text.txt").write_text("the shuttle", encoding="utf-8")
+
+    def content() -> set[Path]:
+        return {path for path in home.folder.rglob("*") if path.name != ".lock"}
+
+    before = content()
+    with alone(home.folder, who="this node"):
+        assert main(["node", "run", str(home.folder), "--data", str(tmp_path / "text")]) == 1
+    assert "this node runs already in another process; stop that first" in capfd.readouterr().err
+    assert content() == before
 
 
 def test_a_renewal_that_is_due_while_nobody_answers_is_put_off(tmp_path: Path) -> None:
