@@ -12,7 +12,7 @@ from tapestry.checkpoints.manifest import FileEntry, Lineage, Manifest, verify_l
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
 from tapestry.checkpoints.vector_file import MODEL_FILE, open_vector_file
 from tapestry.checkpoints.verify import require_beside
-from tapestry.errors import UntrustedError
+from tapestry.errors import RejectedError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope, to_json
 from tapestry.identity.membership import Membership
 from tapestry.storage.atomic import sync_path
@@ -163,11 +163,18 @@ class Consensus:
         """Fetch a checkpoint; return the bytes that came.
 
         Raises:
+            UnavailableError: The coordinator has it no more, which takes a new look at what it has:
+                a candidate may be decided about while it comes, a checkpoint be replaced and gone.
             UntrustedError: What stands beside its vector is not what genesis has; it is not kept.
         """
-        came = self._home.fetch(
-            self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
-        )
+        try:
+            came = self._home.fetch(
+                self._fetcher(), manifest, envelope, target=target, on_bytes=self._on_bytes
+            )
+        except RejectedError as error:
+            raise UnavailableError(
+                f"checkpoint {manifest.round} cannot be fetched any more: {error}"
+            ) from error
         genesis = Manifest.parsed(self._lineage.first().payload, what="genesis manifest")
         try:
             if genesis.origin is not None:

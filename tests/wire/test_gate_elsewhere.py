@@ -2,18 +2,23 @@
 
 import shutil
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import grpc
 import pytest
 
 from tapestry.checkpoints.statements import payload_digest
 from tapestry.errors import UnavailableError
+from tapestry.identity.membership import Membership
+from tapestry.wire.fetching import Fetcher
 from tapestry_coordinator import publisher as publisher_module
 from tapestry_coordinator.closed_round import ClosedRound
 from tapestry_coordinator.database import database_url
 from tapestry_coordinator.events import Published
 from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.round_state import Phase
+from tapestry_node.consensus import Consensus, Standing
+from tapestry_node.home import NodeHome
 from tests.wire.serving import Coordinator, gathered
 from tests.wire.test_no_harm import closed_round, made, measure
 from tests.wire.test_policy import adopt, contribute, parts
@@ -84,3 +89,31 @@ def test_who_is_late_while_a_candidate_is_measured_is_used_by_the_next_round(
         contribute(lines[name], coordinator.plan)
     found = parts(made(coordinator.propose()))
     assert {name: part.staleness for name, part in found.items()} == {"a": 0, "b": 0, "c": 1}
+
+
+def test_a_candidate_that_is_decided_about_while_a_member_fetches_it_does_not_end_the_member(
+    coordinator: Coordinator, stack: ExitStack, tmp_path: Path
+) -> None:
+    line = closed_round(coordinator, stack, action="revert")["a"]
+    candidate, genesis = coordinator.propose(), coordinator.desk.genesis
+    home = NodeHome(tmp_path / "node")
+    home.make_folders()
+    membership = Membership(
+        federation=coordinator.federation,
+        member_id="a",
+        address=coordinator.address,
+        coordinator_key=genesis.coordinator_key.hex(),
+        genesis=genesis.genesis_digest,
+    )
+    fetcher = Fetcher(line.channel, coordinator.address)
+    consensus = Consensus(
+        home, membership, Standing(home), fetcher=lambda: fetcher, tell=lambda _words: None
+    )
+    newest, _card = fetcher.describe()
+    parent = consensus.take(newest)
+    measure(line, payload_digest(candidate), 9.0)
+    coordinator.clock.forward(61)
+    coordinator.desk.pass_time()
+    assert made(coordinator.aggregate()).made.reverted is not None
+    with pytest.raises(UnavailableError, match="checkpoint 1 cannot be fetched any more: no publi"):
+        consensus.candidate(candidate, newest, parent)
