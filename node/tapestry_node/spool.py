@@ -166,24 +166,30 @@ class Spooled:
     @contextmanager
     def becoming_durable(self) -> Iterator[None]:
         """Make the spool durable beside the block, unless that ends within two seconds."""
-        timer = threading.Timer(_DURABLE_AFTER_SECONDS, self._make_durable)
+        marking, ended = threading.Lock(), threading.Event()
+
+        def make_durable() -> None:
+            if (self.folder / _DURABLE_FILE).exists():
+                return
+            try:
+                sync_tree(self.folder)
+                with marking:
+                    if not ended.is_set():  # else the folder may be another spool's by now
+                        (self.folder / _DURABLE_FILE).touch()
+            except FileNotFoundError:
+                return  # delivered meanwhile
+            except OSError as error:
+                _log.warning("%s: cannot be made durable: %s", self.folder, error.strerror)
+
+        timer = threading.Timer(_DURABLE_AFTER_SECONDS, make_durable)
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
-
-    def _make_durable(self) -> None:
-        if (self.folder / _DURABLE_FILE).exists():
-            return
-        try:
-            sync_tree(self.folder)
-            (self.folder / _DURABLE_FILE).touch()
-        except FileNotFoundError:
-            return  # delivered meanwhile
-        except OSError as error:
-            _log.warning("%s: cannot be made durable: %s", self.folder, error.strerror)
+            with marking:
+                ended.set()
 
     def is_whole(self) -> bool:
         """Whether every fragment is what was signed, as it is unless the machine went down."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from tapestry.identity.keys import public_bytes
 from tapestry.params.codecs import codec_named
 from tapestry.params.fragments import fragments_root
 from tapestry.params.layout import FRAGMENT_ELEMENTS, ParameterLayout
+from tapestry.storage.atomic import sync_tree
 from tapestry.storage.spares import Spares
 from tapestry_node import spool as spool_module
 from tapestry_node.home import NodeHome
 from tapestry_node.spool import Spooled, find_spooled, spooling
 
+SECONDS = 60.0
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 OWN = public_bytes(KEY)
 LAYOUT = ParameterLayout.from_shapes([("vector", (FRAGMENT_ELEMENTS + 300,))])
@@ -139,6 +142,29 @@ def test_what_is_delivered_at_once_never_waits_for_the_disk(spooled: Spooled) ->
     assert not (spooled.folder / "durable").exists()
 
 
+def join_timers() -> None:
+    for timer in (one for one in threading.enumerate() if isinstance(one, threading.Timer)):
+        timer.join(SECONDS)
+
+
+def test_what_is_durable_after_it_was_delivered_marks_no_other_spool_in_its_place(
+    spooled: Spooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow_disk(_folder: Path) -> None:
+        begun.set()
+        go.wait(SECONDS)
+
+    monkeypatch.setattr(spool_module, "_DURABLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(spool_module, "sync_tree", slow_disk)
+    with spooled.becoming_durable():
+        assert begun.wait(SECONDS)
+    go.set()
+    join_timers()
+    assert not (spooled.folder / "durable").exists()
+
+
 def test_what_is_not_delivered_soon_becomes_durable(
     spooled: Spooled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,13 +178,25 @@ def test_what_is_not_delivered_soon_becomes_durable(
 
 
 def test_a_spool_that_is_removed_meanwhile_is_no_failure(
-    spooled: Spooled, spares: Spares, monkeypatch: pytest.MonkeyPatch
+    spooled: Spooled,
+    spares: Spares,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(spool_module, "_DURABLE_AFTER_SECONDS", 0.0)
-    with spooled.becoming_durable():
+    removed = threading.Event()
+
+    def remove_first(folder: Path) -> None:
         spooled.remove(spares)
-        time.sleep(0.05)
+        removed.set()
+        sync_tree(folder)
+
+    monkeypatch.setattr(spool_module, "_DURABLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(spool_module, "sync_tree", remove_first)
+    with spooled.becoming_durable():
+        assert removed.wait(SECONDS)
+        join_timers()
     assert not spooled.folder.exists()
+    assert caplog.text == ""
 
 
 def test_the_next_spool_takes_the_space_of_the_last(spooled: Spooled, spares: Spares) -> None:
