@@ -93,7 +93,10 @@ class TrainerProcess:
         if launching is None:
             child = _Child()
             self._started, self.pid = child, child.pid
-            self._greet()
+            with suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # gone already: the first call says
+                self._greet()
         else:
             self._started = _Elsewhere(launching)
 

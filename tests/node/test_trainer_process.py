@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tapestry.checkpoints.statements import InnerSettings, RoundPlan
 from tapestry.errors import ConfigError, RejectedError
 from tapestry.objectives.reports import StepReport
+from tapestry_node import trainer_process
 from tapestry_node.guard import sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.policy import NodeTable, Policy
 from tapestry_node.spool import Spooled
 from tapestry_node.trainer import Trainer
-from tapestry_node.trainer_process import OutOfMemoryError, TrainerProcess
+from tapestry_node.trainer_process import OutOfMemoryError, TrainerLostError, TrainerProcess
 from tests.conftest import Federation
 
 pytestmark = pytest.mark.slow
@@ -228,4 +230,19 @@ def test_what_does_not_fit_in_memory_does_with_fewer_sequences_at_a_time(
     with pytest.raises(OutOfMemoryError, match="tried to allocate"):
         train(0)
     assert train(2)[0] == INNER.steps
+    process.stop()
+
+
+def test_one_that_is_gone_before_it_was_spoken_to_is_lost_like_any_other(
+    home: NodeHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gone(_theirs: object) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(["false"])
+        process.wait()
+        return process
+
+    monkeypatch.setattr(trainer_process, "_start", gone)
+    process = TrainerProcess(home, on_blocked=nobody_told)
+    with pytest.raises(TrainerLostError, match="the trainer's process ended with code 1"):
+        process.measure(tmp_path)
     process.stop()
