@@ -8,7 +8,6 @@ import os
 import queue
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -591,19 +590,21 @@ def test_a_call_that_was_overtaken_writes_no_more(store: FragmentStore) -> None:
     new: queue.Queue[bytes] = queue.Queue()
 
     def begun(pieces: queue.Queue[bytes], data: bytes) -> Future[int]:
-        for start in (0, 2**20):
-            pieces.put(data[start : start + 2**20])
-        coming = iter(lambda: pieces.get(timeout=30), b"")
-        return pool.submit(store.take, 1, MEMBER, index=0, pieces=coming)
+        """Begin to bring a fragment; two pieces of it are written when this returns."""
+        third = threading.Event()
+
+        def coming() -> Iterator[bytes]:
+            yield from (data[start : start + 2**20] for start in (0, 2**20))
+            third.set()
+            yield from iter(lambda: pieces.get(timeout=30), b"")
+
+        bringing = pool.submit(store.take, 1, MEMBER, index=0, pieces=coming())
+        assert third.wait(30)
+        return bringing
 
     with ThreadPoolExecutor(2) as pool:
         older = begun(old, OTHERS[0])
-        while not old.empty():
-            time.sleep(0.01)
         newer = begun(new, FRAGMENTS[0])
-        while not new.empty():
-            time.sleep(0.01)
-        time.sleep(0.1)  # until both wait for their third piece
         old.put(OTHERS[0][2**21 : 3 * 2**20])
         with pytest.raises(UnavailableError, match="fragment 0 is brought by another call"):
             older.result()

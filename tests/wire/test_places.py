@@ -268,11 +268,17 @@ def test_pieces_that_come_one_by_one_have_the_time_of_one_fragment(
     for sent in (1, 2, 3):
         pieces.put(PutFragment(1, 0, bytes(1000)))
         eventually(lambda: pieces.empty() and coordinator.places.waiting == 1)
-        time.sleep(0.1)  # until what came is taken
         coordinator.clock.forward(COMMIT_SECONDS / 2.5)
+        for _look in range(5):
+            coordinator.places.end_stalled()
+            time.sleep(0.02)
+        assert sent == 3 or not call.done()
+
+    def is_ended() -> bool:  # once the coordinator waits again, after it has taken what came
         coordinator.places.end_stalled()
-        time.sleep(0.1)
-        assert call.done() == (sent == 3)
+        return bool(call.done())
+
+    eventually(is_ended)
     pieces.put(None)
     assert call.code() is grpc.StatusCode.CANCELLED
     eventually(lambda: coordinator.places.waiting == 0)
