@@ -96,12 +96,19 @@ class Lease:
         """
         try:
             with transaction(self._engine) as connection:
-                return self._take(connection)
+                term = self._taken(connection)
         except UnavailableError:
             self._seen = None
             raise
+        self._is_new = False
+        if term is None:
+            return False
+        self.term, self._seen = term, None
+        self._lost.clear()
+        return True
 
-    def _take(self, connection: Connection) -> bool:
+    def _taken(self, connection: Connection) -> int | None:
+        """Take the lease if it is free; return its new term, which counts once it is recorded."""
         row = connection.execute(select(leases).where(leases.c.name == _ROW)).one_or_none()
         if row is None:
             connection.execute(
@@ -110,16 +117,13 @@ class Lease:
         term = 0 if row is None else int(row.term)
         self.leader = "" if row is None else row.holder
         was_ours = self._is_new and row is not None and row.identity == self._holder.identity
-        self._is_new = False
         if row is not None and row.identity and not was_ours and not self._has_expired(row):
-            return False
+            return None
         values = {"holder": self._holder.name, "identity": self._holder.identity}
         connection.execute(
             update(leases).where(leases.c.name == _ROW).values(term=term + 1, **values)
         )
-        self.term, self._seen = term + 1, None
-        self._lost.clear()
-        return True
+        return term + 1
 
     def _has_expired(self, row: object) -> bool:
         """Whether nobody has renewed it for the time of a lease, as far as we have seen."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import Connection, create_engine, select
 
 from tapestry.errors import UnavailableError
 from tapestry_coordinator.events import Published
@@ -126,6 +126,30 @@ def test_an_ended_process_of_the_same_folder_is_succeeded_at_once_but_only_at_th
     assert not north.take(), "two with one name do not take it from each other for ever"
     again.close()
     assert not south.take()
+
+
+class Interrupted(Lease):
+    """Whose database is gone once, before it has recorded who takes it."""
+
+    breaks = True
+
+    def _taken(self, connection: Connection) -> int | None:
+        term = super()._taken(connection)
+        if self.breaks:
+            self.breaks = False
+            raise UnavailableError("the database does not answer now")
+        return term
+
+
+def test_what_the_database_did_not_record_changes_nothing(url: str, north: Lease) -> None:
+    assert north.take()
+    again = Interrupted(url, Holder("north", "n"))
+    with pytest.raises(UnavailableError):
+        again.take()
+    assert again.term == 0
+    assert again.take(), "it is still the first time, of the folder that held it before"
+    assert again.term == 2
+    again.close()
 
 
 def test_a_lease_is_renewed_while_it_is_kept(url: str, north: Lease) -> None:
