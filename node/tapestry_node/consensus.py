@@ -36,6 +36,11 @@ class Standing:
         self.state = replace(self.state, **fields)
         self._home.save_state(self.state)
 
+    def has_answered(self, plan: RoundPlan) -> bool:
+        """Whether a plan's round has all it takes from this node, perhaps a late contribution."""
+        answered = 0 if plan.is_asynchronous else self.state.answered
+        return plan.round <= max(answered, self.state.contributed)
+
 
 class Consensus:
     """Verifies what the coordinator says is the consensus, and fetches it."""
@@ -74,6 +79,12 @@ class Consensus:
     def verified(self, envelope: Envelope, *, what: str = "manifest") -> Manifest:
         """Return a manifest with the pinned key's signature."""
         return Manifest.opened(envelope, public_key=self._key, what=what)
+
+    def staleness(self, plan: RoundPlan, newest: Envelope) -> int:
+        """Return by how many rounds an answer to `plan` is late once `newest` is out."""
+        if payload_digest(newest) == plan.base:
+            return 0
+        return self.verified(newest).round + 1 - plan.round
 
     def take(self, envelope: Envelope) -> Manifest:
         """Verify that the newest manifest follows from the one this node knew.

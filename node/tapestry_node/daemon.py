@@ -14,12 +14,7 @@ from pathlib import Path
 
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.checkpoints.statements import RoundPlan, payload_digest
-from tapestry.errors import (
-    RejectedError,
-    TapestryError,
-    UnavailableError,
-    UntrustedError,
-)
+from tapestry.errors import RejectedError, TapestryError, UnavailableError, UntrustedError
 from tapestry.identity.envelopes import Envelope
 from tapestry.identity.keys import public_bytes
 from tapestry.identity.membership import CONTRIBUTOR
@@ -32,15 +27,15 @@ from tapestry_node.awaiting import Awaiting
 from tapestry_node.client import Told
 from tapestry_node.connecting import Connection
 from tapestry_node.consensus import Consensus, Standing
-from tapestry_node.delivering import deliver
+from tapestry_node.declining import Declining
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
 from tapestry_node.listener import FIRST_BACKOFF_SECONDS, Listener
 from tapestry_node.measuring import Measuring
-from tapestry_node.policy import NodeSettings
 from tapestry_node.progress import Progress, ProgressFile
-from tapestry_node.spool import Spooled, find_spooled, find_unsettled, keep_refused
+from tapestry_node.sending import Sending
+from tapestry_node.spool import Spooled, find_spooled
 from tapestry_node.tending import TendedTrainer
 from tapestry_node.trainer_process import TrainerLostError
 from tapestry_node.watching import StepWatch
@@ -77,7 +72,7 @@ class Daemon:
         self._home = home
         self._data = list(data)
         self._until_finished = until_finished
-        self._settings = _with_processes(home.load_settings(), processes)
+        self._settings = home.load_settings().with_processes(processes)
         self._membership = home.identity.load()
         self._signing_key = home.identity.signing_key()
         self._coordinator_key = bytes.fromhex(self._membership.coordinator_key)
@@ -135,11 +130,22 @@ class Daemon:
         )
         self._unavailable = ""
         """What was said last of what cannot be done now."""
-        self._refused: dict[tuple[int, int], str] = {}
-        """Why a plan is not answered, by round and attempt; empty once the coordinator knows."""
+        self._declining = Declining(lambda: self._connection.client)
         self._awaiting = Awaiting(home, self._settings.policy, self._ledger, self._progress)
         self._stopping = threading.Event()
         self._connection = Connection(self._membership, home.identity, self._ledger)
+        self._sending = Sending(
+            home,
+            self._settings,
+            self._awaiting,
+            standing=self._standing,
+            progress=self._progress,
+            witness=self._witness,
+            ledger=self._ledger,
+            kernel=self._kernel,
+            keys=(public_bytes(self._signing_key), self._coordinator_key),
+            client=lambda: self._connection.client,
+        )
 
     def stop(self) -> None:
         """Ask `run` to return; what is unfinished is taken up at the next start."""
@@ -241,11 +247,11 @@ class Daemon:
         """Answer an open plan: decline it, or train and contribute."""
         if plan.genesis != self._membership.genesis:
             raise UntrustedError(f"the plan of round {plan.round} is of another federation")
-        if self._membership.role != CONTRIBUTOR or self._has_answered(plan):
+        if self._membership.role != CONTRIBUTOR or self._standing.has_answered(plan):
             self._measuring.evaluate(manifest, envelope)
             return
-        if (plan.round, plan.attempt) in self._refused:
-            self._decline(plan)
+        if self._declining.is_declined(plan):
+            self._declining.tell(plan)
             return
         if plan.base != payload_digest(envelope) or plan.round != manifest.round + 1:
             raise UntrustedError(
@@ -256,21 +262,7 @@ class Daemon:
             self._require_witnesses(plan)
             self._answer(plan, envelope, manifest, listener)
         except RejectedError as error:
-            _log.warning("round %d: %s", plan.round, error)
-            self._refused[plan.round, plan.attempt] = str(error)
-            self._decline(plan)
-
-    def _decline(self, plan: RoundPlan) -> None:
-        """Tell the coordinator once why a plan is not answered.
-
-        Raises:
-            UnavailableError: The line is down: to be told when it is back.
-        """
-        reason = self._refused[plan.round, plan.attempt]
-        if reason:
-            with contextlib.suppress(RejectedError):  # the round is over
-                self._connection.client.decline(round_number=plan.round, reason=reason)
-            self._refused[plan.round, plan.attempt] = ""
+            self._declining.decline(plan, str(error))
 
     def _require_witnesses(self, plan: RoundPlan) -> None:
         """Wait, and show it, until as many members have seen the base as the plan asks for.
@@ -284,12 +276,6 @@ class Daemon:
             self._progress.write(str(error))
             raise
 
-    def _has_answered(self, plan: RoundPlan) -> bool:
-        """Whether the plan's round has all it takes from this node, perhaps a late contribution."""
-        state = self._standing.state
-        answered = 0 if plan.is_asynchronous else state.answered
-        return plan.round <= max(answered, state.contributed)
-
     def _answer(
         self, plan: RoundPlan, envelope: Envelope, manifest: Manifest, listener: Listener
     ) -> None:
@@ -300,13 +286,13 @@ class Daemon:
         self._measuring.evaluate(manifest, envelope)
         spooled = find_spooled(self._home, plan, layout, key=public_bytes(self._signing_key))
         if spooled is None:
-            self._settle(layout, plan)
-            if self._has_answered(plan):
+            self._sending.settle(layout, plan)
+            if self._standing.has_answered(plan):
                 return
             checkpoint = self._consensus.checkpoint(manifest, envelope)
             spooled = self._train(plan, layout, checkpoint, listener)
-        if spooled is not None and self._awaiting.is_approved(spooled, layout):
-            self._contribute(spooled)
+        if spooled is not None:
+            self._sending.send(spooled, layout)
 
     # The trainer
 
@@ -374,38 +360,6 @@ class Daemon:
         self._home.unfinished.unlink(missing_ok=True)
         return spooled
 
-    def _settle(self, layout: ParameterLayout, plan: RoundPlan) -> None:
-        """Send older contributions that may still be used, or find out what became of them."""
-        late = range(max(1, plan.round - self._settings.policy.lateness(plan)), plan.round)
-        key = public_bytes(self._signing_key)
-        for spooled in find_unsettled(self._home, layout, key=key, late=late):
-            try:
-                if self._awaiting.is_approved(spooled, layout):
-                    self._contribute(spooled)
-            except RejectedError as error:
-                _log.warning("round %d: not taken: %s", spooled.contribution.round, error)
-                keep_refused(spooled, self._home, layout)
-
-    def _contribute(self, spooled: Spooled) -> None:
-        """Send a spooled contribution; nothing is deleted before the receipt is durable here."""
-        number = spooled.contribution.round
-        self._progress.write(f"sending the contribution to round {number}")
-        sent = spooled.size_bytes
-        receipt = deliver(
-            self._connection.client,
-            spooled,
-            self._home,
-            self._standing,
-            coordinator_key=self._coordinator_key,
-            on_arrived=lambda done, of: self._progress.count(done, of, "fragments"),
-            keep=self._settings.node.keep_last_contribution,
-        )
-        self._witness.expect(receipt)
-        self._ledger.allowed_by = self._settings.policy.digest()
-        self._kernel.note()
-        used = f", used in round {receipt.used_round}" if receipt.used_round > number else ""
-        _log.info("round %d: contributed (%s bytes)%s", number, f"{sent:,}", used)
-
     # What people see
 
     def on_step(self, plan: RoundPlan, report: StepReport, *, seconds: float) -> None:
@@ -435,18 +389,8 @@ class Daemon:
 
     def staleness(self, plan: RoundPlan, newest: Envelope) -> int:
         """Return by how many rounds an answer to `plan` is late once `newest` is out."""
-        if payload_digest(newest) == plan.base:
-            return 0
-        return self._consensus.verified(newest).round + 1 - plan.round
+        return self._consensus.staleness(plan, newest)
 
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping.is_set()
-
-
-def _with_processes(settings: NodeSettings, processes: int | None) -> NodeSettings:
-    """Return settings with another number of processes, if one is given."""
-    if processes is None:
-        return settings
-    node = settings.node.model_copy(update={"processes": processes})
-    return settings.model_copy(update={"node": node})

@@ -183,6 +183,13 @@ class NodeSettings(Settings):
     node: NodeTable = NodeTable()
     policy: Policy = Policy()
 
+    def with_processes(self, processes: int | None) -> "NodeSettings":
+        """Return settings with another number of processes, if one is given."""
+        if processes is None:
+            return self
+        node = self.node.model_copy(update={"processes": processes})
+        return self.model_copy(update={"node": node})
+
 
 def _limit(name: str, planned: float, limit: float) -> str:
     return f"{name} = {limit:,}, the plan has {planned:,}"
