@@ -262,6 +262,14 @@ def read_member_certificate(pem: bytes, *, federation: str) -> MemberCertificate
     )
 
 
+def is_of_key(pem: bytes, key: ec.EllipticCurvePrivateKey) -> bool:
+    """Whether a certificate can be read and is of a private key's public half."""
+    try:
+        return x509.load_pem_x509_certificate(pem).public_key() == key.public_key()
+    except UNREADABLE:
+        return False
+
+
 def certificate_ends(pem: bytes) -> datetime:
     """Return until when one of our own certificates is valid, UTC and aware."""
     return x509.load_pem_x509_certificate(pem).not_valid_after_utc

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tapestry.errors import ConfigError, UntrustedError
-from tapestry.identity.certificates import read_member_certificate
+from tapestry.identity.certificates import is_of_key, read_member_certificate
 from tapestry.identity.keys import load_signing_key, load_tls_key, private_pem, save_private_key
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 
@@ -29,9 +29,12 @@ MEMBERSHIP_FILE = "membership.json"
 _ROOT_FILE = "root.crt"
 _CERTIFICATE_FILE = "tls.crt"
 _TLS_KEY_FILE = "tls.key"
+_NEW_KEY_FILE = ".tls.key.new"
 _SIGNING_KEY_FILE = "signing.key"
 CONTRIBUTOR = "contributor"
 """The role of members that train."""
+_LOOKS = 10
+"""For a certificate and a key that belong together; no renewal comes twice in that time."""
 _Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -127,6 +130,36 @@ class IdentityFolder:
         """Read the certificate's private key."""
         return private_pem(load_tls_key(self.folder / _TLS_KEY_FILE))
 
+    def tls_pair(self) -> tuple[bytes, bytes]:
+        """Read the member certificate and its private key, while a renewal may replace them.
+
+        Where one was cut short between the two, the new key is read from where it lies.
+
+        Raises:
+            ConfigError: One is missing or damaged, or they do not belong together.
+        """
+        for _look in range(_LOOKS):
+            certificate, key = self.certificate_pem(), load_tls_key(self.folder / _TLS_KEY_FILE)
+            if is_of_key(certificate, key):
+                return certificate, private_pem(key)
+            new_key = self._new_key()
+            if new_key is not None and is_of_key(certificate, new_key):
+                return certificate, private_pem(new_key)
+        raise ConfigError(
+            f"{self.folder}: {_CERTIFICATE_FILE} and {_TLS_KEY_FILE} do not belong together: "
+            "restore both from a backup, or ask the coordinator's operator for a new invitation"
+        )
+
+    def _new_key(self) -> EllipticCurvePrivateKey | None:
+        """Return the key of a renewal that is not at its end."""
+        path = self.folder / _NEW_KEY_FILE
+        try:
+            return load_tls_key(path)
+        except ConfigError:
+            if path.is_file():
+                raise
+            return None
+
     def validity(self) -> tuple[datetime, datetime]:
         """Return from when to when the member certificate is valid."""
         federation = self.load().federation
@@ -143,7 +176,9 @@ class IdentityFolder:
         named = read_member_certificate(certificate_pem, federation=membership.federation)
         if named.member_id != membership.member_id:
             raise UntrustedError(f"the renewed certificate names {named.member_id}; not taken")
-        new_key = self.folder / f".{_TLS_KEY_FILE}.new"
+        new_key, waiting = self.folder / _NEW_KEY_FILE, self._new_key()
+        if waiting is not None and is_of_key(self.certificate_pem(), waiting):
+            new_key.replace(self.folder / _TLS_KEY_FILE)  # of a renewal that was cut short
         new_key.unlink(missing_ok=True)
         save_private_key(new_key, tls_key)
         write_atomic(self.folder / _CERTIFICATE_FILE, certificate_pem)

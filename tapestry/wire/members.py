@@ -16,10 +16,11 @@ def open_member_channel(
     Every request on it is written to `ledger` first.
     """
     reuse_large_blocks()
+    certificate, key = identity.tls_pair()
     channel = open_channel(
         membership.address,
         root_pem=identity.root_pem(),
-        certificate_pem=identity.certificate_pem(),
-        key_pem=identity.tls_key_pem(),
+        certificate_pem=certificate,
+        key_pem=key,
     )
     return grpc.intercept_channel(channel, EgressInterceptor(ledger))
