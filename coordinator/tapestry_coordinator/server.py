@@ -102,6 +102,8 @@ class CoordinatorServer:
         make_up_ledger_files(home, self._registry, self.desk.genesis)
         self._places = Places()
         self._crowd = Crowd()
+        self._is_asked = False
+        """Whether to stop; no lock is in it, which the thread that a signal interrupts may hold."""
         self._stopping = threading.Event()
         self._listening = Listening(
             home, self.desk, self._store, self._layout, self._places, clock=clock
@@ -143,7 +145,8 @@ class CoordinatorServer:
         try:
             looked = float("-inf")
             with LiveFile(self.home.live, self._live_table):
-                while not self._stopping.wait(_TICK_SECONDS) and not self._is_superseded():
+                while not (self._is_asked or self._is_superseded()):
+                    time.sleep(_TICK_SECONDS)
                     self._places.end_stalled()
                     now = time.monotonic()
                     self._crowd.look(now)
@@ -186,7 +189,7 @@ class CoordinatorServer:
         if not self._is_superseded():
             _log.error("%s; tried again in %.0f s", error, _RETRY_SECONDS)
         for _second in range(int(_RETRY_SECONDS)):
-            if self._is_superseded() or self._stopping.wait(1.0):
+            if self._is_superseded() or self._is_asked or self._stopping.wait(1.0):
                 return
 
     def _is_superseded(self) -> bool:
@@ -194,8 +197,8 @@ class CoordinatorServer:
         return self._lease is not None and self._lease.is_lost
 
     def stop(self) -> None:
-        """Ask `serve` to return."""
-        self._stopping.set()
+        """Ask `serve` to return; from any thread, and from a signal's handler."""
+        self._is_asked = True
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.stop()

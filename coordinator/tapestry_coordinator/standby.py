@@ -8,6 +8,7 @@ so that little is left to do when it takes over, and listens only from then on.
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -21,6 +22,7 @@ from tapestry_coordinator.registry import Registry
 from tapestry_coordinator.server import CoordinatorServer
 
 _log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 _FOLLOW_SECONDS = 3.0
 _RETRY_SECONDS = 3.0
@@ -48,7 +50,8 @@ class Standby:
         """Nothing is opened yet."""
         self._home = home
         self._url = database_url(home)
-        self._stopping = threading.Event()
+        self._is_asked = False
+        """Whether to stop; no lock is in it, which the thread that a signal interrupts may hold."""
         self._server: CoordinatorServer | None = None
 
     def run(self) -> None:
@@ -68,25 +71,31 @@ class Standby:
                     self._lead(lease)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping.set()
+        self._is_asked = True
         if self._server is not None:
             self._server.stop()
 
+    def _rest(self, seconds: float) -> None:
+        """Wait, unless we are to stop."""
+        deadline = time.monotonic() + seconds
+        while not self._is_asked and time.monotonic() < deadline:
+            time.sleep(_TICK_SECONDS)
+
     def _opened(self) -> Lease | None:
         """Connect to the database, which may come up later than we; None if we are to stop."""
-        while not self._stopping.is_set():
+        while not self._is_asked:
             try:
                 return Lease(self._url, Holder.of(self._home.folder))
             except UnavailableError as error:
                 _log.error("%s: %s", shown_url(self._url), error)
-                self._stopping.wait(_RETRY_SECONDS)
+                self._rest(_RETRY_SECONDS)
         return None
 
     def _wait_for(self, lease: Lease) -> bool:
         """Stand by until the lease is ours; tell whether it is, or we are to stop."""
         told = None
         with self._following():
-            while not self._stopping.is_set():
+            while not self._is_asked:
                 try:
                     if lease.take():
                         _log.info("leading, term %d", lease.term)
@@ -98,18 +107,18 @@ class Standby:
                     if told != str(error):
                         told = str(error)
                         _log.warning("standing by: %s", error)
-                self._stopping.wait(_LOOK_SECONDS)
+                self._rest(_LOOK_SECONDS)
         return False
 
     def _lead(self, lease: Lease) -> None:
         """Serve until we are to stop or lose the lease."""
         try:
             self._server = CoordinatorServer(self._home, lease=lease)
-            if not self._stopping.is_set():
+            if not self._is_asked:
                 self._server.serve()
         except (UnavailableError, OSError) as error:
             _log.error("cannot lead: %s; tried again in %.0f s", error, _RETRY_SECONDS)
-            self._stopping.wait(_RETRY_SECONDS)
+            self._rest(_RETRY_SECONDS)
         finally:
             self._server = None
 

@@ -156,8 +156,8 @@ def _stop_on_signals(daemon: "Daemon") -> None:
             typer.echo("stopped at once", err=True)
             restore()
             os._exit(130)
+        daemon.stop()  # first: to speak fails where what was interrupted speaks
         typer.echo("stopping; once more stops at once", err=True)
-        daemon.stop()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)

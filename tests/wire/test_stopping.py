@@ -190,6 +190,43 @@ def test_who_sees_the_coordinator_listen_can_stop_it(
     CoordinatorServer(small.home).serve()
 
 
+class Held(threading.Event):
+    """Whose lock is held while a signal comes, as it is for a moment of every waiting."""
+
+    is_held = False
+    was_set_while_held = False
+    """What a lock that is held would wait for, for ever."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.is_held = True
+        signal.raise_signal(signal.SIGINT)
+        self.is_held = False
+        return super().wait(timeout)
+
+    def set(self) -> None:
+        self.was_set_while_held |= self.is_held
+        super().set()
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_is_heard_whatever_it_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, _listen = small_that_listens(tmp_path / "fed")
+    server = CoordinatorServer(small.home)
+    server._stopping = held = Held()  # noqa: SLF001
+    ticks: list[bool] = []
+
+    def rest(*, look: bool) -> None:
+        ticks.append(look)
+        held.wait(0.01)  # as the main thread does where the database is gone
+
+    monkeypatch.setattr(server.desk, "pass_time", rest)
+    server.serve()
+    assert len(ticks) == 1
+    assert not held.was_set_while_held
+
+
 @pytest.mark.usefixtures("signals")
 def test_calls_are_over_when_the_coordinator_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
