@@ -201,10 +201,11 @@ class Spooled:
         )
 
     def remove(self, spares: Spares) -> None:
-        """Give its space back for the next."""
+        """Give its space back for the next; what was removed before is no failure."""
         with contextlib.suppress(FileNotFoundError):
             spares.retire([self.folder / FRAGMENTS_FILE])
-        shutil.rmtree(self.folder)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
 
 
 def find_spooled(

@@ -23,7 +23,7 @@ from tapestry.storage.atomic import sync_tree
 from tapestry.storage.spares import Spares
 from tapestry_node import spool as spool_module
 from tapestry_node.home import NodeHome
-from tapestry_node.spool import Spooled, find_spooled, spooling
+from tapestry_node.spool import Spooled, find_spooled, keep_refused, spooling
 
 SECONDS = 60.0
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
@@ -197,6 +197,16 @@ def test_a_spool_that_is_removed_meanwhile_is_no_failure(
         join_timers()
     assert not spooled.folder.exists()
     assert caplog.text == ""
+
+
+def test_what_a_person_refused_and_then_the_round_too_is_removed_once(
+    spooled: Spooled, tmp_path: Path
+) -> None:
+    home = NodeHome(tmp_path / "other")
+    home.make_folders()
+    for _refusal in range(2):
+        keep_refused(spooled, home, LAYOUT)
+    assert not spooled.folder.exists()
 
 
 def test_the_next_spool_takes_the_space_of_the_last(spooled: Spooled, spares: Spares) -> None:
