@@ -1,8 +1,8 @@
 """The guard's end of the trainer's process: starts it, asks it, and survives its death.
 
-The process is started with an environment of named variables only, without the guard's files, and
-before the guard has read a key. It ends when the guard does, however that ends. Or a launcher
-starts it, and others with it (`launching`).
+The process is started as a new program, with an environment of named variables only and without the
+guard's files: nothing of the guard's memory, where the keys are, is in it. It ends when the guard
+does, however that ends. Or a launcher starts it, and others with it (`launching`).
 """
 
 import logging
