@@ -28,13 +28,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make a federation, invite members, run rounds, publish checkpoints.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
-
-app.add_typer(policy_app, name="policy")
-app.add_typer(archive_app, name="archive")
-operator_commands.add_to(app)
 
 Database = Annotated[
     str,
@@ -83,7 +79,7 @@ def init(
         str | None,
         typer.Option(
             help="Parameters that are trained: 'all' (default), or patterns of their names between "
-            "commas, such as 'model.layers.11.*,model.norm.*'. The others stay as they are at "
+            "commas, such as `model.layers.11.*,model.norm.*`. The others stay as they are at "
             "genesis: they are never sent, and take neither gradients nor moments."
         ),
     ] = None,
@@ -217,6 +213,9 @@ def serve(
         serve_home(home)
 
 
+operator_commands.add_to(app)
+app.add_typer(policy_app, name="policy")
+app.add_typer(archive_app, name="archive")
 app.command()(web_commands.page)
 app.command()(web_commands.page_password)
 

@@ -11,7 +11,7 @@ import typer
 
 from tapestry.errors import ConfigError
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from tapestry.cli.bars import bar
 from tapestry.cli.running import default_home
 from tapestry_finetune.options import CommunityKey, Device, Federation, Unverified, require_folders
 
-app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 
 
 @app.command()

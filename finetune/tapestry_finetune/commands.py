@@ -10,7 +10,7 @@ from tapestry_finetune.evaluation.commands import evaluate
 app = typer.Typer(
     help="Turn a consensus checkpoint into a model of your own language.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 app.command()(doctor)

@@ -233,7 +233,7 @@ def remove_canaries(folder: Dir = None) -> None:
     typer.echo("removed" if remove(home) else "there were none")
 
 
-def register(app: typer.Typer) -> None:
+def add_to(app: typer.Typer) -> None:
     """Add these to `tapestry node`."""
     app.command()(audit)
     app.command("verify-report")(verify_report)

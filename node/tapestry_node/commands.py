@@ -30,22 +30,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Join a federation, train where your data is, see what left.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 
-add_leaving_to(app)
-
-app.add_typer(corpus, name="corpus")
-app.command()(forget)
-app.command()(doctor)
-app.command()(status)
-app.command()(page)
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
-audit_commands.register(app)
 
 
-@app.command()
 def join(
     invitation: Annotated[
         str, typer.Argument(help="The invitation: its text, or a file that holds it.")
@@ -81,7 +72,6 @@ def join(
         typer.echo(f"  {line}")
 
 
-@app.command()
 def run(
     folder: Folder = None,
     data: Data = [],  # noqa: B006 - typer copies it
@@ -127,7 +117,6 @@ def run(
             daemon.run()
 
 
-@app.command()
 def trainer(folder: Folder = None) -> None:
     """Be one of the trainer's processes, where a launcher starts them: torchrun, or srun.
 
@@ -163,7 +152,6 @@ def _stop_on_signals(daemon: "Daemon") -> None:
     signal.signal(signal.SIGTERM, on_signal)
 
 
-@app.command()
 def exclusions(
     folder: Folder = None,
     as_json: AsJson = False,
@@ -189,7 +177,6 @@ def exclusions(
         typer.echo("nothing of yours was left out")
 
 
-@app.command()
 def answer(
     number: Annotated[int, typer.Argument(help="As `tapestry node exclusions` lists it.")],
     text: Annotated[str, typer.Argument(help="What you say to it; at most 500 characters.")],
@@ -210,7 +197,6 @@ def answer(
     typer.echo(f"answered exclusion {number}")
 
 
-@app.command()
 def approve(
     folder: Folder = None,
     round_number: Annotated[
@@ -257,7 +243,6 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-@app.command()
 def finish(
     out: Annotated[Path, typer.Argument(help="New folder for the finished model.")],
     folder: Dir = None,
@@ -306,3 +291,13 @@ def _text_or_file(invitation: str) -> str:
         raise ConfigError(
             f"{path}: neither an invitation (tapestry-invite-...) nor a file that holds one"
         ) from error
+
+
+for _command in (join, doctor, run, status, page, approve, exclusions, answer):
+    app.command()(_command)
+audit_commands.add_to(app)
+app.add_typer(corpus, name="corpus")
+for _command in (forget, finish):
+    app.command()(_command)
+add_leaving_to(app)
+app.command()(trainer)

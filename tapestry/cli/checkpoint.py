@@ -16,7 +16,7 @@ from tapestry.errors import ConfigError
 app = typer.Typer(
     help="Verify, show, list and fetch published checkpoints.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 

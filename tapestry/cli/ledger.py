@@ -11,7 +11,7 @@ from tapestry.errors import ConfigError, UntrustedError
 app = typer.Typer(
     help="Show and verify a federation's ledger, and evidence of two histories. Needs no network.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 

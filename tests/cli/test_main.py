@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import entry_points, version
+from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -38,7 +41,7 @@ OPTIONS = {
     "node join": ["INVITATION", "--dir", "--language"],
     "node corpus": ["init", "check", "report", "history"],
     "node forget": ["SOURCE", "--dir", "--json"],
-    "node approve": [],
+    "node approve": ["FOLDER", "--round", "--yes", "--refuse", "--json"],
     "node doctor": ["FOLDER", "--data", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node trainer": ["FOLDER", "torchrun"],
@@ -235,6 +238,36 @@ def test_every_command_there_is_stands_in_the_list_above() -> None:
         command = typer.main.get_command(point.load())
         names |= {point.name, *(f"{point.name} {n}" for n in getattr(command, "commands", {}))}
     assert names == {name for name in OPTIONS if name.count(" ") < 2}
+
+
+def every_command(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a command and all below it."""
+    yield name, command
+    for below, one in getattr(command, "commands", {}).items():
+        yield from every_command(f"{name} {below}", one)
+
+
+def bare(text: str) -> str:
+    """Return a text without what a terminal puts around it."""
+    return "".join(character for character in text if character not in " \n`│╭╮╰╯─")
+
+
+@pytest.mark.parametrize(
+    "part", sorted(point.name for point in entry_points(group="tapestry.commands"))
+)
+def test_no_word_of_a_help_text_is_taken_for_markup(
+    part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("TERM", "dumb")
+    (point,) = entry_points(group="tapestry.commands", name=part)
+    for name, command in every_command(part, typer.main.get_command(point.load())):
+        assert main([*name.split(), "--help"]) == 0
+        said = bare(capsys.readouterr().out)
+        options = [one for one in command.params if not getattr(one, "hidden", False)]
+        for text in (command.help, *(getattr(one, "help", None) for one in options)):
+            for paragraph in cleandoc(text or "").split("\n\n"):
+                assert bare(paragraph) in said, (name, paragraph)
 
 
 def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from tapestry_finetune.options import Device, Federation
 app = typer.Typer(
     help="Your community's values in one file: write it, check it, collect choices, score models.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 

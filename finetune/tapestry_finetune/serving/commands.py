@@ -11,7 +11,7 @@ from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_finetune.options import Device, Federation, Unverified, require_folders
 
-app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 _PORT = 7447
 
 
