@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapestry.cli.bars import bar, restore
+from tapestry.cli.bars import bar, printable, restore
 from tapestry.cli.running import default_home, log_to_stderr
 from tapestry.errors import ConfigError
 from tapestry_node import audit_commands
@@ -212,27 +212,42 @@ def approve(
 ) -> None:
     """Show what would leave, and let it leave or not; for [policy] approval = "manual".
 
+    Without --yes or --refuse it asks; whoever does not say yes has decided nothing.
+
     Examples: tapestry node approve; tapestry node approve --refuse "not before the audit"
     """
-    from tapestry_node.approving import decide, summary, waiting  # noqa: PLC0415
+    from tapestry_node.approving import decide, facts, summary, waiting  # noqa: PLC0415
     from tapestry_node.home import require_node  # noqa: PLC0415
 
+    if refuse is not None and (yes or not refuse.strip()):
+        raise ConfigError(
+            "--yes and --refuse say two things: choose one"
+            if yes
+            else '--refuse "": say why; the coordinator keeps the reason'
+        )
     home = require_node(folder or default_home("node"))
-    found = [one for one in waiting(home) if round_number in (None, one.contribution.round)]
+    there = waiting(home)
+    found = [one for one in there if round_number in (None, one.contribution.round)]
     if as_json:
         typer.echo(json.dumps({"waiting": [summary(one) for one in found]}, indent=1))
         return
-    if not found:
+    numbers = ", ".join(str(one.contribution.round) for one in there)
+    if not there:
         typer.echo("nothing waits to leave")
         return
-    if len(found) > 1:
-        numbers = ", ".join(str(one.contribution.round) for one in found)
-        raise ConfigError(f"contributions to the rounds {numbers} wait: choose one with --round")
-    for name, value in summary(found[0]).items():
-        typer.echo(f"  {name.replace('_', ' '):<12} {value}")
-    is_approved = refuse is None and (yes or typer.confirm("let it leave?"))
-    decide(home, found[0], is_approved=is_approved, by=_user(), reason=refuse or "")
-    typer.echo("approved: it leaves now" if is_approved else "refused: nothing of it leaves")
+    if len(found) != 1:
+        raise ConfigError(
+            f"contributions to the rounds {numbers} wait: choose one with --round"
+            if found
+            else f"nothing waits for round {round_number}: there is round {numbers}"
+        )
+    for name, words in facts(summary(found[0])):
+        typer.echo(f"  {name:<12} {printable(words)}")
+    if refuse is None and not (yes or typer.confirm("let it leave?")):
+        typer.echo('nothing is decided, and it goes on waiting; no: --refuse "REASON"')
+        return
+    decide(home, found[0], is_approved=refuse is None, by=_user(), reason=refuse or "")
+    typer.echo("approved: it leaves now" if refuse is None else "refused: nothing of it leaves")
 
 
 def _user() -> str:

@@ -68,6 +68,14 @@ def rounds_of(history: list[dict[str, Any]], source: str) -> list[int]:
     )
 
 
+def made_of(history: list[dict[str, Any]], root: str) -> list[dict[str, Any]]:
+    """Return the sources of the contribution whose fragments have this root; none: unknown."""
+    sources: list[dict[str, Any]] = next(
+        (one["sources"] for one in reversed(history) if one.get("root") == root), []
+    )
+    return sources
+
+
 def _append(folder: Path, entry: dict[str, Any]) -> None:
     path = folder / HISTORY_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

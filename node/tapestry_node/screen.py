@@ -19,17 +19,13 @@ _WIDTH_OF_FILES = 200
 def screen(seen: Overview) -> RenderableType:
     """Return the screen; whatever others wrote is shown as text, never as markup."""
     parts: list[RenderableType] = [_facts(seen)]
-    if seen.is_running and seen.now.of:
-        parts.append(_bar(seen.now.done, seen.now.of))
-    elif seen.is_running and seen.now.doing == "training":
-        parts.append(_bar(seen.now.step, seen.now.steps))
+    if seen.to_do:  # before the tables: a low terminal cuts off what comes last
+        parts += [Text(), _words("to do", style="bold yellow")]
+        parts += [_words(f"  {one}") for one in seen.to_do]
     if seen.rounds:
         parts += [Text(), _rounds(seen.rounds[:_ROUNDS])]
     if seen.left.today:
         parts += [Text(), _today(seen)]
-    if seen.to_do:
-        parts += [Text(), _words("to do", style="bold yellow")]
-        parts += [_words(f"  {one}") for one in seen.to_do]
     return Group(*parts)
 
 
@@ -50,6 +46,8 @@ def _facts(seen: Overview) -> Table:
         "member", _words(f"{known.member_id} in {known.federation} ({known.genesis[:16]})")
     )
     table.add_row("doing", _words(seen.activity, style="bold" if seen.is_running else "yellow"))
+    if (part := _part_done(seen)) is not None:
+        table.add_row("", ProgressBar(total=max(1, part[1]), completed=part[0], width=_BAR_CELLS))
     if seen.is_running:
         long = lasting(seen.time - now.running_since)
         table.add_row("running", _words(f"for {long}, process {now.pid}"))
@@ -101,12 +99,13 @@ def _certificate(seen: Overview) -> str:
     return f"{until}, in {lasting(ends_in)}" if ends_in > 0 else f"{until}: it has ended"
 
 
-def _bar(done: int, of: int) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(width=11)
-    grid.add_column()
-    grid.add_row("", ProgressBar(total=max(1, of), completed=done, width=_BAR_CELLS))
-    return grid
+def _part_done(seen: Overview) -> tuple[int, int] | None:
+    """Return how much of what the node does is done, of how much; None: nothing to be told."""
+    if seen.is_running and seen.now.of:
+        return seen.now.done, seen.now.of
+    if seen.is_running and seen.now.doing == "training":
+        return seen.now.step, seen.now.steps
+    return None
 
 
 def _rounds(rounds: tuple[PastRound, ...]) -> Table:

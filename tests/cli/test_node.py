@@ -1,5 +1,6 @@
 """`tapestry node status` and `audit` on a node's folder, for people and programs."""
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tapestry.cli.main import main
+from tapestry.data.usage import RoundUse, SourceUse
 from tapestry.identity.certificates import create_authority
 from tapestry.storage.locks import alone
 from tapestry.wire.egress import BLOCKED, EgressLedger, ledger_head
+from tapestry_node.corpus_history import record_contribution
 from tapestry_node.home import NodeHome, NodeState
 from tapestry_node.keeping import keep_policy
 from tapestry_node.policy import NodeSettings, Policy
@@ -47,9 +50,9 @@ def home(tmp_path: Path) -> NodeHome:
     )
 
 
-def sent(home: NodeHome) -> None:
+def sent(home: NodeHome, *, at: float = 1.0) -> None:
     """Let three requests leave."""
-    with closing(EgressLedger(home.egress, to="localhost:1", clock=lambda: 1.0)) as ledger:
+    with closing(EgressLedger(home.egress, to="localhost:1", clock=lambda: at)) as ledger:
         ledger.record("/tapestry.v1.TransferService/PutFragment", b"x" * 1000)
         ledger.record("/tapestry.v1.TransferService/PutFragment", b"x" * 500)
         ledger.record("/tapestry.v1.RoundsService/Report", b"x" * 7)
@@ -184,11 +187,57 @@ def test_a_contribution_waits_for_a_person_only_where_the_policy_says_so(
     spool_contribution(home)
     assert json.loads(run("status", home.folder, "--json")[1])["waiting"] == []
     home.save_settings(NodeSettings(policy=Policy(approval="manual")))
+    sent(home, at=datetime.now(UTC).timestamp())
     said = run("status", home.folder)[1]
+    assert said.index("to do") < said.index("left today (UTC)"), "a low terminal cuts the end off"
     assert (
         f"round 2: look at what would leave, and decide: tapestry node approve {home.folder}"
         in (" ".join(said.split()))
     )
+
+
+@pytest.fixture
+def waits(home: NodeHome) -> NodeHome:
+    """A node whose contribution to round 2, made of two sources, waits for a person."""
+    home.save_settings(NodeSettings(policy=Policy(approval="manual")))
+    spool_contribution(home)
+    names = ("letters", "press\x1b[2J")
+    sources = [SourceUse(name=n, category="open", documents=7, tokens=320) for n in names]
+    use = RoundUse(corpus="e" * 64, sources=tuple(sources))
+    record_contribution(home.corpus, round_number=2, root="d" * 64, use=use)
+    return home
+
+
+def test_a_person_sees_of_which_sources_the_contribution_is_made(
+    run: Run, waits: NodeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    code, said, errors = run("approve", waits.folder)
+    assert (code, errors) == (0, "")
+    assert "20 steps over 640 tokens" in said
+    assert "letters: 7 documents, 320 tokens; press\ufffd[2J: 7 documents, 320 tokens" in said
+    assert "nothing is decided, and it goes on waiting" in said
+    assert json.loads(run("approve", waits.folder, "--json")[1])["waiting"][0]["sources"][0] == {
+        "name": "letters", "category": "open", "documents": 7, "tokens": 320,
+    }  # fmt: skip
+
+
+def test_only_yes_is_an_approval_and_a_refusal_has_a_reason(
+    run: Run, waits: NodeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags, cause in (
+        (("--yes", "--refuse", "no"), "--yes and --refuse say two things: choose one"),
+        (("--refuse", " "), "say why; the coordinator keeps the reason"),
+        (("--round", "7"), "nothing waits for round 7: there is round 2"),
+    ):
+        code, said, errors = run("approve", waits.folder, *flags)
+        assert (code, said) == (1, "")
+        assert cause in errors
+    assert not waits.approvals.exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    code, said, _errors = run("approve", waits.folder, "--round", 2)
+    assert (code, said.splitlines()[-1]) == (0, "let it leave? [y/N]: approved: it leaves now")
+    assert run("approve", waits.folder)[1] == "nothing waits to leave\n"
 
 
 def test_words_of_others_do_not_steer_the_terminal(run: Run, home: NodeHome) -> None:

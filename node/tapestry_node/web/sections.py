@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tapestry.web.markup import Markup, count, in_bytes, joined, moment, of, said, table, tag
 from tapestry.web.parts import card, chip, hero
+from tapestry_node.approving import facts
 from tapestry_node.departed import Left
 from tapestry_node.overview import Overview, PastRound
 from tapestry_node.progress import in_words, lasting
@@ -74,7 +75,7 @@ def approval(seen: Overview) -> Markup:
         return Markup()
     shown = []
     for one in seen.waiting:
-        rows = [(name.replace("_", " "), _value(value)) for name, value in one.items()]
+        rows = [(name, said(words)) for name, words in facts(one)]
         shown.append(table(f"Round {one['round']}: what would leave", ("What", "Value"), rows))
     note = f"Nothing of it has left. Decide with `tapestry node approve {seen.folder}`."
     return card("approval", "Waits for approval", joined(shown), note=note)
