@@ -17,6 +17,7 @@ from tapestry.errors import ConfigError
 _MOST_CHARACTERS = 80
 """Of a key, in a message."""
 _MOST_FAULTS = 10
+_SHOULD = re.compile("^(Input|String|Value) should")
 _QUOTED = re.compile(r"'([^']+)'")
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -59,7 +60,7 @@ def parse_settings(table: dict[str, Any], model: type[SettingsT], *, where: str)
 def _said(fault: ErrorDetails, model: type[BaseModel]) -> str:
     """Return what is wrong, in a line that starts with the key."""
     loc = [str(part)[:_MOST_CHARACTERS] for part in fault["loc"]]
-    said = fault["msg"].removeprefix("Value error, ")[: 10 * _MOST_CHARACTERS]
+    said = plainly(fault)[: 10 * _MOST_CHARACTERS]
     if not loc:
         return said
     place = "".join(
@@ -74,6 +75,13 @@ def _said(fault: ErrorDetails, model: type[BaseModel]) -> str:
         known = _QUOTED.findall(fault["ctx"]["expected"])
         return f"{place}: {said}; did you mean {nearest(fault['input'], known)}?" if known else said
     return f"{place}: {said}"
+
+
+def plainly(fault: ErrorDetails) -> str:
+    """Return what pydantic says of a value, as words that may follow the value's name."""
+    if fault["type"] == "string_too_short" and not fault["input"]:
+        return "is empty: fill it in"
+    return _SHOULD.sub("has to", fault["msg"].removeprefix("Value error, "))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

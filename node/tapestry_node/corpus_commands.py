@@ -148,10 +148,12 @@ def history(folder: Folder = None, as_json: AsJson = False) -> None:
 
     home = _home(folder)
     entries = read_history(home.corpus)
-    for entry in entries:
-        if entry["event"] == "contributed":
-            receipt = home.folder / "receipts" / f"{home.spool(entry['round']).name}.json"
-            entry["has_receipt"] = receipt.is_file()
+    later: set[int] = set()
+    for entry in reversed(entries):
+        if entry["event"] == "contributed":  # of what was made for a round, the last one left
+            receipt = home.receipts / f"{home.spool(entry['round']).name}.json"
+            entry["has_receipt"] = receipt.is_file() and entry["round"] not in later
+            later.add(entry["round"])
     if as_json:
         typer.echo(json.dumps({"chain": "whole", "entries": entries}, indent=1))
         return
@@ -204,8 +206,8 @@ def forget(
     if as_json:
         typer.echo(json.dumps(table, indent=1))
         return
-    typer.echo(f"{source} is forgotten: {deleted} packed corpora deleted; from the next round on "
-               "nothing of it is trained on")  # fmt: skip
+    typer.echo(f"{source} is forgotten: from the next round on nothing of it is trained on; packed "
+               f"corpora deleted: {deleted}")  # fmt: skip
     typer.echo(f"it took part in rounds {', '.join(map(str, rounds))}: what those changed in the "
                "model stays" if rounds else "it took part in no round")  # fmt: skip
     if had_unfinished:

@@ -6,6 +6,7 @@ Nothing is changed. The few requests that go to the coordinator stand in the egr
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -25,6 +26,7 @@ from tapestry.errors import TapestryError, UnavailableError
 from tapestry_node.client import connected
 from tapestry_node.governing import corpus_spec
 from tapestry_node.home import NodeHome
+from tapestry_node.progress import lasting
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -144,7 +146,7 @@ def _settings(home: NodeHome) -> Finding:
 def _text(home: NodeHome, data: Sequence[Path]) -> Finding:
     files = [file for _number, file in corpus_spec(home, data).files()]
     size = sum(file.stat().st_size for file in files)
-    found = f"{len(files):,} files, {size / 1e6:,.1f} MB"
+    found = f"{len(files):,} file{'' if len(files) == 1 else 's'}, {size / 1e6:,.1f} MB"
     return Finding(about="text", verdict="ok", found=found)
 
 
@@ -217,13 +219,17 @@ def _line(home: NodeHome, published: list[_Model], *, now: float) -> Iterator[Fi
             entry, most_bytes=_SAMPLE_BYTES, most_seconds=_SAMPLE_SECONDS
         )
         rate = came / max(took, 1e-9)
+        if not came:
+            found = f"nothing came within {_SAMPLE_SECONDS:g} s"
+            yield Finding(about="bandwidth", verdict="warning", found=found)
+            return
         found = f"{came / 1e6:,.1f} MB came at {8 * rate / 1e6:,.1f} Mbit/s"
-        whole = entry.size_bytes / rate / 60 if rate else 0.0
+        whole = lasting(math.ceil(entry.size_bytes / rate))
         yield Finding(
             about="bandwidth",
             verdict="ok",
             found=f"{found}: a whole model of {entry.size_bytes / 1e6:,.1f} MB takes "
-            f"{whole:,.1f} minutes; what goes up was not measured",
+            f"{whole}; what goes up was not measured",
         )
 
 

@@ -29,11 +29,15 @@ def forget(home: NodeHome, source: str) -> tuple[int, list[int]]:
 
 
 def known_sources(home: NodeHome) -> dict[str, str]:
-    """Return the names that this node knows, each with the day on which it was forgotten, or ""."""
+    """Return the names that this node knows, each with the day on which it was forgotten, or "".
+
+    The federation's open pool is packed like them, and is no source of the institution's.
+    """
     history = read_history(home.corpus)
     names = {
         report.name for _folder, packed in packed_corpora(home.corpus) for report in packed.sources
     }
+    names -= {path.name for path in (home.folder / "pool").glob("*")}
     names |= {one["name"] for entry in history for one in entry.get("sources", ())}
     path = home.folder / CORPUS_FILE
     if path.is_file():

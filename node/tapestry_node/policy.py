@@ -28,7 +28,7 @@ class NodeTable(Settings):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 chooses by the size of the model."""
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """That train one model together; with GPUs, one for each. `--nproc` too."""
+    """How many processes train the model together; with GPUs, one for each. `--nproc` too."""
     launch: Literal["own", "external"] = "own"
     """Who starts the trainer's processes; `external`: a launcher (torchrun, srun) on one or several
     hosts, as `tapestry node trainer FOLDER`, `processes` of them in all."""

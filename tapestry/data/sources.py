@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from tapestry.config import Settings, nearest
+from tapestry.config import Settings, nearest, plainly
 from tapestry.data.categories import Category
 from tapestry.data.files import list_files
 from tapestry.data.language import language_tag
@@ -230,7 +231,7 @@ def read_table(path: Path) -> CorpusTable:
         parsed = CorpusTable.model_validate(table)
     except ValidationError as error:
         faults = [
-            places.fault(dict(one))
+            places.fault(one)
             for one in error.errors()
             if not (one["type"] == "too_short" and table.get("source"))  # said one by one
         ]
@@ -340,15 +341,15 @@ class _Places:
                 return found
         return 1
 
-    def fault(self, error: dict[str, Any]) -> tuple[int, str]:
+    def fault(self, error: ErrorDetails) -> tuple[int, str]:
         """Return one of pydantic's errors as a line of the file and a sentence."""
         loc = list(error["loc"])
-        said = str(error["msg"]).removeprefix("Value error, ")
+        said = plainly(error)
         keys = [str(part) for part in loc if isinstance(part, str) and part != "source"]
         what = ".".join(keys)
         if len(loc) > 1 and loc[0] == "source":
             name = self._names.get(int(loc[1]))
-            what = f"source {name or f'number {loc[1] + 1}'}: {what}"
+            what = f"source {name or f'number {int(loc[1]) + 1}'}: {what}"
         elif loc == ["source"]:
             what = "source"
             if error["type"] in {"missing", "too_short"}:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tapestry.data.corpus import prepare_corpus
+from tapestry.data.sources import plain_spec
 from tapestry.data.tokenizer import byte_tokenizer
 from tapestry.data.usage import RoundUse, SourceUse
 from tapestry_node.corpus_history import HISTORY_FILE, record_contribution
@@ -79,6 +80,7 @@ def test_init_looks_at_the_files_and_leaves_to_people_what_only_they_know(
     assert (code, said) == (1, "")
     for key in ("licence", "jurisdiction", "category"):
         assert errors.count(f"source lettres-d-hier: {key}:") == 1
+    assert "source lettres-d-hier: licence: is empty: fill it in" in errors
     assert "6 faults; nothing was started" in errors
     code, said, _errors = run("corpus", "check", home.folder, "--json")
     assert code == 1
@@ -135,7 +137,8 @@ def test_forgetting_deletes_what_is_packed_and_says_where_it_took_part(
     described.spool(5).mkdir()
     code, said, errors = run("forget", "mixed", "--dir", described.folder)
     assert (code, errors) == (0, "")
-    assert "mixed is forgotten: 1 packed corpora deleted" in said
+    assert "mixed is forgotten: from the next round on nothing of it is trained on" in said
+    assert "packed corpora deleted: 1" in said
     assert "it took part in rounds 3, 5: what those changed in the model stays" in said
     assert f"remove {described.spool(5)} to keep it back" in said
     assert not list(described.corpus.glob("*/corpus.json"))
@@ -150,10 +153,29 @@ def test_forgetting_deletes_what_is_packed_and_says_where_it_took_part(
     code, said, errors = run("forget", "mixed", "--dir", described.folder)
     assert (code, said) == (1, "")
     assert "source mixed was forgotten on 20" in errors
-    code, said, errors = run("forget", "mixd", "--dir", described.folder)
-    assert "no source is called 'mixd': there are lettres-d-hier, mixed" in errors
+    (described.folder / "pool" / "mixd.txt").write_text(
+        "\n\n".join(f"open text {n}" for n in range(99))
+    )
+    pool = plain_spec([described.folder / "pool" / "mixd.txt"])
+    prepare_corpus(
+        pool, byte_tokenizer(), end_of_text_id=0, cache_folder=described.corpus, sequence_tokens=4
+    )
+    code, said, errors = run("forget", "mixd.txt", "--dir", described.folder)
+    assert "no source is called 'mixd.txt': there are lettres-d-hier, mixed" in errors
     code, said, errors = run("corpus", "check", described.folder)
     assert said.splitlines()[-1].split(maxsplit=1)[1].startswith("left out: forgotten on 20")
+
+
+def test_what_was_made_twice_for_a_round_has_one_receipt(run: Run, described: NodeHome) -> None:
+    source = SourceUse(name="mixed", category="open", documents=2, tokens=40)
+    use = RoundUse(corpus="c" * 64, sources=(source,))
+    for _refused_then_approved in range(2):
+        record_contribution(described.corpus, round_number=2, root="r" * 64, use=use)
+    (described.receipts / "round-000002.json").write_text("{}")
+    _code, said, _errors = run("corpus", "history", described.folder)
+    first, second = (line for line in said.splitlines() if "round 2" in line)
+    assert "(no receipt)" in first
+    assert "(receipt)" in second
 
 
 def test_a_history_that_was_changed_is_named(run: Run, described: NodeHome) -> None:

@@ -74,12 +74,12 @@ category = "private"
     beginnings = [
         "1: filter: unknown key; did you mean filters?",
         "3: filters.duplicate: unknown key; did you mean duplicates?",
-        "4: filters.similarity: Input should be less than 1",
+        "4: filters.similarity: has to be less than 1",
         "5: source Archive One: licence: is missing",
-        "6: source Archive One: name: String should match",
+        "6: source Archive One: name: has to match",
         "8: source Archive One: language: 'french' is no language tag",
         "9: source Archive One: licenc: unknown key; did you mean licence?",
-        "11: source Archive One: category: Input should be 'open', 'unique-open', 'controlled'",
+        "11: source Archive One: category: has to be 'open', 'unique-open', 'controlled'",
         "12: source births: category private needs a consent",
     ]
     assert len(said) == len(beginnings) + 1

@@ -62,7 +62,7 @@ def test_a_machine_that_can_take_part_has_no_problem(live: Live, node: NodeHome)
     assert not [one for one in findings.values() if one.verdict == "problem"]
     assert "answers in" in findings["coordinator"].found
     assert "Mbit/s" in findings["bandwidth"].found
-    assert "1 files, 0.0 MB" in findings["text"].found
+    assert "1 file, 0.0 MB" in findings["text"].found
     calls = {d.call.rsplit("/", 1)[-1] for d in list(read_ledger(node.egress))[before:]}
     assert calls == {"ListExclusions", "Describe", "Lineage", "Fetch"}, "what it sent is on record"
 
