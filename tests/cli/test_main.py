@@ -42,7 +42,7 @@ OPTIONS = {
     "node corpus": ["init", "check", "report", "history"],
     "node forget": ["SOURCE", "--dir", "--json"],
     "node approve": ["FOLDER", "--round", "--yes", "--refuse", "--json"],
-    "node doctor": ["FOLDER", "--data", "--json"],
+    "node doctor": ["FOLDER", "--data", "--invitation", "--parameters", "--json"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node trainer": ["FOLDER", "torchrun"],
     "node status": ["FOLDER", "--watch", "--json"],

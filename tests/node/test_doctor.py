@@ -1,7 +1,10 @@
 """What the doctor finds on a machine that can take part, and on one that cannot yet."""
 
+import json
 import shutil
+import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +13,14 @@ import pytest
 from tapestry.checkpoints.folder import MANIFEST_FILE, read_envelope
 from tapestry.checkpoints.manifest import Manifest
 from tapestry.cli.main import main
+from tapestry.identity.certificates import create_authority
+from tapestry.identity.invitations import Invitation
 from tapestry.wire.egress import read_ledger
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_coordinator.inviting import make_invitation
-from tapestry_node.doctor import Finding, examine
+from tapestry_node.before_joining import examine_before
+from tapestry_node.doctor import examine
+from tapestry_node.hardware import Finding
 from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 from tests.conftest import Federation
@@ -101,3 +108,64 @@ def test_a_clock_that_is_behind_is_told_by_the_newest_checkpoint(
     assert clock.verdict == "problem"
     assert "checkpoint 0 was made 3,600 s in this machine's future" in clock.found
     assert first("clock", node, live.folder / "text.txt", now=made + 60).verdict == "ok"
+
+
+# Before joining
+
+
+def before(
+    folder: Path, invitation: Invitation | None, *, parameters: int = 0, now: float | None = None
+) -> dict[str, Finding]:
+    moment = datetime.now(UTC).timestamp() if now is None else now
+    (folder / "text.txt").write_text("un livre, puis un autre\n\n" * 40)
+    found = examine_before(
+        folder / "node", [folder / "text.txt"], invitation, parameters=parameters, now=moment
+    )
+    return {finding.about: finding for finding in found}
+
+
+def test_before_joining_the_machine_is_looked_at_and_the_invitation_not_used_up(
+    live: Live, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    invitation = make_invitation(CoordinatorHome(live.home.folder), "eu-lib", now=now)
+    findings = before(tmp_path, invitation, parameters=10**6)
+    assert list(findings) == [
+        *("invitation", "text", "open files", "isolation", "coordinator", "disk", "memory")
+    ]
+    assert {one.verdict for one in findings.values()} <= {"ok", "warning"}
+    assert "for eu-lib in " in findings["invitation"].found
+    assert "answers in" in findings["coordinator"].found
+    assert "0.02 GB needed for 1,000,000 parameters" in findings["memory"].found
+    assert not (tmp_path / "node").exists()
+    join(invitation, tmp_path / "node", now=now)
+
+
+def test_before_joining_another_coordinator_a_dead_line_and_a_wrong_clock_are_problems(
+    live: Live, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    invitation = make_invitation(CoordinatorHome(live.home.folder), "de-lib", now=now)
+    stranger = create_authority("elsewhere", now=datetime.now(UTC)).certificate_pem.decode()
+    other = replace(invitation, root_certificate=ssl.PEM_cert_to_DER_cert(stranger))
+    assert (
+        "is not the coordinator of the invitation's" in before(tmp_path, other)["coordinator"].found
+    )
+    nobody = before(tmp_path, replace(invitation, address="127.0.0.1:1"), parameters=10**15)
+    problems = {name for name, one in nobody.items() if one.verdict == "problem"}
+    assert problems == {"coordinator", "disk", "memory"}
+    assert "127.0.0.1:1 does not answer" in nobody["coordinator"].found
+    for moment, says in ((now + 10**8, "ask for a new one"), (now - 10**8, "set the clock")):
+        finding = before(tmp_path, invitation, now=moment)["invitation"]
+        assert finding.verdict == "problem"
+        assert says in finding.remedy
+
+
+def test_the_doctor_of_a_folder_without_a_node_looks_at_the_machine(
+    node: NodeHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["node", "doctor", str(tmp_path / "new"), "--json"]) == 0
+    abouts = [one["about"] for one in json.loads(capsys.readouterr().out)["findings"]]
+    assert abouts == ["open files", "isolation", "disk", "memory"]
+    assert main(["node", "doctor", str(node.folder), "--parameters", "5"]) == 1
+    assert "has joined already" in capsys.readouterr().err
