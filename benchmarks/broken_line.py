@@ -12,7 +12,6 @@ started again; this says how long it takes, with nodes that only echo.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from shaped_line import Outage, slow_line
 
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_demo.federation import Processes, tapestry_command, wait_for_port
+from tapestry_node.home import NodeHome
 
 WORKLOAD = Workload(parameters=7 * 2**20, nodes=4, rounds=1)
 BYTES_PER_SECOND = 2e6
@@ -129,8 +129,7 @@ def measure(folder: Path, *, outage_seconds: float) -> list[Transfer]:
 def start(home: CoordinatorHome, folder: Path, processes: Processes, transfer: Transfer) -> None:
     """Start a member behind its line."""
     join(home, transfer.member, folder)
-    path = folder / transfer.member / "identity" / "membership.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "address": transfer.line.address}))
+    NodeHome(folder / transfer.member).identity.change_address(transfer.line.address)
     command = [sys.executable, str(HERE / "echo_node.py"), str(folder / transfer.member)]
     processes.start(transfer.member, command)
 

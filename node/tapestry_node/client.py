@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -298,7 +298,11 @@ def _counting(
 
 @contextmanager
 def connected(
-    home: NodeHome, *, clock: Callable[[], float], allowed_by: str = ""
+    home: NodeHome,
+    *,
+    clock: Callable[[], float],
+    allowed_by: str = "",
+    address: str | None = None,
 ) -> Iterator[NodeClient]:
     """Connect as a node for a command; its daemon may run meanwhile.
 
@@ -308,8 +312,10 @@ def connected(
         home: Of the node.
         clock: Unix seconds.
         allowed_by: As in `EgressLedger.allowed_by`.
+        address: Of the coordinator; None: where it was last.
     """
-    membership = home.identity.load()
+    known = home.identity.load()
+    membership = known if address is None else replace(known, address=address)
     ledger = EgressLedger(home.egress, to=membership.address, clock=clock)
     ledger.allowed_by = allowed_by
     with (

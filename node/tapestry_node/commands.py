@@ -153,6 +153,29 @@ def _stop_on_signals(daemon: "Daemon") -> None:
     signal.signal(signal.SIGTERM, on_signal)
 
 
+def follow(
+    address: Annotated[str, typer.Argument(help="host:port, as the coordinator's operator says.")],
+    folder: Dir = None,
+) -> None:
+    """Follow the coordinator to another address, with the node stopped.
+
+    It has to be the same coordinator: its certificate, the key that signs checkpoints, the
+    federation's genesis and its newest checkpoint are looked at first. No other setting changes.
+
+    Example: tapestry node follow fed2.example.org:7443 --dir node
+    """
+    from tapestry.storage.locks import alone  # noqa: PLC0415
+    from tapestry_node.home import require_node  # noqa: PLC0415
+    from tapestry_node.moving import follow as follow_to  # noqa: PLC0415 - imports grpc
+
+    home = require_node(folder or default_home("node"))
+    with alone(home.folder, who="this node"):
+        before = home.identity.load().address
+        newest = follow_to(home, address, clock=_clock)
+    typer.echo(f"{address} instead of {before}: the same coordinator, with checkpoint {newest}")
+    typer.echo(f"next: tapestry node run {home.folder}")
+
+
 def exclusions(
     folder: Folder = None,
     as_json: AsJson = False,
@@ -293,7 +316,7 @@ def finish(
 
 
 _EVERY_DAY: tuple[Callable[..., None], ...] = (
-    *(join, doctor, run, status, page, approve, exclusions, answer),
+    *(join, doctor, run, status, page, approve, exclusions, answer, follow),
 )
 for _command in _EVERY_DAY:  # as `--help` lists them: what one needs first stands first
     app.command()(_command)

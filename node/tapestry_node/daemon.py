@@ -197,13 +197,12 @@ class Daemon:
         """Say what cannot be done now, and have another trainer started if that is gone."""
         if isinstance(error, TrainerLostError):
             self._trainer.replace(error)
-        if not self._trainer.is_launched:
-            _log.warning("%s; trying again", error)
-            return
-        if str(error) != self._unavailable:  # a launcher's queue may take hours: told once
-            _log.warning("%s; trying again", error)
-        self._unavailable = str(error)
-        self._progress.write(self._unavailable)
+        words, is_launched = str(error), self._trainer.is_launched
+        if not (is_launched and words == self._unavailable):  # a queue may take hours: told once
+            _log.warning("%s; trying again", words)
+        self._unavailable = words
+        if is_launched:
+            self._progress.write(words)
 
     def _wait(self, listener: Listener, *, streams: int, seconds: float) -> None:
         """Wait before trying again: for a line that is down, until it comes back."""

@@ -55,7 +55,7 @@ class Invitation:
     def __post_init__(self) -> None:
         check_federation(self.federation)
         check_member_id(self.member_id)
-        _check_address(self.address)
+        check_address(self.address)
         try:
             x509.load_der_x509_certificate(self.root_certificate)
         except UNREADABLE as error:
@@ -160,7 +160,12 @@ def _read_fields(data: bytes) -> Invitation:
     )
 
 
-def _check_address(text: str) -> None:
+def check_address(text: str) -> None:
+    """Refuse what is not host:port.
+
+    Raises:
+        ConfigError: It is not.
+    """
     match = _ADDRESS.fullmatch(text)
     if match is None or not 1 <= int(match[2]) <= 65_535:
         raise ConfigError(

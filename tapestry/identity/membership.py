@@ -11,7 +11,7 @@ signing.key       the Ed25519 key that signs contributions (0600)
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry.identity.certificates import is_of_key, read_member_certificate
+from tapestry.identity.invitations import check_address
 from tapestry.identity.keys import load_signing_key, load_tls_key, private_pem, save_private_key
 from tapestry.storage.atomic import TEMPORARY_SUFFIX, sync_path, write_atomic
 
@@ -113,6 +114,16 @@ class IdentityFolder:
             raise ConfigError(
                 f"{path}: cannot be read: {field} {first['msg'][:200]}: restore it from a backup"
             ) from error
+
+    def change_address(self, address: str) -> None:
+        """Dial the coordinator at another address from now on; who it has to be stays the same.
+
+        Raises:
+            ConfigError: It is no address.
+        """
+        check_address(address)
+        changed = asdict(replace(self.load(), address=address))
+        write_atomic(self.folder / MEMBERSHIP_FILE, json.dumps(changed, indent=1) + "\n")
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Read the key that signs contributions."""

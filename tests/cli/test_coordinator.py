@@ -10,6 +10,7 @@ import pytest
 
 from tapestry.cli.main import main
 from tapestry.identity.invitations import decode
+from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 from tests.coordinator.small import found_small
 from tests.wire.conftest import ROUNDS
@@ -81,10 +82,7 @@ def test_the_same_from_afar_with_an_operators_certificate(
     for role, home in homes.items():
         invitation = replace(coordinator.invite(role, role=role), address=coordinator.door)
         join(invitation, home, now=now)
-        membership = home / "identity/membership.json"
-        membership.write_text(
-            json.dumps({**json.loads(membership.read_text()), "address": coordinator.address})
-        )
+        NodeHome(home).identity.change_address(coordinator.address)
     afar = ("--as", str(homes["operator"]))
     assert run("pause", "--reason", "why not", *afar).endswith("by operator: why not\n")
     assert "paused since" in run("status", *afar)

@@ -43,6 +43,7 @@ OPTIONS = {
     "node forget": ["SOURCE", "--dir", "--json"],
     "node approve": ["FOLDER", "--round", "--yes", "--refuse", "--json"],
     "node doctor": ["FOLDER", "--data", "--invitation", "--parameters", "--json"],
+    "node follow": ["ADDRESS", "--dir"],
     "node run": ["FOLDER", "--data", "--until-finished", "--json-log", "--verbose"],
     "node trainer": ["FOLDER", "torchrun"],
     "node status": ["FOLDER", "--watch", "--json"],

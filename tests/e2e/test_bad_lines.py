@@ -3,7 +3,6 @@
 How soon the transfers go on is measured by benchmarks/broken_line.py.
 """
 
-import json
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from tapestry.data.tokenizer import byte_tokenizer, tokenizer_files
 from tapestry.wire.egress import EGRESS_FILE, read_ledger
 from tapestry.wire.limits import FETCH_CHUNK_BYTES, UPLOADS_IN_FLIGHT
 from tapestry_coordinator.inviting import make_invitation
+from tapestry_node.home import NodeHome
 from tapestry_node.joining import join
 from tests.e2e.live import Live, write_text
 
@@ -69,8 +69,7 @@ def run_behind(live: Live, line: ShapedLine, member: str) -> None:
     """Start a node whose coordinator is at the other end of a line."""
     now = time.time()  # noqa: TID251 - the two commands' own clock
     join(make_invitation(live.home, member, now=now), live.folder / member, now=now)
-    path = live.folder / member / "identity" / "membership.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "address": line.address}))
+    NodeHome(live.folder / member).identity.change_address(line.address)
     write_text(live.folder / f"{member}-text", "fra")
     live.run_node(member)
 
