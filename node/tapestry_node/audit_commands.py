@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
 from tapestry_node.options import AsJson, Dir, Folder
 from tapestry_node.showing import reading
+
+if TYPE_CHECKING:
+    from tapestry_node.home import NodeHome
 
 _clock = time.time  # noqa: TID251 - the edge that owns the clock
 _MOST_ROUNDS = 10
@@ -38,7 +41,11 @@ def audit(
     ] = None,
     leakage: Annotated[
         bool,
-        typer.Option("--leakage", help="Measure what the last contribution gives away; local."),
+        typer.Option(
+            "--leakage",
+            help="Measure what the last contribution gives away, here. With --export its figures "
+            "stand in the report.",
+        ),
     ] = False,
     data: Annotated[
         list[Path], typer.Option("--data", help="With --leakage: your text, as for `run`.")
@@ -54,18 +61,23 @@ def audit(
     Ends with 1 if something is not as it should be.
 
     Examples: tapestry node audit node; tapestry node audit node --export report-2026;
-    tapestry node audit node --leakage --data /srv/texts
+    tapestry node audit node --leakage --data /srv/texts; both, for a regulator:
+    tapestry node audit node --leakage --data /srv/texts --export report-2026
     """
     from tapestry_node.home import require_node  # noqa: PLC0415
 
     home = require_node(folder or default_home("node"))
-    if leakage:
-        if head or export:
-            raise ConfigError("--leakage stands alone: its result is for you, and is not exported")
-        _leakage(home, data, seed=seed, as_json=as_json)
+    if export is not None and export.exists():  # before what may take as long as a round
+        raise ConfigError(f"{export}: exists already; name a new folder")
+    figures = _leakage(home, data, seed=seed) if leakage else None
+    if figures is not None and export is None:
+        if head is not None:
+            raise ConfigError("--head is for the ledger: leave --leakage away, or add --export")
+        _show_leakage(figures, as_json=as_json)
         return
     from tapestry.identity.keys import public_bytes  # noqa: PLC0415
     from tapestry_node.auditing import audit as look  # noqa: PLC0415
+    from tapestry_node.leakage_words import for_others  # noqa: PLC0415
     from tapestry_node.reporting import evidence_of  # noqa: PLC0415
     from tapestry_node.reporting import export as write  # noqa: PLC0415
 
@@ -78,10 +90,17 @@ def audit(
         tell = reading(shown)
         if export is not None:
             target = export.resolve()
-            found = write(home, target, key, head=head, now=_clock(), on_progress=tell)
+            told = None if figures is None else for_others(figures)
+            found = write(
+                home, target, key, head=head, now=_clock(), leakage=told, on_progress=tell
+            )
         else:
             evidence = evidence_of(home, home.identity.load(), member_key=public_bytes(key))
             found = look(evidence, head=head, on_progress=tell)
+    _tell(found, export, as_json=as_json)
+
+
+def _tell(found: dict[str, Any], export: Path | None, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
@@ -140,8 +159,8 @@ def _row(name: str, pair: dict[str, Any]) -> str:
     return f"  {name:<36} {pair['requests']:>8,} requests {pair['bytes']:>16,} bytes"
 
 
-def _leakage(home: Any, data: list[Path], *, seed: int, as_json: bool) -> None:  # noqa: ANN401 - NodeHome
-    """Measure, and say it in words."""
+def _leakage(home: "NodeHome", data: list[Path], *, seed: int) -> dict[str, Any]:
+    """Measure; return figures, and what they mean as `words`."""
     from tapestry.wire.egress import BLOCKED, EgressLedger  # noqa: PLC0415
     from tapestry_node.examining import examine_last  # noqa: PLC0415
     from tapestry_node.governing import text_of  # noqa: PLC0415
@@ -159,10 +178,14 @@ def _leakage(home: Any, data: list[Path], *, seed: int, as_json: bool) -> None: 
             on_blocked=lambda call, to: ledger.record(BLOCKED + call, b"", to=to),
             on_progress=lambda doing, done, of, unit: shown.show(doing, done, of, unit=unit),
         )
+    return {**figures, "words": words(figures)}
+
+
+def _show_leakage(figures: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({**figures, "words": words(figures)}, indent=1))
+        typer.echo(json.dumps(figures, indent=1))
         return
-    for paragraph in words(figures):
+    for paragraph in figures["words"]:
         typer.echo(paragraph)
 
 
@@ -189,6 +212,8 @@ def verify_report(
         typer.echo(f"  left           {found['requests']:,} requests, {found['bytes']:,} bytes")
         typer.echo(f"  acknowledged   rounds {found['rounds_acknowledged']}")
         typer.echo(f"  kernel         {found['kernel']}")
+        if found["leakage"] is not None:
+            typer.echo("  gives away     figures of the last contribution: see report.html")
         for one in found["not_shown"]:
             typer.echo(f"  not shown      {one}")
         for one in found["problems"]:

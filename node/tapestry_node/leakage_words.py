@@ -28,6 +28,14 @@ def words(figures: dict[str, Any]) -> list[str]:
     return said
 
 
+def for_others(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures without what names words of the text: which tokens were picked."""
+    rows = figures["embedding_rows"]
+    if rows is not None:
+        rows = {name: value for name, value in rows.items() if name != "picked_ids"}
+    return {**figures, "embedding_rows": rows}
+
+
 def _rows(row: dict[str, Any] | None) -> list[str]:
     if row is None:
         return ["embedding rows: none are sent; they say nothing about the vocabulary"]

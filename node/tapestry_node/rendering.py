@@ -10,6 +10,7 @@ from typing import Any
 
 from tapestry.errors import UntrustedError
 from tapestry.wire.egress import read_ledger
+from tapestry_node.calls import CARRIES
 
 _MOST_POINTS = 2000
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
@@ -18,9 +19,11 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 color:#1c1c1c;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;width:100%}
 th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #ccc}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td{overflow-wrap:anywhere}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 code{overflow-wrap:anywhere}.bad{color:#a40000;font-weight:600}.good{color:#0a5c2b}
 figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto;background:#fff}
+@media(max-width:40rem){body{margin:1rem auto;font-size:14px}th,td{padding:.3rem .3rem}}
 @media(prefers-color-scheme:dark){body{color:#e8e8e8;background:#16181b}
 .bad{color:#ff8f8f}.good{color:#7ed6a0}th,td{border-color:#444}}
 """
@@ -38,6 +41,7 @@ def page(report: dict[str, Any], ledger: Path) -> str:
         _findings(report),
         *(_figure(caption, svg) for caption, svg in _plots(report, ledger)),
         *_tables(report),
+        *_leakage(report.get("leakage")),
         _limits(),
         "</body></html>",
     ]
@@ -75,7 +79,8 @@ def _findings(report: dict[str, Any]) -> str:
 
 def _tables(report: dict[str, Any]) -> Iterable[str]:
     calls = sorted(report["by_call"].items(), key=lambda item: -item[1]["bytes"])
-    yield _table("By call", ["call"], [([c], v) for c, v in calls])
+    words = [([call, CARRIES.get(call, "")], value) for call, value in calls]
+    yield _table("By call", ["call", "what it carries"], words)
     rounds = [([n, call], v) for n, by in report["by_round"].items() for call, v in by.items()]
     yield _table("By round", ["round (0: none)", "call"], rounds)
     yield _table("To whom", ["host and port"], [([to], v) for to, v in report["to"].items()])
@@ -119,13 +124,25 @@ def _plain(title: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"<h2>{title}</h2><table><tr>{head}</tr>{body}</table>"
 
 
+def _leakage(figures: dict[str, Any] | None) -> Iterable[str]:
+    """Yield what the institution says about its last contribution, if it chose to."""
+    if figures is None:
+        return
+    yield (
+        "<h2>What the last contribution gives away</h2><p>Measured by the institution on its own "
+        "text, which it keeps: nobody else can measure it again. Figures only, no text.</p>"
+    )
+    yield "".join(f"<p>{_text(one)}</p>" for one in figures["words"])
+
+
 def _limits() -> str:
     return (
         "<h2>What this does not show</h2><p>That no other program of this machine sent anything: "
         "the ledger and the kernel's count are those of the node's own processes. What a vector "
         "says about the text is another question, which <code>tapestry node audit --leakage</code> "
-        "measures, by trying to get text back from it among others; its figures stay with the "
-        "institution. Look-ups of names (DNS) are not counted. Verify this folder with "
+        "measures, by trying to get text back from it among others; the institution decides "
+        "whether its figures stand in the report. Look-ups of names (DNS) are not counted. Verify "
+        "this folder with "
         "<code>tapestry node verify-report FOLDER</code>.</p>"
     )
 
@@ -166,11 +183,11 @@ def _cumulated(ledger: Path) -> tuple[list[float], list[int]]:
 def _bars(values: dict[str, int], label: str, *, is_log: bool = False) -> str:
     def draw(axes: Any) -> None:  # noqa: ANN401
         axes.bar(list(values), list(values.values()), color="#2b6cb0")
-        axes.set_ylabel("bytes")
         axes.set_xlabel(label)
         axes.tick_params(axis="x", rotation=30 if is_log else 0)
         if is_log:
             axes.set_yscale("log")
+        _in_bytes(axes)
 
     return _drawn(draw)
 
@@ -178,10 +195,17 @@ def _bars(values: dict[str, int], label: str, *, is_log: bool = False) -> str:
 def _line(times: list[float], sizes: list[int]) -> str:
     def draw(axes: Any) -> None:  # noqa: ANN401
         axes.step([datetime.fromtimestamp(t, UTC) for t in times], sizes, where="post")
-        axes.set_ylabel("bytes so far")
+        _in_bytes(axes)
         axes.tick_params(axis="x", rotation=30)
 
     return _drawn(draw)
+
+
+def _in_bytes(axes: Any) -> None:  # noqa: ANN401
+    """Let the upright axis say kB and MB."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
 
 
 def _drawn(draw: Any) -> str:  # noqa: ANN401

@@ -2,7 +2,7 @@
 
 ```
 report.html           for people: totals, plots, findings
-report.json           the same for programs
+report.json           the same for programs; leakage figures only if the institution chose to
 egress.jsonl          the ledger, as it was
 egress-kernel.jsonl   what the kernel says was sent
 policies/ receipts/   the rules under which it left; the coordinator's acknowledgements
@@ -89,9 +89,19 @@ def export(
     *,
     head: str | None,
     now: float,
+    leakage: dict[str, Any] | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> dict[str, Any]:
     """Write a signed report into a new folder; return what the audit found.
+
+    Args:
+        home: Of the node.
+        target: The folder.
+        key: The node's signing key.
+        head: A head of the ledger that an earlier audit printed.
+        now: Unix seconds.
+        leakage: Figures of the last contribution, with their `words`; None: they are not told.
+        on_progress: Told how many bytes of the ledger were read, of how many.
 
     Raises:
         ConfigError: The folder exists.
@@ -110,7 +120,7 @@ def export(
         }
         (folder / _FEDERATION_FILE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         found = audit(_evidence_in(folder, table), head=head, on_progress=on_progress)
-        report = {**table, "created_at": now, **found, "ledger": EGRESS_FILE}
+        report = {**table, "created_at": now, **found, "ledger": EGRESS_FILE, "leakage": leakage}
         (folder / _REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (folder / _PAGE_FILE).write_text(page(report, folder / EGRESS_FILE), encoding="utf-8")
         statement = ReportStatement(
@@ -204,7 +214,8 @@ def verify_report(
         "rounds_acknowledged": [r["round"] for r in acknowledged],
         "kernel": found["kernel"]["says"],
         "problems": [*found["problems"], *_missing_from(report, found)],
-        "not_shown": _not_shown(found, acknowledged),
+        "leakage": report.get("leakage"),
+        "not_shown": _not_shown(found, acknowledged, report.get("leakage")),
     }
 
 
@@ -213,13 +224,20 @@ def _missing_from(report: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return [one for one in report.get("problems", []) if one not in found["problems"]]
 
 
-def _not_shown(found: dict[str, Any], acknowledged: list[dict[str, Any]]) -> list[str]:
+def _not_shown(
+    found: dict[str, Any], acknowledged: list[dict[str, Any]], leakage: dict[str, Any] | None
+) -> list[str]:
     words = [
         f"round {row['round']}: {what}" for row in found["receipts"] for what in row["not_shown"]
     ]
     if not acknowledged:
         words.append(
             "that the coordinator knows the key that signed this report: no receipt of it is here"
+        )
+    if leakage is not None:
+        words.append(
+            f"what is said of the contribution to round {leakage.get('round')}: the institution "
+            "measured it on text that only it has"
         )
     words.append(
         "that the coordinator's key is that of the federation you think of: compare genesis and "
@@ -248,7 +266,11 @@ def _read_report(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UntrustedError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(report, dict) or not isinstance(report.get("problems", []), list):
+    if (
+        not isinstance(report, dict)
+        or not isinstance(report.get("problems", []), list)
+        or not isinstance(report.get("leakage"), dict | None)
+    ):
         raise UntrustedError(f"{path}: not the figures of a report")
     return report
 

@@ -1,11 +1,13 @@
 """An institution's proof: what left, what the kernel says, a report that others verify, leakage."""
 
+import html
 import json
 import re
 import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,13 +60,23 @@ def test_what_left_is_proved_to_somebody_else_and_what_it_gives_away_is_measured
     elsewhere = Path(shutil.move(report, live.folder / "regulator"))
     said = json.loads(live.call("node", "verify-report", str(elsewhere), "--json"))
     assert (said["problems"], said["rounds_acknowledged"]) == ([], [1, 2])
+    assert said["leakage"] is None, "it is told where the institution says so"
     assert said["bytes"] == found["bytes"]
     refuse_changes(elsewhere)
     refuse_a_ledger_written_anew(node, live.folder / "anew.jsonl")
 
     text = str(live.folder / "fr-bnf-text")
-    said = live.call("node", "audit", str(node.folder), "--leakage", "--data", text, "--json")
-    figures = json.loads(said)
+    told = live.folder / "told"
+    live.call(
+        *("node", "audit", str(node.folder), "--leakage", "--data", text, "--export", str(told))
+    )
+    said = json.loads(live.call("node", "verify-report", str(told), "--json"))
+    assert (said["problems"], said["rounds_acknowledged"]) == ([], [1, 2])
+    assert any("round 2: the institution measured it" in one for one in said["not_shown"])
+    figures = said["leakage"]
+    assert text_in(figures) <= {"words", "source", "codec", "not_kept_from", "way"}
+    page = (told / "report.html").read_text(encoding="utf-8")
+    assert all(html.escape(one) in page for one in figures["words"])
     assert (figures["round"], figures["source"]) == (2, "kept as it was sent")
     assert (figures["canaries"]["found_in_text"], figures["canaries"]["planted"]) == (8, 8)
     assert figures["inversion"]["one_gradient"] > 0.8
@@ -75,6 +87,17 @@ def test_what_left_is_proved_to_somebody_else_and_what_it_gives_away_is_measured
     assert rebuilt["contribution"]["tokens"] < rebuilt["one_gradient"]["tokens"]
     assert figures["embedding_rows"]["rows"] == 300
     assert figures["verbatim"]["contribution"]["samples"] > 0
+
+
+def text_in(figures: dict[str, Any]) -> set[str]:
+    """Return the names of figures that are text."""
+    found = set()
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= text_in(value)
+        elif not isinstance(value, int | float | None):  # a list too: of tokens, it would be text
+            found.add(name)
+    return found
 
 
 def refuse_a_ledger_written_anew(node: NodeHome, path: Path) -> None:

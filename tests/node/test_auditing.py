@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from tapestry.errors import UntrustedError
+from tapestry.v1 import (
+    admin_pb2,
+    archive_pb2,
+    enrolment_pb2,
+    ledger_pb2,
+    rounds_pb2,
+    transfer_pb2,
+)
 from tapestry.wire.egress import BLOCKED, EgressLedger
 from tapestry_node.auditing import Evidence, audit
+from tapestry_node.calls import CARRIES
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy, read_policy
 from tapestry_node.policy import Policy
@@ -100,3 +109,13 @@ def test_a_receipt_that_nobody_signed_is_named(home: NodeHome) -> None:
     (home.receipts / "round-000004.json").write_text('{"payload": "", "payloadType": "x"}')
     (problem,) = audited(home)["problems"]
     assert "receipt round-000004.json" in problem
+
+
+def test_every_call_of_a_member_is_explained_to_whoever_reads_the_report() -> None:
+    calls = {
+        f"{service.name}/{method.name}"
+        for module in (admin_pb2, archive_pb2, enrolment_pb2, ledger_pb2, rounds_pb2, transfer_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    assert set(CARRIES) == calls

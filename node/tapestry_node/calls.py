@@ -1,0 +1,32 @@
+"""What each call of a member carries, in words for those who read an audit."""
+
+CARRIES = {
+    "AdminService/Invite": "an operator's wish for an invitation: a name and a role",
+    "AdminService/Pause": "an operator's word that no round is to open, and why",
+    "AdminService/Resume": "an operator's word that rounds may open again",
+    "AdminService/Revoke": "an operator's word that a membership ends",
+    "AdminService/Status": "an operator's question how things stand",
+    "ArchiveService/FetchArchived": "an auditor's question for a kept file",
+    "ArchiveService/ListRound": "an auditor's question which files of a round are kept",
+    "EnrolmentService/Enrol": "joining: the invitation's token and public keys",
+    "EnrolmentService/Leave": "the end of the membership, and why",
+    "EnrolmentService/Renew": "a public key, for the next certificate",
+    "LedgerService/Consistency": "a question for a proof about the federation's ledger",
+    "LedgerService/Cosign": "a signature: the federation's ledger was seen to have grown only",
+    "LedgerService/Entries": "a question for entries of the federation's ledger",
+    "LedgerService/Head": "a question for the newest state of the federation's ledger",
+    "LedgerService/Inclusion": "a question for a proof about the federation's ledger",
+    "RoundsService/AnswerExclusion": "what the institution says to an exclusion, as written",
+    "RoundsService/Decline": "that a plan is not answered, and why",
+    "RoundsService/ListExclusions": "a question what was left out of what was sent",
+    "RoundsService/Report": "progress of training: step, loss, tokens a second",
+    "RoundsService/SubmitEvaluation": "a score on held-out text: numbers, and what it is called",
+    "RoundsService/WatchPlans": "nothing but the wish to be told of plans",
+    "TransferService/Commit": "the signed statement of a contribution: its size, digests, metrics",
+    "TransferService/Describe": "a question for a checkpoint's manifest",
+    "TransferService/Fetch": "a question for a file of a checkpoint, by its digest",
+    "TransferService/Lineage": "a question for the manifests since genesis",
+    "TransferService/OpenUpload": "the announcement of a contribution: digests of its parts",
+    "TransferService/PutFragment": "a part of the parameter vector: what training has changed",
+}
+"""By service and call, as the ledger's totals name them."""
