@@ -28,7 +28,9 @@ from tapestry_node.policy import NodeTable
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
-_PASSED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "USER", "LOGNAME"})
+_PASSED = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "USER", "LOGNAME", "CC", "CXX"}
+)
 _PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "CUDA", "NVIDIA", "OMP_", "MKL_", "TORCH", "XDG_CACHE",
                     "HF_", "TOKENIZERS_", "TAPESTRY_TRAINER_")  # fmt: skip
 """What a trainer's libraries look for; nothing else of the environment is the trainer's."""

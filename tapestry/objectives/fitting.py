@@ -3,6 +3,9 @@
 None of it changes what is computed, beyond the order and the width of floats.
 """
 
+import os
+import shutil
+import sys
 from typing import Any, Literal
 
 import torch
@@ -64,7 +67,17 @@ def checkpoint_activations(module: torch.nn.Module) -> None:
 
 
 def compile_blocks(module: torch.nn.Module) -> None:
-    """Have the layers compiled when they are first used; they are alike: one compilation serves."""
+    """Have the layers compiled when they are first used; they are alike: one compilation serves.
+
+    Raises:
+        ConfigError: There is no compiler for C++, which torch would say in the middle of a step.
+    """
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"[node] compile = true needs a compiler for C++, and there is no {compiler}: install "
+            "it, name another in the variable CXX, or set compile = false"
+        )
     for block in blocks_of(module) or [module]:
         block.compile()
 

@@ -1,17 +1,24 @@
 """Number formats, memory, and the shares of several processes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tapestry.checkpoints.statements import InnerSettings
 from tapestry.errors import ConfigError
 from tapestry.objectives.causal_lm import CausalLM
-from tapestry.objectives.fitting import blocks_of, checkpoint_activations, choose_precision
+from tapestry.objectives.fitting import (
+    blocks_of,
+    checkpoint_activations,
+    choose_precision,
+    compile_blocks,
+)
 from tapestry.objectives.ranks import ALONE, Ranks
 from tapestry.objectives.sizes import SIZES
 from tapestry.objectives.training import InnerOptimizer, choose_device, train
@@ -82,6 +89,39 @@ def test_float16_trains_with_scaled_losses_and_keeps_the_scale(tmp_path: Path) -
     assert again.metadata()["loss_scale"] != scale, "four steps without an overflow are counted"
     again.load(tmp_path / "state.safetensors")
     assert again.metadata() == optimizer.metadata()
+
+
+def test_bfloat16_trains_nearly_as_float32_and_keeps_parameters_in_float32() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        module = model()
+        optimizer = InnerOptimizer(module, INNER, precision=precision)  # type: ignore[arg-type]
+        losses[precision] = train(CausalLM(), module, optimizer, Texts(), first_batch=0)
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        assert "loss_scale" not in optimizer.metadata(), "bfloat16 reaches as far as float32"
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for C++ on this machine")
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
+def test_compiled_layers_compute_the_same() -> None:
+    results = []
+    for is_compiled in (False, True):
+        module, compiled_before = model(), counters["stats"]["unique_graphs"]
+        if is_compiled:
+            compile_blocks(module)
+        losses = train(CausalLM(), module, InnerOptimizer(module, INNER), Texts(), first_batch=0)
+        results.append(losses)
+        assert (counters["stats"]["unique_graphs"] > compiled_before) is is_compiled
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+def test_compiling_without_a_compiler_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"there is no no-such-compiler: .* compile = false"):
+        compile_blocks(model())
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
