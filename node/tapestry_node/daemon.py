@@ -28,6 +28,7 @@ from tapestry_node.client import Told
 from tapestry_node.connecting import Connection
 from tapestry_node.consensus import Consensus, Standing
 from tapestry_node.declining import Declining
+from tapestry_node.departed import require_whole
 from tapestry_node.guard import rounded, sealed
 from tapestry_node.home import NodeHome
 from tapestry_node.keeping import keep_policy
@@ -68,6 +69,9 @@ class Daemon:
             until_finished: Return once the federation plans no further round.
             processes: That train together; None: as the settings say.
             show: Called when what the node does has changed, for a terminal.
+
+        Raises:
+            UntrustedError: The record of what left was changed, or the certificate is not valid.
         """
         self._home = home
         self._data = list(data)
@@ -76,6 +80,7 @@ class Daemon:
         self._membership = home.identity.load()
         self._signing_key = home.identity.signing_key()
         self._coordinator_key = bytes.fromhex(self._membership.coordinator_key)
+        require_whole(home, now=time.time())  # noqa: TID251 - the edge that owns the clock
         self._ledger = EgressLedger(
             home.egress,
             to=self._membership.address,

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from tapestry.errors import UntrustedError
 from tapestry.storage.atomic import write_atomic
 from tapestry.wire.egress import BLOCKED, FIRST, Count, Departure, Digest, LedgerFollower
+from tapestry_node.home import NodeHome
 
 _DAY_SECONDS = 86_400
 _LINES = 20
@@ -178,6 +179,22 @@ class Departed:
             sums.digest = _digest_of(self._path, follower.offset)
             write_atomic(self._mark_path, _MARKS.dump_json(sums), mode=0o600)
             self._marked = follower.lines
+
+
+def require_whole(home: NodeHome, *, now: float) -> None:
+    """Refuse to let anything leave beside a record that proves nothing any more.
+
+    Raises:
+        UntrustedError: The chain of the egress ledger is broken; the message names the line.
+    """
+    left = Departed(home.egress, home.egress_seen).look(now=now)
+    if left.chain == "broken":
+        files = ", ".join(str(one) for one in (home.egress, home.kernel, home.egress_seen))
+        raise UntrustedError(
+            f"{left.problem}. Nothing leaves beside a record that proves nothing: find out who "
+            f"changed it (`tapestry node audit {home.folder}`), then move {files} elsewhere, keep "
+            "them, and start again with a new record"
+        )
 
 
 def _digest_of(path: Path, size: int) -> str:

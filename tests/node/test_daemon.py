@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tapestry.cli.main import main
 from tapestry.errors import UntrustedError
 from tapestry.identity.certificates import create_authority
 from tapestry.storage.locks import alone
-from tapestry.wire.egress import read_ledger
+from tapestry.wire.egress import EgressLedger, read_ledger
 from tapestry_node.client import NodeClient
 from tapestry_node.daemon import Daemon
 from tapestry_node.home import NodeHome
@@ -68,6 +69,20 @@ def test_a_second_daemon_is_refused_before_it_has_read_where_the_node_stands(
         assert main(["node", "run", str(home.folder), "--data", str(tmp_path / "text")]) == 1
     assert "this node runs already in another process; stop that first" in capfd.readouterr().err
     assert content() == before
+
+
+def test_nothing_leaves_beside_a_record_that_was_changed(tmp_path: Path) -> None:
+    home = member_whose_certificate_is(tmp_path / "node", days_old=1)
+    with closing(EgressLedger(home.egress, to="a:1", clock=lambda: 9.0)) as ledger:
+        for size in (1000, 10, 100):
+            ledger.record("/tapestry.v1.TransferService/PutFragment", b"x" * size)
+    changed = home.egress.read_bytes().replace(b"1000", b"1001")
+    home.egress.write_bytes(changed)
+    with pytest.raises(UntrustedError, match=r"egress\.jsonl:2: .* Nothing leaves beside a record"):
+        Daemon(home, [tmp_path], until_finished=True)
+    assert home.egress.read_bytes() == changed
+    home.egress.rename(tmp_path / "kept.jsonl")
+    Daemon(home, [tmp_path], until_finished=True)
 
 
 def test_a_renewal_that_is_due_while_nobody_answers_is_put_off(tmp_path: Path) -> None:
