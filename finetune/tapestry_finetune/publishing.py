@@ -25,7 +25,7 @@ from tapestry_finetune.bundle import (
 from tapestry_finetune.card import card
 from tapestry_finetune.charter.cases import held_out_pairs
 from tapestry_finetune.evaluation.evaluating import Evaluation, name_of
-from tapestry_finetune.evaluation.report import write_report
+from tapestry_finetune.evaluation.report import HTML_FILE, write_report
 from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.gathering import Gathered, replay_of
 from tapestry_finetune.lineage import BaseRecord, Localization, StageRecord
@@ -221,6 +221,7 @@ def publish(
     evaluation: Evaluation,
     key: Ed25519PrivateKey,
     *,
+    seen: Path,
     force: str = "",
 ) -> Bundle:
     """Write the bundle that others may have: the candidate with its evaluation and its card.
@@ -231,6 +232,7 @@ def publish(
         made: What it is made of.
         evaluation: What it is worth.
         key: Of the community.
+        seen: Folder in which the evaluation lies already, to be looked at.
         force: Why it is published although it is below the floor; goes into the lineage.
 
     Raises:
@@ -240,7 +242,7 @@ def publish(
     if not evaluation.passed and not force:
         raise BelowFloorError(
             f"{_worst(evaluation)} Nothing is published. Look at "
-            f"{candidate.folder.parent / 'evaluation.html'}. Then: fewer steps or more "
+            f"{seen / HTML_FILE}. Then: fewer steps or more "
             "training.replay lose less; [floor] overrides allows a loss that you accept; "
             '--force "WHY" publishes all the same, and everybody will read why',
             evaluation,

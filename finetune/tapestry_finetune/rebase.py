@@ -24,6 +24,7 @@ from tapestry_finetune.carrying import (
     require_kin,
     touch_up,
 )
+from tapestry_finetune.compared import Column, Compared, NoneAboveFloorError
 from tapestry_finetune.evaluation.evaluating import (
     BASE,
     LOCAL,
@@ -35,8 +36,16 @@ from tapestry_finetune.evaluation.evaluating import (
 from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.measuring import Material, measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
+from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.evaluation.series import MEASURES, Measured
-from tapestry_finetune.publishing import Made, about, publish, suites_of, write_candidate
+from tapestry_finetune.publishing import (
+    BelowFloorError,
+    Made,
+    about,
+    publish,
+    suites_of,
+    write_candidate,
+)
 from tapestry_finetune.recipe import beside, load_recipe
 from tapestry_finetune.run import Prepared, Telling, prepare, train
 
@@ -58,46 +67,17 @@ class Asked:
     retrain: bool = False
     distil: bool = False
     force: str = ""
+    skip_bad: Path | None = None
+    """A folder that bad rows of the recipe's files are moved to; None refuses them."""
     unverified: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """One model of the table."""
-
-    name: str
-    figures: dict[str, float]
-    """By the figure's key."""
-    passed: bool
-    gain: float
-    """Mean improvement on the new base, of text only in the model's languages; of candidates."""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rebased:
+class Rebased(Compared):
     """What came of it."""
 
-    columns: list[Column]
-    chosen: str
-    kept_of_gain: float | None
-    """Of the gain that the bundle had, what its untouched copy has on the new base; of held-out
-    text of the main language."""
-    drift: float | None
-    layers: list[dict[str, Any]]
     evaluation: Evaluation
     bundle: Bundle
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a JSON table."""
-        return {
-            "columns": [asdict(column) for column in self.columns],
-            "chosen": self.chosen,
-            "kept_of_gain": self.kept_of_gain,
-            "drift": self.drift,
-            "layers": self.layers,
-            "bundle": str(self.bundle.folder),
-        }
 
 
 def rebase(
@@ -122,7 +102,7 @@ def rebase(
     Raises:
         UntrustedError: A bundle or a checkpoint does not verify, or they are not kin.
         ConfigError: The recipe or its data cannot be used, or `target` is taken.
-        BelowFloorError: Every candidate is below the recipe's floor.
+        NoneAboveFloorError: Every candidate is below the recipe's floor.
     """
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder")
@@ -132,7 +112,12 @@ def rebase(
         telling.say("the recipe's files are gone: no touch-up; measured is what [evaluation] names")
         asked = replace(asked, steps=0, retrain=False)
     prepared = prepare(
-        asked.recipe, telling, base=asked.onto, unverified=asked.unverified, are_gone=are_gone
+        asked.recipe,
+        telling,
+        base=asked.onto,
+        skip_bad=asked.skip_bad,
+        unverified=asked.unverified,
+        are_gone=are_gone,
     )
     onto = prepared.base
     require_kin(bundle, onto)
@@ -167,18 +152,21 @@ def rebase(
         json.dumps({"columns": [asdict(c) for c in columns], "chosen": best.name}, indent=1) + "\n",
         encoding="utf-8",
     )
-    published = publish(
-        target, candidate.bundle, candidate.made, evaluation, key, force=asked.force
-    )
-    return Rebased(
-        columns=columns,
-        chosen=best.name,
-        kept_of_gain=_kept(measured, made.recipe.model.languages),
-        drift=None if drift is None else drift.whole,
-        layers=[] if drift is None else [asdict(layer) for layer in drift.layers],
-        evaluation=evaluation,
-        bundle=published,
-    )
+    compared: dict[str, Any] = {
+        "columns": columns,
+        "chosen": best.name,
+        "kept_of_gain": _kept(measured, made.recipe.model.languages),
+        "drift": None if drift is None else drift.whole,
+        "layers": [] if drift is None else [asdict(layer) for layer in drift.layers],
+    }
+    write_report(evaluation, work)
+    try:
+        published = publish(
+            target, candidate.bundle, candidate.made, evaluation, key, force=asked.force, seen=work
+        )
+    except BelowFloorError as error:
+        raise NoneAboveFloorError(error, Compared(**compared)) from error
+    return Rebased(**compared, evaluation=evaluation, bundle=published)
 
 
 def _are_gone(asked: Asked) -> bool:

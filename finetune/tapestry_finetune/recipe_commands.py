@@ -21,6 +21,7 @@ from tapestry_finetune.options import (
     KeyFolder,
     Roles,
     RowShape,
+    SkipBad,
     Unverified,
     mapping,
     require_folders,
@@ -47,6 +48,9 @@ def init(
     shape: RowShape = None,
     role: Roles = None,
     column: Columns = None,
+    skip_bad: Annotated[
+        Path | None, typer.Option(help="Move bad rows to this file, with their reasons.")
+    ] = None,
     unverified: Unverified = False,
 ) -> None:
     """Look at your files and your machine, and write a recipe with comments.
@@ -69,6 +73,7 @@ def init(
             data,
             base=opened,
             reading=reading,
+            skip_bad=skip_bad,
             on_progress=lambda doing, done, of: shown.show(doing, done, of, unit="bytes"),
         )
     for file in found.files:
@@ -81,8 +86,9 @@ def init(
     made = recipe_for(found, base, where=out, name=named, charter=charter, reading=reading)
     write_recipe(made, out, all_keys=all_keys)
     typer.echo(f"{out}: makes {named}, stages {', '.join(made.training.stages)}")
-    typer.echo(f"  look first   tapestry finetune plan {out}")
-    typer.echo(f"  make it      tapestry finetune run {out}")
+    skipping = "" if skip_bad is None else " --skip-bad bad-rows"
+    typer.echo(f"  look first   tapestry finetune plan {out}{skipping}")
+    typer.echo(f"  make it      tapestry finetune run {out}{skipping}")
 
 
 def plan(
@@ -90,6 +96,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Take three steps of each stage, to tell the time.")
     ] = True,
+    skip_bad: SkipBad = None,
     unverified: Unverified = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -105,6 +112,7 @@ def plan(
         prepared = prepare(
             recipe,
             Telling(say=said.append, on_reading=reading_on(shown)),
+            skip_bad=skip_bad,
             unverified=unverified,
         )
         shown.show("measuring a few steps")
@@ -161,10 +169,7 @@ def run(
         Path | None,
         typer.Option("--run", help="Folder of the work, to go on in. Default: NAME-run."),
     ] = None,
-    skip_bad: Annotated[
-        Path | None,
-        typer.Option("--skip-bad", help="Move bad rows into this folder, with their reasons."),
-    ] = None,
+    skip_bad: SkipBad = None,
     force: Annotated[
         str, typer.Option(help="Publish below the floor all the same; say why, all will read it.")
     ] = "",

@@ -259,7 +259,8 @@ def _claim(prepared: Prepared, folder: Path) -> None:
     """Write what the run is, or refuse a folder that holds another one."""
     path = folder / "run.json"
     table = {
-        "recipe": prepared.recipe.digest,
+        "recipe": prepared.recipe.training_digest,
+        "charter": prepared.gathered.charter.digest if prepared.gathered.charter else None,
         "base": prepared.base.identity.as_json(),
         "sources": [source.model_dump(mode="json") for source in prepared.gathered.sources],
         "method": prepared.chosen.method,
@@ -276,8 +277,9 @@ def _claim(prepared: Prepared, folder: Path) -> None:
                 f"{folder}: holds a run with another {', '.join(changed)}; name a new folder "
                 "(--run), or remove this one"
             )
+    write_atomic(folder / "recipe.toml", prepared.where.read_bytes())  # [floor] may be another
+    if path.exists():
         return
-    write_atomic(folder / "recipe.toml", prepared.where.read_bytes())
     write_atomic(path, json.dumps(table, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tapestry.cli.main import main
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import open_base
@@ -161,6 +162,36 @@ def test_a_bundle_is_not_carried_to_where_it_lies_or_to_strangers(
             Telling(),
             now=MADE_AT,
         )
+
+
+def test_if_no_candidate_is_above_the_floor_the_table_and_the_report_say_so(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in asked.recipe.parent.glob("*.jsonl"):
+        shutil.copyfile(file, tmp_path / file.name)
+    text = asked.recipe.read_text(encoding="utf-8")
+    text = text.replace("bits_per_byte_percent = 200.0", "bits_per_byte_percent = 0.0")
+    recipe = tmp_path / "recipe.toml"
+    # Without any tolerance English is worse on a new base that learnt nothing but English.
+    recipe.write_text(f"{text}\n[evaluation]\nmost_tokens = 8\n", encoding="utf-8")
+    code = main(
+        [
+            *("finetune", "rebase", str(asked.bundle), "--onto", str(asked.onto)),
+            *("--recipe", str(recipe), "--steps", "0", "--out", str(tmp_path / "out")),
+            *("--key", str(tmp_path / "key")),
+        ]
+    )
+    said = capsys.readouterr()
+    assert code == 1
+    rows = {line.split("  ")[0]: line.split()[1:] for line in said.out.splitlines() if line}
+    assert "copy x 0.75" in said.out.splitlines()[0]
+    assert rows["floor"][-3:] == ["BELOW"] * 3
+    assert "the best is copy x " in said.out
+    report = tmp_path / "out-work" / "evaluation.html"
+    assert f"Look at {report}" in said.err
+    assert "--retrain for a whole new run" in said.err
+    assert report.is_file()
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_new_checkpoint_is_followed_and_a_bad_one_left_alone(

@@ -15,6 +15,8 @@ from tapestry.data.language import identify
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry_finetune.base import Base
 from tapestry_finetune.bundle import open_bundle
+from tapestry_finetune.charter.cases import pair_rows
+from tapestry_finetune.charter.settings import load_charter
 from tapestry_finetune.examples import chat_examples, split, text_examples, with_replay
 from tapestry_finetune.gathering import gather, replay_of
 from tapestry_finetune.keeping import Progress, read_metrics
@@ -23,10 +25,12 @@ from tapestry_finetune.planning import plan
 from tapestry_finetune.publishing import BelowFloorError, in_pieces
 from tapestry_finetune.recipe import load_recipe
 from tapestry_finetune.rows.cost import english as english_text
+from tapestry_finetune.rows.kinds import ThumbRow
 from tapestry_finetune.run import Telling, prepare
 from tapestry_finetune.training import StoppedError
 from tests.finetune.conftest import KEY, MADE_AT, Localized
 from tests.finetune.consensus import known, write_recipe, write_texts
+from tests.finetune.test_values import write_charter
 from tests.forking import Forks
 
 SHORT = "\n[evaluation]\nmost_tokens = 8\n"
@@ -174,6 +178,18 @@ def test_below_its_floor_it_is_published_only_by_force_that_everybody_reads(
         made(tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     assert (tmp_path / "work" / "evaluation.html").exists()
+    strict = recipe.read_text(encoding="utf-8")
+    tolerant = strict.replace("bits_per_byte_percent = 0.0", "bits_per_byte_percent = 500.0")
+    recipe.write_text(tolerant, encoding="utf-8")
+    trained: list[str] = []
+    telling = Telling(on_step=lambda stage, _progress: trained.append(stage))
+    folder = make(
+        recipe, tmp_path / "tolerant", tmp_path / "work", KEY, telling, now=MADE_AT
+    )[0].folder  # fmt: skip
+    assert open_bundle(folder).lineage.forced == ""
+    assert trained == [], "another floor needs no other training"
+    assert (tmp_path / "work" / "recipe.toml").read_text(encoding="utf-8") == tolerant
+    recipe.write_text(strict, encoding="utf-8")
     folder = made(tmp_path / "ours", force="the board knows")
     assert open_bundle(folder).lineage.forced == "the board knows"
     assert "**Published below its own quality floor.** the board knows" in (
@@ -225,6 +241,18 @@ def test_the_run_of_another_recipe_is_not_gone_on_with(
         make(recipe, tmp_path / "ours", work, KEY, Telling(), now=MADE_AT)
 
 
+def test_a_run_is_not_gone_on_with_under_another_charter(
+    localized: Localized, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(localized.work, work)
+    table = json.loads((work / "run.json").read_text(encoding="utf-8"))
+    assert table["charter"] is None
+    (work / "run.json").write_text(json.dumps(table | {"charter": "0" * 64}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holds a run with another charter"):
+        make(localized.recipe, tmp_path / "ours", work, KEY, Telling(), now=MADE_AT)
+
+
 def test_an_unverified_base_is_refused(base: Base, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     shutil.copytree(base.folder, plain, ignore=shutil.ignore_patterns("tapestry"))
@@ -241,6 +269,30 @@ def test_thumbs_that_are_all_alike_are_refused(base: Base, tmp_path: Path) -> No
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ConfigError, match="all 20 answers are good"):
         gather(load_recipe(recipe), recipe)
+
+
+def test_pairs_beside_thumbs_and_a_charters_cases_are_learnt_as_thumbs(
+    base: Base, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, base.folder, stages=("values",), method="lora")
+    thumbs = [{"prompt": f"zer {n}?", "completion": "bai", "label": n % 2 == 0} for n in range(20)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, thumbs)), encoding="utf-8")
+    charter = load_charter(write_charter(tmp_path / "charter.toml"))
+    text = recipe.read_text(encoding="utf-8")
+    text = text.replace('["pairs.jsonl"]', '["pairs.jsonl", "thumbs.jsonl"]')
+    text = text.replace('languages = ["eus"]', 'languages = ["eus"]\ncharter = "charter.toml"')
+    recipe.write_text(text, encoding="utf-8")
+    found = gather(load_recipe(recipe), recipe)
+    cases = pair_rows(charter)
+    assert len(found.preferences) + found.held_out_of("values") == 2 * 60 + 20 + 2 * len(cases)
+    assert all(isinstance(row, ThumbRow) for row in found.preferences)
+    assert cases
+    for case in cases:
+        assert [row for row in found.preferences if row.origin == case.origin] == [
+            ThumbRow(case.prompt, case.chosen, is_good=True, origin=case.origin),
+            ThumbRow(case.prompt, case.rejected, is_good=False, origin=case.origin),
+        ]
+    assert any("60 pairs are learnt as a good and a bad answer each" in line for line in found.said)
 
 
 def test_rows_of_another_kind_are_refused(base: Base, tmp_path: Path) -> None:

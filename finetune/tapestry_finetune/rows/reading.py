@@ -15,7 +15,7 @@ from tapestry.errors import ConfigError
 from tapestry.storage.atomic import replacing
 from tapestry_finetune.rows.converting import to_row
 from tapestry_finetune.rows.faults import Fault, RowFaults
-from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, Row, ThumbRow
+from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, PairRow, Row, ThumbRow, thumbs_of
 from tapestry_finetune.rows.lines import cannot_be_read
 from tapestry_finetune.rows.records import SUFFIXES, TABLES, TOO_DEEP, BadRecord, Record, records
 from tapestry_finetune.rows.shapes import (
@@ -115,7 +115,7 @@ def read_rows(
     skip_bad: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Rows:
-    """Read all rows of `paths`, which must be of one kind.
+    """Read all rows of `paths`, which must be of one kind; pairs beside thumbs become thumbs.
 
     Args:
         paths: Files and folders.
@@ -131,6 +131,8 @@ def read_rows(
     """
     reading = Reading(shape, roles, columns)
     found = read_files(paths, reading, skip_bad=skip_bad, on_progress=on_progress)
+    if {file.kind for file in found.files} == {"pairs", "thumbs"}:
+        return _as_thumbs(found)
     first = found.files[0]
     other = next((file for file in found.files if file.kind != first.kind), None)
     if other is not None:
@@ -142,6 +144,21 @@ def read_rows(
     rows = [row for file in found.files for row in file.rows]
     sources = [file.source for file in found.files]
     return Rows(rows, first.kind, found.announcements(), found.skipped, sources)
+
+
+def _as_thumbs(found: Found) -> Rows:
+    """Return pairs and thumbs as thumbs: a stage learns from rows of one kind."""
+    pairs = [row for row in found.of_kind("pairs") if isinstance(row, PairRow)]
+    count = "1 pair is" if len(pairs) == 1 else f"{len(pairs):,} pairs are"
+    said = f"{count} learnt as a good and a bad answer each, since there are thumbs beside"
+    rows = [thumb for pair in pairs for thumb in thumbs_of(pair)]
+    return Rows(
+        [*rows, *found.of_kind("thumbs")],
+        "thumbs",
+        [*found.announcements(), said],
+        found.skipped,
+        [file.source for file in found.files],
+    )
 
 
 def read_files(
@@ -349,7 +366,7 @@ class _Reader:
     def hint(self) -> str:
         """Return how to go on without the bad rows, if that is possible."""
         can_skip = self.aside is None and any(fault.is_of_row for fault in self.faults)
-        return "; --skip-bad FILE moves bad rows aside" if can_skip else ""
+        return "; --skip-bad moves bad rows aside" if can_skip else ""
 
     def _tell(self, done: int) -> None:
         if self._on_progress is not None:
