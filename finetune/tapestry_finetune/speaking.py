@@ -11,6 +11,7 @@ from tapestry_finetune.charter.guard import Guard, Ruling
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.settings import Charter, load_charter
 from tapestry_finetune.dialogue import answers, encode, opened
+from tapestry_finetune.streaming import Written
 from tapestry_finetune.voices import Voice
 
 Message = Mapping[str, str]
@@ -58,6 +59,7 @@ class Told:
 
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    """That the model wrote, with the one that ends its turn."""
     reason: str = "stop"
     """`stop`, `length`, or `content_filter`: the charter's guard spoke instead."""
     guard_reason: str = ""
@@ -99,7 +101,8 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
             yield ruling.reply
             return
     messages = _fitting(voice, asked, told)
-    written = cast(
+    written = Written()
+    writing = cast(
         "Generator[str]",
         answers(
             voice,
@@ -107,17 +110,18 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
             most_tokens=asked.most_tokens,
             temperature=asked.temperature,
             seed=asked.seed,
+            written=written,
         ),
     )
-    counted = _Counted(written)
-    pieces: Iterable[str] = until(counted, asked.stop) if asked.stop else counted
+    kept = _Kept(writing)
+    pieces: Iterable[str] = until(kept, asked.stop) if asked.stop else kept
     stream = None if guard is None else guard.stream(pieces)
     try:
         yield from pieces if stream is None else stream
     finally:
-        written.close()
-        told.answer_tokens = len(_ids(voice, counted.text))
-        if told.answer_tokens >= asked.most_tokens:
+        writing.close()
+        told.answer_tokens = written.tokens
+        if not written.is_ended and not any(text in kept.text for text in asked.stop):
             told.reason = "length"
         if stream is not None and not stream.ruling.is_allowed:
             _note(told, stream.ruling)
@@ -128,7 +132,7 @@ def _note(told: Told, ruling: Ruling) -> None:
     told.guard_reason, told.guard_topic = ruling.reason, ruling.topic
 
 
-class _Counted:
+class _Kept:
     """Keeps what a model has written, whatever of it is shown."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
@@ -139,10 +143,6 @@ class _Counted:
         for piece in self._pieces:
             self.text += piece
             yield piece
-
-
-def _ids(voice: Voice, text: str) -> list[int]:
-    return list(voice.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _fitting(voice: Voice, asked: Asked, told: Told) -> list[Message]:
