@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from tapestry.errors import RejectedError
-from tapestry_finetune.charter.guard import Guard, Ruling
+from tapestry_finetune.charter.guard import ALLOWED, Guard, Ruling
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.settings import Charter, load_charter
 from tapestry_finetune.dialogue import answers, encode, opened
@@ -19,6 +19,12 @@ Message = Mapping[str, str]
 
 class TooLongError(RejectedError):
     """A dialogue has more tokens than the model reads."""
+
+    def __init__(self, tokens: int, most: int) -> None:
+        """Say how many it has, and how many the model reads."""
+        super().__init__(f"{tokens:,} tokens, and the model reads {most:,}: shorten it")
+        self.tokens = tokens
+        self.most = most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +101,12 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
     voice = dataclasses.replace(voice, system=person.system)
     guard = person.guard
     if guard is not None:
-        ruling = guard.on_prompt(asked.messages[-1]["content"])
+        ruling = _ruling_on(asked.messages, guard)
         if not ruling.is_allowed:
             _note(told, ruling)
             yield ruling.reply
             return
+        asked = dataclasses.replace(asked, messages=_without_refused(asked.messages, guard))
     messages = _fitting(voice, asked, told)
     written = Written()
     writing = cast(
@@ -125,6 +132,30 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
             told.reason = "length"
         if stream is not None and not stream.ruling.is_allowed:
             _note(told, stream.ruling)
+
+
+def _ruling_on(messages: Sequence[Message], guard: Guard) -> Ruling:
+    """Rule on all that the user has said since the assistant spoke last, as one text and each."""
+    said: list[str] = []
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            break
+        if message["role"] == "user":
+            said.insert(0, message["content"])
+    rulings = (guard.on_prompt(text) for text in (*said, " ".join(said)))
+    return next((ruling for ruling in rulings if not ruling.is_allowed), ALLOWED)
+
+
+def _without_refused(messages: Sequence[Message], guard: Guard) -> list[Message]:
+    """Return a dialogue without the turns that were refused: the model does not hear of them."""
+    kept: list[Message] = []
+    is_refused = False
+    for message in messages:
+        if message["role"] == "user":
+            is_refused = not guard.on_prompt(message["content"]).is_allowed
+        if not is_refused or message["role"] == "system":
+            kept.append(message)
+    return kept
 
 
 def _note(told: Told, ruling: Ruling) -> None:
@@ -156,9 +187,7 @@ def _fitting(voice: Voice, asked: Asked, told: Told) -> list[Message]:
             return messages
         turns = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
         if not asked.cuts_oldest or not turns:
-            raise TooLongError(
-                f"{told.prompt_tokens:,} tokens, and the model reads {most:,}: shorten it"
-            )
+            raise TooLongError(told.prompt_tokens, most)
         end = next((i for i in turns[1:] if messages[i]["role"] == "user"), len(messages) - 1)
         gone = [i for i in turns if i < end]
         messages = [message for i, message in enumerate(messages) if i not in gone]

@@ -115,7 +115,7 @@ def test_people_choose_and_it_is_kept(browser: Browser, collecting: Collecting) 
         see(page, "h1", "That was all.")
         page.reload()
         begin(page, "  ")
-        see(page, ".problem", "a name has 1 to 40 letters")
+        see(page, ".problem", "Please write a name of at most 40 letters.")
         begin(page, "Bo")
         see(page, ".note", "0 of 3")
         assert problems == []

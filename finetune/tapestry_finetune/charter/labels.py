@@ -32,6 +32,8 @@ class Labels(Settings):
     """When no principle decided."""
     your_name: str = "Your name or a made-up one"
     """Before the first question."""
+    name_wrong: str = "Please write a name of at most {most} letters."
+    """When somebody writes none, or too long a one."""
     begin: str = "Begin"
     """Under the name."""
     back: str = "Change my last choice"
