@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import time
@@ -174,8 +175,13 @@ def test_below_its_floor_it_is_published_only_by_force_that_everybody_reads(
             recipe, target, tmp_path / "work", KEY, Telling(), now=MADE_AT, force=force
         )[0].folder  # fmt: skip
 
-    with pytest.raises(BelowFloorError, match=r'Nothing is published.*--force "WHY" publishes'):
+    with pytest.raises(
+        BelowFloorError, match=r'Nothing is published.*--force "WHY" publishes'
+    ) as no:
         made(tmp_path / "ours")
+    assert "keeps other languages (training.replay = 0.1, it is 0), and so do" in str(no.value)
+    named = r"below the floor: bits per byte of held-out text \(\w+(, \w+)*\)[.;]"
+    assert re.search(named, str(no.value))
     assert not (tmp_path / "ours").exists()
     assert (tmp_path / "work" / "evaluation.html").exists()
     strict = recipe.read_text(encoding="utf-8")
