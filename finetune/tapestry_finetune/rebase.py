@@ -24,7 +24,7 @@ from tapestry_finetune.carrying import (
     require_kin,
     touch_up,
 )
-from tapestry_finetune.compared import Column, Compared, NoneAboveFloorError
+from tapestry_finetune.compared import Column, Compared, NoneAboveFloorError, gain_of
 from tapestry_finetune.evaluation.evaluating import (
     BASE,
     LOCAL,
@@ -33,7 +33,6 @@ from tapestry_finetune.evaluation.evaluating import (
     Evaluation,
     conclude,
 )
-from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.measuring import Material, measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
 from tapestry_finetune.evaluation.report import write_report
@@ -312,7 +311,7 @@ def _compared(
                 name=one.name,
                 figures=_figures(measured[one.name]),
                 passed=evaluation.passed,
-                gain=_gain(evaluation.rows, made.recipe.model.languages),
+                gain=gain_of(evaluation.rows, made.recipe.model.languages),
                 seconds=one.seconds,
             )
         )
@@ -325,18 +324,6 @@ def _figures(measured: Measured) -> dict[str, float]:
         for key, series in measured.series.items()
         if series.figure is not None and MEASURES[series.measure].is_judged
     }
-
-
-def _gain(rows: list[VerdictRow], languages: Sequence[str]) -> float:
-    """Return the mean improvement on the new base; a lower figure counts as one where it is.
-
-    Text of other languages is left to the floor: in a mean with it, the candidate that undoes most
-    of the community's work would always win.
-    """
-    ours = [row for row in rows if row.measure != "bits_per_byte" or row.slice in languages]
-    judged = ours or rows
-    signs = [row.change if MEASURES[row.measure].more_is_better else -row.change for row in judged]
-    return sum(signs) / len(signs) if signs else 0.0
 
 
 def _best(columns: list[Column]) -> Column:

@@ -13,6 +13,8 @@ from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import open_base
 from tapestry_finetune.bundle import open_bundle
 from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas
+from tapestry_finetune.compared import gain_of
+from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.following import newer_checkpoints, watch
 from tapestry_finetune.rebase import Asked, Rebased, rebase
 from tapestry_finetune.run import Telling
@@ -79,6 +81,20 @@ def test_the_gain_is_that_of_the_models_own_language(rebased: Rebased) -> None:
     for name in ("copy x 0.5", "copy x 1", "touch-up, 10 steps"):
         after = columns[name].figures["bits_per_byte:eus"]
         assert columns[name].gain == pytest.approx((before - after) / before, rel=1e-6)
+
+
+def test_a_handful_of_cases_does_not_outweigh_the_language() -> None:
+    def row(measure: str, of: str, change: float, low: float, high: float) -> VerdictRow:
+        return VerdictRow(measure, of, 2, 1.0, 1.0 + change, change, low, high, 0.02, "kept")
+
+    text = row("bits_per_byte", "eus", -0.33, -0.35, -0.31)
+    other = row("bits_per_byte", "eng", 0.5, 0.4, 0.6)
+    cases = [row("charter", of, -0.5, -1.0, 0.0) for of in ("all cases", "own", "kind")]
+    assert gain_of([text, other, *cases], ["eus"]) == pytest.approx(0.33 / 2)
+    surely = [row("charter", of, -0.5, -0.6, -0.4) for of in ("all cases", "own", "kind")]
+    assert gain_of([text, other, *surely], ["eus"]) == pytest.approx((0.33 - 0.5) / 2)
+    assert gain_of([text, other], []) == pytest.approx((0.33 - 0.5) / 2)
+    assert gain_of([], ["eus"]) == 0.0
 
 
 def test_the_best_candidate_becomes_a_bundle_that_names_its_parent(
