@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tapestry_finetune.examples import chat_examples, split, text_examples, with
 from tapestry_finetune.gathering import gather, replay_of
 from tapestry_finetune.keeping import Progress, read_metrics
 from tapestry_finetune.making import make
+from tapestry_finetune.measuring import held_out_measure
 from tapestry_finetune.planning import plan
 from tapestry_finetune.publishing import BelowFloorError, in_pieces
 from tapestry_finetune.recipe import load_recipe
@@ -299,6 +300,27 @@ def test_pairs_beside_thumbs_and_a_charters_cases_are_learnt_as_thumbs(
             ThumbRow(case.prompt, case.rejected, is_good=False, origin=case.origin),
         ]
     assert any("60 pairs are learnt as a good and a bad answer each" in line for line in found.said)
+
+
+def test_what_is_held_out_of_thumbs_is_measured_between_steps(base: Base, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, base.folder, stages=("values",), method="lora")
+    likely, unlikely = known(24, seed=9), ["\u0b85\u0b95" * 20] * 24
+
+    def measured(good: Sequence[str], bad: Sequence[str]) -> float:
+        rows = [
+            {"prompt": f"zer {n}?", "completion": text, "label": label}
+            for n, both in enumerate(zip(good, bad, strict=True))
+            for text, label in zip(both, (True, False), strict=True)
+        ]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        prepared = prepare(recipe, Telling())
+        tokenizer = base.tokenizer()
+        measure = held_out_measure("values", prepared.gathered, tokenizer, prepared.chosen)
+        assert measure is not None
+        return measure(base.load("cpu"))
+
+    assert measured(likely, unlikely) == 0.0
+    assert measured(unlikely, likely) == 1.0
 
 
 def test_rows_of_another_kind_are_refused(base: Base, tmp_path: Path) -> None:
