@@ -1,6 +1,7 @@
 """`tapestry finetune init`, `plan`, `run`, `verify`: parse, call, render."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -59,12 +60,15 @@ def init(
     """
     require_folders(base)
     from tapestry_finetune.base import open_base  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.charter.settings import load_charter  # noqa: PLC0415
     from tapestry_finetune.inspecting import inspect  # noqa: PLC0415
     from tapestry_finetune.rows.shapes import Reading  # noqa: PLC0415
     from tapestry_finetune.starting import name_for, recipe_for, write_recipe  # noqa: PLC0415
 
     if out.exists():
         raise ConfigError(f"{out}: exists already; name another with --out, or change that one")
+    if charter is not None:
+        load_charter(charter)
     reading = Reading(shape, mapping(role, "--role"), mapping(column, "--column"))
     with bar() as shown:
         shown.show("verifying the base")
@@ -78,7 +82,8 @@ def init(
         )
     for file in found.files:
         typer.echo(
-            f"{printable(str(file.path))}: {file.rows:,} rows, {file.shape}, mostly {file.language}"
+            f"{printable(str(file.path))}: {file.rows:,} row{'' if file.rows == 1 else 's'}, "
+            f"{file.shape}, mostly {file.language}"
         )
     for sentence in found.advice:
         typer.echo(f"note: {sentence}")
@@ -209,7 +214,11 @@ def run(
                 unverified=unverified,
             )
         except StoppedError as error:
-            typer.echo(f"{error}; go on with: tapestry finetune run {recipe}", err=True)
+            options = {"--out": out, "--run": run_folder, "--skip-bad": skip_bad, "--key": key}
+            given = [word for name, at in options.items() if at for word in (name, str(at))]
+            given += ["--force", force] * bool(force) + ["--unverified"] * unverified
+            command = shlex.join(["tapestry", "finetune", "run", str(recipe), *given])
+            typer.echo(f"{error}; go on with: {command}", err=True)
             raise typer.Exit(130) from error
         except BelowFloorError as error:
             show_evaluation(error.evaluation, typer.echo)

@@ -324,3 +324,37 @@ def test_init_moves_bad_rows_aside_and_says_what_the_run_needs(
     assert f"note: 1 bad row is left out; find them, with reasons, in {aside}" in out
     assert json.loads(aside.read_text(encoding="utf-8"))["line"] == len(BASQUE) + 1
     assert f"tapestry finetune run {recipe} --skip-bad bad-rows" in out
+
+
+@pytest.mark.parametrize(
+    ("charter", "says"),
+    [(None, "charter.toml: "), ("[identity\n", "charter.toml: not valid TOML")],
+)
+def test_init_refuses_a_charter_that_cannot_be_used(
+    federation: Federation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    charter: str | None,
+    says: str,
+) -> None:
+    text = written(tmp_path / "t.jsonl", *({"text": one} for one in BASQUE))
+    named, recipe = tmp_path / "charter.toml", tmp_path / "recipe.toml"
+    if charter is not None:
+        named.write_text(charter, encoding="utf-8")
+    base = federation.newest
+    code, _, err = init(capsys, text, "--base", base, "--out", recipe, "--charter", named)
+    assert code == 1
+    assert says in err
+    assert not recipe.exists()
+
+
+def test_a_document_of_an_office_program_is_refused_with_what_to_save_it_as(
+    tmp_path: Path, doctor: Any
+) -> None:
+    (tmp_path / "letter.docx").write_bytes(b"PK")
+    for named in (tmp_path, tmp_path / "letter.docx"):
+        done = doctor(named)
+        assert done.code == 1
+        assert "Save documents as .txt and tables as .csv, in UTF-8" in done.err
+    (tmp_path / "empty").mkdir()
+    assert "Save documents" not in doctor(tmp_path / "empty").err

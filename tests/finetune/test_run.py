@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -141,12 +142,14 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
         return errors.read_text(encoding="utf-8")
 
     write_recipe(tmp_path, base.folder, more=SHORT)
-    command = ["run", "recipe.toml", "--key", "key"]
-    metrics = tmp_path / "ours-run" / "1-language" / "metrics.jsonl"
+    command = ["run", "recipe.toml", "--run", "our work", "--key", "key"]
+    metrics = tmp_path / "our work" / "1-language" / "metrics.jsonl"
     said = stopped_when(
         lambda _: metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3
     )
-    assert "go on with: tapestry finetune run recipe.toml" in said
+    told = said.rpartition("go on with: ")[2].strip()
+    assert told == "tapestry finetune run recipe.toml --run 'our work' --key key"
+    assert shlex.split(told)[2:] == command
     assert not (tmp_path / "ours").exists()
     said = stopped_when(lambda said: "\nmeasuring " in f"\n{said}")
     assert "stopped; what was learnt is kept; go on with: tapestry finetune run" in said

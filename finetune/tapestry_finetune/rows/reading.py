@@ -33,6 +33,7 @@ _LOOKED_AT = 32
 
 _NAMED = 3
 """Of the files that are left out, in a sentence."""
+_SAVE_AS = "Save documents as .txt and tables as .csv, in UTF-8"
 _ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION")
 
 OnProgress = Callable[[str, int, int], None]
@@ -201,11 +202,18 @@ def _listed(paths: Sequence[Path], left_out: list[Path]) -> list[tuple[Path, Pat
     ]
     left_out += [file for file in others if not _tells_of_data(file)]
     if not found:
-        list_files(paths, suffixes=SUFFIXES)  # says what is there instead
+        _say_what_is_there(paths, left_out)
     listed = [(file, top) for file, top in found if file == top or not is_about_data(file)]
     if not listed:
         raise ConfigError(f"{named(paths)}: no data beside {named([file for file, _ in found])}")
     return listed
+
+
+def _say_what_is_there(paths: Sequence[Path], others: Sequence[Path]) -> None:
+    try:
+        list_files(paths, suffixes=SUFFIXES)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {_SAVE_AS}" if others else str(error)) from error
 
 
 def is_about_data(file: Path) -> bool:
@@ -231,10 +239,7 @@ def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
 def _left_out(files: Sequence[Path]) -> str:
     more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
     names = ", ".join(file.name for file in files[:_NAMED])
-    return (
-        f"warning: left out {names}{more}: of no form that is read here. Save documents as .txt "
-        "and tables as .csv, in UTF-8"
-    )
+    return f"warning: left out {names}{more}: of no form that is read here. {_SAVE_AS}"
 
 
 def _announcement(file: FileRows) -> str:
