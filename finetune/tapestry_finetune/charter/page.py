@@ -81,9 +81,10 @@ class Visit:
             return hear
 
         ui.add_head_html(f"<style>{_STYLE}</style><script>{_SCRIPT}</script>")
-        community = self._charter.identity.community
-        top = tag("header", tag("strong", community, dir="auto"), class_="bar")
-        page = tag("main", renewing.part("question"), id="main", class_="page choosing")
+        community, direction = self._charter.identity.community, self._charter.labels.direction
+        top = tag("header", tag("strong", community, dir="auto"), class_="bar", dir=direction)
+        question = renewing.part("question")
+        page = tag("main", question, id="main", class_="page choosing", dir=direction)
         renewing.build(joined([top, page]))
         for name, act in {
             "begin": self.begin,
