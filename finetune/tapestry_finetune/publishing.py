@@ -144,8 +144,8 @@ def suites_of(made: Made, folder: Path) -> Suites:
         folder: For the files; made anew.
 
     Returns:
-        Held-out text of one's own and of every language in the federation's open text, prompts
-        from held-out chats, and all that `[evaluation]` names.
+        Held-out text of one's own and of every language in the federation's open text, held-out
+        chats and prompts from them, and all that `[evaluation]` names.
     """
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "text").mkdir(parents=True)
@@ -165,7 +165,12 @@ def suites_of(made: Made, folder: Path) -> Suites:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths[tag] = (*paths.get(tag, ()), path)
     changed: dict[str, Any] = {"text": paths}
-    prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
+    chats = made.gathered.held_out_chats()
+    if asked.chats is None and chats:
+        changed["chats"] = folder / "chats.jsonl"
+        rows = [json.dumps({"messages": one.messages}, ensure_ascii=False) for one in chats]
+        changed["chats"].write_text("\n".join(rows) + "\n", encoding="utf-8")
+    prompts = [chat.messages[-2]["content"] for chat in chats]
     if not prompts and made.gathered.charter is not None:
         asked_of = held_out_pairs(made.gathered.charter)
         prompts = list(dict.fromkeys(pair.prompt[-1]["content"] for pair in asked_of))

@@ -72,7 +72,9 @@ def test_the_evaluation_measures_own_language_and_what_could_be_forgotten(
     assert own.verdict == "improved"
     assert own.candidate < 0.6 * own.base
     assert any(m == "bits_per_byte" and s != "eus" for m, s in rows)
-    assert localized.evaluation.answers
+    answers = rows["answer_bits", "chats"]
+    assert answers.items == len(localized.evaluation.answers)
+    assert answers.candidate < 0.6 * answers.base
 
 
 def test_a_run_that_is_done_gives_the_same_bundle_without_training(
