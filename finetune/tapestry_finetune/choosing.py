@@ -124,7 +124,7 @@ def choose(
     )
     said = (
         f"{machine.name}, {machine.memory_bytes / 1e9:.0f} GB: method {method}, sequences of "
-        f"{sequence} tokens, {batch} a step, {min(micro, batch)} at once; [training] says otherwise"
+        f"{sequence} tokens, {batch} a step, {min(micro, batch)} at once; change it in [training]"
     )
     if training.precision == "auto" and machine.multiplies_bfloat16 and not machine.is_gpu:
         said += '; precision = "bfloat16" there is faster on this processor'

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from transformers import TextIteratorStreamer
 
 from tapestry.data.chat import CHATML, PLAIN, TURN_END, TURN_START
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import turn_end_ids
+from tapestry_finetune.streaming import Streamer, Written
 from tapestry_finetune.voices import Voice
 
 Message = Mapping[str, str]
@@ -127,6 +127,7 @@ def answers(
     most_tokens: int = 256,
     temperature: float = 0.0,
     seed: int = 0,
+    written: Written | None = None,
 ) -> Iterator[str]:
     """Yield the answer to `messages`, piece by piece; closing the iterator stops the model.
 
@@ -136,6 +137,7 @@ def answers(
         most_tokens: Where an answer is cut.
         temperature: 0 takes the likeliest token each time.
         seed: Of the choice.
+        written: Told with each piece how much has been written; None: nobody asks.
 
     Raises:
         ConfigError: The dialogue leaves no room for an answer in the model's context.
@@ -147,9 +149,8 @@ def answers(
             f"the dialogue has {len(prompt):,} tokens, the model reads {voice.context_tokens:,}: "
             "shorten it"
         )
-    streamer = TextIteratorStreamer(
-        voice.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=None
-    )
+    written = written if written is not None else Written()
+    streamer = Streamer(voice.tokenizer, turn_end_ids(voice.tokenizer))
     stopped = _Stopped()
     failures: list[BaseException] = []
 
@@ -168,7 +169,10 @@ def answers(
     worker = threading.Thread(target=write, name="answer", daemon=True)
     worker.start()
     try:
-        yield from (piece for piece in streamer if piece)
+        for piece, so_far in streamer:
+            written.tokens, written.is_ended = so_far.tokens, so_far.is_ended
+            if piece:
+                yield piece
     finally:
         stopped.event.set()
         worker.join()

@@ -34,6 +34,7 @@ _NAMED = 3
 _NOTABLE = 0.01
 _MUCH = 0.05
 _DEAR = 1.5
+_FEWEST_LETTERS_PER_TOKEN = 0.6
 _LANGUAGES_MEASURED = 5
 
 
@@ -161,8 +162,12 @@ def _measure(
 
 
 def few_tokens(cost: Cost, english_bytes_per_token: float) -> bool:
-    """Whether a tokenizer hardly knows a language: tokens of its own are worth a stage."""
-    return cost.bytes_per_token < english_bytes_per_token / 2
+    """Whether a tokenizer hardly knows a script: tokens of its own are worth a stage.
+
+    English alone does not tell: a tokenizer of other languages may hardly know it, either.
+    """
+    is_spelt_in_bytes = cost.letters_per_token < _FEWEST_LETTERS_PER_TOKEN
+    return is_spelt_in_bytes or cost.bytes_per_token < english_bytes_per_token / 2
 
 
 def _of_language(made: Diagnosis, declared: str, rows: int) -> list[Finding]:

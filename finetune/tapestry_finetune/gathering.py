@@ -24,7 +24,15 @@ from tapestry_finetune.examples import (
 )
 from tapestry_finetune.lineage import SourceRecord
 from tapestry_finetune.recipe import Recipe, beside
-from tapestry_finetune.rows.kinds import ChatRow, PairRow, Row, TextRow, ThumbRow, row_text
+from tapestry_finetune.rows.kinds import (
+    ChatRow,
+    PairRow,
+    Row,
+    TextRow,
+    ThumbRow,
+    row_text,
+    thumbs_of,
+)
 from tapestry_finetune.rows.looking import foreign, shares_of, tags_of
 from tapestry_finetune.rows.reading import Rows, read_rows
 
@@ -113,8 +121,10 @@ def gather(
         preferences = reading.rows(recipe.data.preferences, "preferences", ("pairs", "thumbs"))
     if charter is not None and "instruct" in wanted:
         chats = (*chats, *chat_rows(charter))
-    if charter is not None and "values" in wanted and not _is_thumbs(preferences):
-        preferences = (*preferences, *pair_rows(charter))
+    if charter is not None and "values" in wanted:
+        cases = pair_rows(charter)
+        thumbs = [thumb for pair in cases for thumb in thumbs_of(pair)]
+        preferences = (*preferences, *(thumbs if _is_thumbs(preferences) else cases))
     return Gathered(
         text=[row for row in text if isinstance(row, TextRow)],
         chats=[row for row in chats if isinstance(row, ChatRow)],

@@ -70,15 +70,23 @@ def inspect(
     *,
     base: Base | None = None,
     reading: Reading | None = None,
+    skip_bad: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Inspection:
     """Read all files and say what they are.
+
+    Args:
+        paths: Files and folders.
+        base: What is to be localized.
+        reading: What a person says about the files.
+        skip_bad: A file that bad rows are moved to; None refuses them.
+        on_progress: Told how far the reading is.
 
     Raises:
         RowFaults: Something is wrong with the files; all of it is named.
         ConfigError: A path cannot be read.
     """
-    found = read_files(paths, reading, on_progress=on_progress)
+    found = read_files(paths, reading, skip_bad=skip_bad, on_progress=on_progress)
     files: list[InspectedFile] = []
     rows: list[Row] = []
     tags: list[str] = []

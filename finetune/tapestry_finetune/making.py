@@ -78,4 +78,4 @@ def make(
             on_progress=telling.on_work,
         )
         write_report(evaluation, work)
-        return publish(target, candidate, made, evaluation, key, force=force), evaluation
+        return publish(target, candidate, made, evaluation, key, seen=work, force=force), evaluation

@@ -7,7 +7,7 @@ from typing import Any
 from tapestry_finetune.choosing import Chosen
 from tapestry_finetune.evaluation.bits import bits_per_byte
 from tapestry_finetune.gathering import Gathered
-from tapestry_finetune.rows.kinds import PairRow
+from tapestry_finetune.rows.kinds import PairRow, ThumbRow
 from tapestry_finetune.scoring import answer_likelihoods
 from tapestry_finetune.voices import Voice
 
@@ -25,7 +25,8 @@ def held_out_measure(
     """Return what measures a module on a little of what `stage` holds out; lower is better.
 
     Bits per byte of text, or of answers; for values the share of pairs whose worse answer is held
-    likelier, by token. None: nothing of the kind is held out.
+    likelier, by token, a pair being any good and any bad answer where there are thumbs. None:
+    nothing of the kind is held out.
     """
     if stage == "language":
         documents = first_bytes(gathered.held_out_text(), _MOST_TEXT_BYTES)
@@ -44,6 +45,9 @@ def held_out_measure(
         pairs = [row for row in gathered.held_out if isinstance(row, PairRow)][:_MOST_PAIRS]
         if pairs:
             return lambda module: _wrong(Voice(module=module, tokenizer=tokenizer), pairs)
+        thumbs = [row for row in gathered.held_out if isinstance(row, ThumbRow)][: 2 * _MOST_PAIRS]
+        if len({row.is_good for row in thumbs}) == 2:
+            return lambda module: _wrong_thumbs(Voice(module=module, tokenizer=tokenizer), thumbs)
     return None
 
 
@@ -66,6 +70,16 @@ def _answer_bits(voice: Voice, asked: Sequence[tuple[Any, str]]) -> float:
 
 
 def _wrong(voice: Voice, pairs: Sequence[PairRow]) -> float:
-    asked = [(row.prompt, text) for row in pairs for text in (row.chosen, row.rejected)]
-    found = [one.nats / one.tokens for one in answer_likelihoods(voice, asked)]
+    found = _by_token(voice, [(r.prompt, text) for r in pairs for text in (r.chosen, r.rejected)])
     return sum(found[i] <= found[i + 1] for i in range(0, len(found), 2)) / len(pairs)
+
+
+def _wrong_thumbs(voice: Voice, thumbs: Sequence[ThumbRow]) -> float:
+    found = _by_token(voice, [(row.prompt, row.answer) for row in thumbs])
+    good = [one for one, row in zip(found, thumbs, strict=True) if row.is_good]
+    bad = [one for one, row in zip(found, thumbs, strict=True) if not row.is_good]
+    return sum(one <= other for one in good for other in bad) / (len(good) * len(bad))
+
+
+def _by_token(voice: Voice, asked: Sequence[tuple[Any, str]]) -> list[float]:
+    return [one.nats / one.tokens for one in answer_likelihoods(voice, asked)]

@@ -32,6 +32,10 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="What a column of yours means: demando=prompt."),
 ]
+SkipBad = Annotated[
+    Path | None,
+    typer.Option("--skip-bad", help="Move bad rows into this folder, with their reasons."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Unverified = Annotated[
     bool,

@@ -24,8 +24,8 @@ from tapestry_finetune.bundle import (
 )
 from tapestry_finetune.card import card
 from tapestry_finetune.charter.cases import held_out_pairs
-from tapestry_finetune.evaluation.evaluating import Evaluation, name_of
-from tapestry_finetune.evaluation.report import write_report
+from tapestry_finetune.evaluation.evaluating import Evaluation, below_the_floor
+from tapestry_finetune.evaluation.report import HTML_FILE, write_report
 from tapestry_finetune.evaluation.suites import Suites
 from tapestry_finetune.gathering import Gathered, replay_of
 from tapestry_finetune.lineage import BaseRecord, Localization, StageRecord
@@ -37,6 +37,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 _MOST_PROMPTS = 20
 _BLANK = re.compile(r"\s+")
 _FEWEST_PIECES = 12
+_MOST_REPLAY = 0.5
 _SHORTEST_PIECE = 200
 """Letters: of a shorter one the first words, which nothing stands before, decide."""
 
@@ -143,8 +144,8 @@ def suites_of(made: Made, folder: Path) -> Suites:
         folder: For the files; made anew.
 
     Returns:
-        Held-out text of one's own and of every language in the federation's open text, prompts
-        from held-out chats, and all that `[evaluation]` names.
+        Held-out text of one's own and of every language in the federation's open text, held-out
+        chats and prompts from them, and all that `[evaluation]` names.
     """
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "text").mkdir(parents=True)
@@ -164,7 +165,12 @@ def suites_of(made: Made, folder: Path) -> Suites:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths[tag] = (*paths.get(tag, ()), path)
     changed: dict[str, Any] = {"text": paths}
-    prompts = [chat.messages[-2]["content"] for chat in made.gathered.held_out_chats()]
+    chats = made.gathered.held_out_chats()
+    if asked.chats is None and chats:
+        changed["chats"] = folder / "chats.jsonl"
+        rows = [json.dumps({"messages": one.messages}, ensure_ascii=False) for one in chats]
+        changed["chats"].write_text("\n".join(rows) + "\n", encoding="utf-8")
+    prompts = [chat.messages[-2]["content"] for chat in chats]
     if not prompts and made.gathered.charter is not None:
         asked_of = held_out_pairs(made.gathered.charter)
         prompts = list(dict.fromkeys(pair.prompt[-1]["content"] for pair in asked_of))
@@ -208,10 +214,28 @@ def about(made: Made) -> dict[str, Any]:
     }
 
 
-def _worst(evaluation: Evaluation) -> str:
-    """Return the line that names what is below the floor."""
-    names = [name_of(r.measure, r.slice) for r in evaluation.rows if r.verdict == "REGRESSED"]
-    return f"below the floor: {'; '.join(names)}."
+def _refusal(evaluation: Evaluation, made: Made, seen: Path) -> str:
+    """Return what is below the floor, and what can be done."""
+    return (
+        f"below the floor: {below_the_floor(evaluation.rows)}. Nothing is published. Look at "
+        f"{seen / HTML_FILE}. Then: {_to_lose_less(evaluation, made.recipe)}; [floor] overrides "
+        'allows a loss that you accept; --force "WHY" publishes all the same, and everybody will '
+        "read why"
+    )
+
+
+def _to_lose_less(evaluation: Evaluation, recipe: Recipe) -> str:
+    replay = recipe.training.replay
+    is_forgotten = any(
+        row.verdict == "REGRESSED" and row.measure == "bits_per_byte" for row in evaluation.rows
+    )
+    if is_forgotten and replay < _MOST_REPLAY:
+        more = min(_MOST_REPLAY, 2.5 * replay or 0.1)
+        return (
+            f"more of the federation's open text keeps other languages (training.replay = "
+            f"{more:.2g}, it is {replay:.2g}), and so do fewer steps"
+        )
+    return "fewer steps lose less"
 
 
 def publish(
@@ -221,6 +245,7 @@ def publish(
     evaluation: Evaluation,
     key: Ed25519PrivateKey,
     *,
+    seen: Path,
     force: str = "",
 ) -> Bundle:
     """Write the bundle that others may have: the candidate with its evaluation and its card.
@@ -231,6 +256,7 @@ def publish(
         made: What it is made of.
         evaluation: What it is worth.
         key: Of the community.
+        seen: Folder in which the evaluation lies already, to be looked at.
         force: Why it is published although it is below the floor; goes into the lineage.
 
     Raises:
@@ -238,13 +264,7 @@ def publish(
         ConfigError: `target` is taken.
     """
     if not evaluation.passed and not force:
-        raise BelowFloorError(
-            f"{_worst(evaluation)} Nothing is published. Look at "
-            f"{candidate.folder.parent / 'evaluation.html'}. Then: fewer steps or more "
-            "training.replay lose less; [floor] overrides allows a loss that you accept; "
-            '--force "WHY" publishes all the same, and everybody will read why',
-            evaluation,
-        )
+        raise BelowFloorError(_refusal(evaluation, made, seen), evaluation)
     weights = [entry.name for entry in candidate.lineage.files]
     reason = "" if evaluation.passed else force
 

@@ -24,6 +24,7 @@ from tapestry_finetune.carrying import (
     require_kin,
     touch_up,
 )
+from tapestry_finetune.compared import Column, Compared, NoneAboveFloorError, gain_of
 from tapestry_finetune.evaluation.evaluating import (
     BASE,
     LOCAL,
@@ -32,11 +33,18 @@ from tapestry_finetune.evaluation.evaluating import (
     Evaluation,
     conclude,
 )
-from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.evaluation.measuring import Material, measure, read_material, with_prompt
 from tapestry_finetune.evaluation.preferences import Judge
+from tapestry_finetune.evaluation.report import write_report
 from tapestry_finetune.evaluation.series import MEASURES, Measured
-from tapestry_finetune.publishing import Made, about, publish, suites_of, write_candidate
+from tapestry_finetune.publishing import (
+    BelowFloorError,
+    Made,
+    about,
+    publish,
+    suites_of,
+    write_candidate,
+)
 from tapestry_finetune.recipe import beside, load_recipe
 from tapestry_finetune.run import Prepared, Telling, prepare, train
 
@@ -58,46 +66,17 @@ class Asked:
     retrain: bool = False
     distil: bool = False
     force: str = ""
+    skip_bad: Path | None = None
+    """A folder that bad rows of the recipe's files are moved to; None refuses them."""
     unverified: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """One model of the table."""
-
-    name: str
-    figures: dict[str, float]
-    """By the figure's key."""
-    passed: bool
-    gain: float
-    """Mean improvement on the new base, of text only in the model's languages; of candidates."""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rebased:
+class Rebased(Compared):
     """What came of it."""
 
-    columns: list[Column]
-    chosen: str
-    kept_of_gain: float | None
-    """Of the gain that the bundle had, what its untouched copy has on the new base; of held-out
-    text of the main language."""
-    drift: float | None
-    layers: list[dict[str, Any]]
     evaluation: Evaluation
     bundle: Bundle
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a JSON table."""
-        return {
-            "columns": [asdict(column) for column in self.columns],
-            "chosen": self.chosen,
-            "kept_of_gain": self.kept_of_gain,
-            "drift": self.drift,
-            "layers": self.layers,
-            "bundle": str(self.bundle.folder),
-        }
 
 
 def rebase(
@@ -122,7 +101,7 @@ def rebase(
     Raises:
         UntrustedError: A bundle or a checkpoint does not verify, or they are not kin.
         ConfigError: The recipe or its data cannot be used, or `target` is taken.
-        BelowFloorError: Every candidate is below the recipe's floor.
+        NoneAboveFloorError: Every candidate is below the recipe's floor.
     """
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder")
@@ -132,7 +111,12 @@ def rebase(
         telling.say("the recipe's files are gone: no touch-up; measured is what [evaluation] names")
         asked = replace(asked, steps=0, retrain=False)
     prepared = prepare(
-        asked.recipe, telling, base=asked.onto, unverified=asked.unverified, are_gone=are_gone
+        asked.recipe,
+        telling,
+        base=asked.onto,
+        skip_bad=asked.skip_bad,
+        unverified=asked.unverified,
+        are_gone=are_gone,
     )
     onto = prepared.base
     require_kin(bundle, onto)
@@ -167,18 +151,21 @@ def rebase(
         json.dumps({"columns": [asdict(c) for c in columns], "chosen": best.name}, indent=1) + "\n",
         encoding="utf-8",
     )
-    published = publish(
-        target, candidate.bundle, candidate.made, evaluation, key, force=asked.force
-    )
-    return Rebased(
-        columns=columns,
-        chosen=best.name,
-        kept_of_gain=_kept(measured, made.recipe.model.languages),
-        drift=None if drift is None else drift.whole,
-        layers=[] if drift is None else [asdict(layer) for layer in drift.layers],
-        evaluation=evaluation,
-        bundle=published,
-    )
+    compared: dict[str, Any] = {
+        "columns": columns,
+        "chosen": best.name,
+        "kept_of_gain": _kept(measured, made.recipe.model.languages),
+        "drift": None if drift is None else drift.whole,
+        "layers": [] if drift is None else [asdict(layer) for layer in drift.layers],
+    }
+    write_report(evaluation, work)
+    try:
+        published = publish(
+            target, candidate.bundle, candidate.made, evaluation, key, force=asked.force, seen=work
+        )
+    except BelowFloorError as error:
+        raise NoneAboveFloorError(error, Compared(**compared)) from error
+    return Rebased(**compared, evaluation=evaluation, bundle=published)
 
 
 def _are_gone(asked: Asked) -> bool:
@@ -324,7 +311,7 @@ def _compared(
                 name=one.name,
                 figures=_figures(measured[one.name]),
                 passed=evaluation.passed,
-                gain=_gain(evaluation.rows, made.recipe.model.languages),
+                gain=gain_of(evaluation.rows, made.recipe.model.languages),
                 seconds=one.seconds,
             )
         )
@@ -337,18 +324,6 @@ def _figures(measured: Measured) -> dict[str, float]:
         for key, series in measured.series.items()
         if series.figure is not None and MEASURES[series.measure].is_judged
     }
-
-
-def _gain(rows: list[VerdictRow], languages: Sequence[str]) -> float:
-    """Return the mean improvement on the new base; a lower figure counts as one where it is.
-
-    Text of other languages is left to the floor: in a mean with it, the candidate that undoes most
-    of the community's work would always win.
-    """
-    ours = [row for row in rows if row.measure != "bits_per_byte" or row.slice in languages]
-    judged = ours or rows
-    signs = [row.change if MEASURES[row.measure].more_is_better else -row.change for row in judged]
-    return sum(signs) / len(signs) if signs else 0.0
 
 
 def _best(columns: list[Column]) -> Column:

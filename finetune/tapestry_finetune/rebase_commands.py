@@ -11,7 +11,7 @@ import typer
 from tapestry.cli.bars import bar, printable
 from tapestry.cli.running import default_home
 from tapestry.errors import ConfigError
-from tapestry_finetune.options import KeyFolder, Unverified, require_folders
+from tapestry_finetune.options import KeyFolder, SkipBad, Unverified, require_folders
 from tapestry_finetune.recipe_commands import stopping, telling_on
 
 
@@ -51,6 +51,7 @@ def rebase(
         str, typer.Option(help="Publish below the floor all the same; say why, all will read it.")
     ] = "",
     key: KeyFolder = None,
+    skip_bad: SkipBad = None,
     unverified: Unverified = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -64,6 +65,7 @@ def rebase(
     require_folders(bundle, onto, old, watch)
     from tapestry_finetune import rebase as carrying  # noqa: PLC0415
     from tapestry_finetune.bundle import community_key  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.compared import NoneAboveFloorError  # noqa: PLC0415
     from tapestry_finetune.following import watch as follow  # noqa: PLC0415
 
     if (onto is None) == (watch is None):
@@ -81,6 +83,7 @@ def rebase(
         retrain=retrain,
         distil=distil,
         force=force,
+        skip_bad=skip_bad,
         unverified=unverified,
     )
     signing = community_key(key or default_home("finetune") / "identity")
@@ -90,9 +93,13 @@ def rebase(
         def one(what: carrying.Asked, target: Path) -> carrying.Rebased:
             work = target.with_name(f"{target.name}-work")
             work.mkdir(parents=True, exist_ok=True)
-            made = carrying.rebase(
-                what, target, work, signing, telling, now=datetime.now(UTC).timestamp()
-            )
+            try:
+                made = carrying.rebase(
+                    what, target, work, signing, telling, now=datetime.now(UTC).timestamp()
+                )
+            except NoneAboveFloorError as error:
+                _show(error.compared, None, as_json=as_json)
+                raise
             _show(made, target, as_json=as_json)
             return made
 
@@ -114,9 +121,10 @@ def _sleep(is_stopped: Any) -> Any:  # noqa: ANN401
     return sleep
 
 
-def _show(made: Any, target: Path, *, as_json: bool) -> None:  # noqa: ANN401 - a Rebased
+def _show(made: Any, target: Path | None, *, as_json: bool) -> None:  # noqa: ANN401 - Compared
     if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
+        table = made.as_json() | {"bundle": None if target is None else str(target)}
+        typer.echo(json.dumps(table, indent=1, ensure_ascii=False))
         return
     names = [column.name for column in made.columns]
     keys = list(dict.fromkeys(key for column in made.columns for key in column.figures))
@@ -141,4 +149,4 @@ def _show(made: Any, target: Path, *, as_json: bool) -> None:  # noqa: ANN401 - 
             typer.echo(f"  {layer['name']}: {layer['drift']:.2%}{said}")
     if made.kept_of_gain is not None:
         typer.echo(f"an untouched copy keeps {made.kept_of_gain:.0%} of the gain")
-    typer.echo(f"\n{target}: {made.chosen}")
+    typer.echo(f"\n{target}: {made.chosen}" if target else f"\nthe best is {made.chosen}")

@@ -188,6 +188,12 @@ class Recipe(Settings):
         """Hex SHA-256 of what it says, whatever it looks like."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
+    @property
+    def training_digest(self) -> str:
+        """Hex SHA-256 of what decides what is learnt: all but how it is judged."""
+        said = self.model_dump(mode="json", exclude={"evaluation", "floor"})
+        return hashlib.sha256(canonical_json(said)).hexdigest()
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe.

@@ -1,6 +1,7 @@
 """`tapestry finetune init`, `plan`, `run`, `verify`: parse, call, render."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tapestry_finetune.options import (
     KeyFolder,
     Roles,
     RowShape,
+    SkipBad,
     Unverified,
     mapping,
     require_folders,
@@ -47,6 +49,9 @@ def init(
     shape: RowShape = None,
     role: Roles = None,
     column: Columns = None,
+    skip_bad: Annotated[
+        Path | None, typer.Option(help="Move bad rows to this file, with their reasons.")
+    ] = None,
     unverified: Unverified = False,
 ) -> None:
     """Look at your files and your machine, and write a recipe with comments.
@@ -55,12 +60,15 @@ def init(
     """
     require_folders(base)
     from tapestry_finetune.base import open_base  # noqa: PLC0415 - imports torch
+    from tapestry_finetune.charter.settings import load_charter  # noqa: PLC0415
     from tapestry_finetune.inspecting import inspect  # noqa: PLC0415
     from tapestry_finetune.rows.shapes import Reading  # noqa: PLC0415
     from tapestry_finetune.starting import name_for, recipe_for, write_recipe  # noqa: PLC0415
 
     if out.exists():
         raise ConfigError(f"{out}: exists already; name another with --out, or change that one")
+    if charter is not None:
+        load_charter(charter)
     reading = Reading(shape, mapping(role, "--role"), mapping(column, "--column"))
     with bar() as shown:
         shown.show("verifying the base")
@@ -69,11 +77,13 @@ def init(
             data,
             base=opened,
             reading=reading,
+            skip_bad=skip_bad,
             on_progress=lambda doing, done, of: shown.show(doing, done, of, unit="bytes"),
         )
     for file in found.files:
         typer.echo(
-            f"{printable(str(file.path))}: {file.rows:,} rows, {file.shape}, mostly {file.language}"
+            f"{printable(str(file.path))}: {file.rows:,} row{'' if file.rows == 1 else 's'}, "
+            f"{file.shape}, mostly {file.language}"
         )
     for sentence in found.advice:
         typer.echo(f"note: {sentence}")
@@ -81,8 +91,9 @@ def init(
     made = recipe_for(found, base, where=out, name=named, charter=charter, reading=reading)
     write_recipe(made, out, all_keys=all_keys)
     typer.echo(f"{out}: makes {named}, stages {', '.join(made.training.stages)}")
-    typer.echo(f"  look first   tapestry finetune plan {out}")
-    typer.echo(f"  make it      tapestry finetune run {out}")
+    skipping = "" if skip_bad is None else " --skip-bad bad-rows"
+    typer.echo(f"  look first   tapestry finetune plan {out}{skipping}")
+    typer.echo(f"  make it      tapestry finetune run {out}{skipping}")
 
 
 def plan(
@@ -90,6 +101,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Take three steps of each stage, to tell the time.")
     ] = True,
+    skip_bad: SkipBad = None,
     unverified: Unverified = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -105,6 +117,7 @@ def plan(
         prepared = prepare(
             recipe,
             Telling(say=said.append, on_reading=reading_on(shown)),
+            skip_bad=skip_bad,
             unverified=unverified,
         )
         shown.show("measuring a few steps")
@@ -161,10 +174,7 @@ def run(
         Path | None,
         typer.Option("--run", help="Folder of the work, to go on in. Default: NAME-run."),
     ] = None,
-    skip_bad: Annotated[
-        Path | None,
-        typer.Option("--skip-bad", help="Move bad rows into this folder, with their reasons."),
-    ] = None,
+    skip_bad: SkipBad = None,
     force: Annotated[
         str, typer.Option(help="Publish below the floor all the same; say why, all will read it.")
     ] = "",
@@ -204,7 +214,11 @@ def run(
                 unverified=unverified,
             )
         except StoppedError as error:
-            typer.echo(f"{error}; go on with: tapestry finetune run {recipe}", err=True)
+            options = {"--out": out, "--run": run_folder, "--skip-bad": skip_bad, "--key": key}
+            given = [word for name, at in options.items() if at for word in (name, str(at))]
+            given += ["--force", force] * bool(force) + ["--unverified"] * unverified
+            command = shlex.join(["tapestry", "finetune", "run", str(recipe), *given])
+            typer.echo(f"{error}; go on with: {command}", err=True)
             raise typer.Exit(130) from error
         except BelowFloorError as error:
             show_evaluation(error.evaluation, typer.echo)

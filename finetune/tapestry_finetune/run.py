@@ -30,8 +30,9 @@ from tapestry_finetune.base import Base, describe, open_base
 from tapestry_finetune.choosing import Chosen, choose, stage_settings
 from tapestry_finetune.examples import Examples
 from tapestry_finetune.gathering import Gathered, gather, replay_share, stage_examples
-from tapestry_finetune.keeping import Progress, Watch, read_metrics
+from tapestry_finetune.keeping import Progress, Watch
 from tapestry_finetune.lineage import StageRecord
+from tapestry_finetune.loss_plot import plot_losses
 from tapestry_finetune.measuring import held_out_measure
 from tapestry_finetune.recipe import Recipe, beside, load_recipe
 from tapestry_finetune.training import STATE_FILE, StageSettings, train_stage
@@ -259,7 +260,8 @@ def _claim(prepared: Prepared, folder: Path) -> None:
     """Write what the run is, or refuse a folder that holds another one."""
     path = folder / "run.json"
     table = {
-        "recipe": prepared.recipe.digest,
+        "recipe": prepared.recipe.training_digest,
+        "charter": prepared.gathered.charter.digest if prepared.gathered.charter else None,
         "base": prepared.base.identity.as_json(),
         "sources": [source.model_dump(mode="json") for source in prepared.gathered.sources],
         "method": prepared.chosen.method,
@@ -276,8 +278,9 @@ def _claim(prepared: Prepared, folder: Path) -> None:
                 f"{folder}: holds a run with another {', '.join(changed)}; name a new folder "
                 "(--run), or remove this one"
             )
+    write_atomic(folder / "recipe.toml", prepared.where.read_bytes())  # [floor] may be another
+    if path.exists():
         return
-    write_atomic(folder / "recipe.toml", prepared.where.read_bytes())
     write_atomic(path, json.dumps(table, indent=1) + "\n")
 
 
@@ -298,39 +301,3 @@ def _count_parameters(folder: Path) -> int:
                     size *= length
                 total += size
     return total
-
-
-def plot_losses(folder: Path) -> None:
-    """Draw loss and what is held out over all stages of a run, into `loss.png`."""
-    import matplotlib as mpl  # noqa: PLC0415 - half a second
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    stages = sorted(path for path in folder.glob("[0-9]-*") if (path / "metrics.jsonl").exists())
-    if not stages:
-        return
-    figure, axes = plt.subplots(
-        1, len(stages), figsize=(5 * len(stages), 3.5), squeeze=False, layout="constrained"
-    )
-    for axis, stage in zip(axes[0], stages, strict=True):
-        lines = read_metrics(stage)
-        axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="loss")
-        measured = [line for line in lines if line.get("held_out") is not None]
-        if measured:
-            other = axis.twinx()
-            other.plot(
-                [line["step"] for line in measured],
-                [line["held_out"] for line in measured],
-                "o-",
-                color="tab:orange",
-                label="held out",
-            )
-            other.set_ylabel("held out", color="tab:orange")
-        axis.set_title(stage.name.partition("-")[2])
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel("loss (nats per token)")
-    temporary = folder / ".loss.png"
-    figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    temporary.replace(folder / "loss.png")

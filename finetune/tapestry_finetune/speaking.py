@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import cast
 
 from tapestry.errors import RejectedError
-from tapestry_finetune.charter.guard import Guard, Ruling
+from tapestry_finetune.charter.guard import ALLOWED, Guard, Ruling
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.settings import Charter, load_charter
 from tapestry_finetune.dialogue import answers, encode, opened
+from tapestry_finetune.streaming import Written
 from tapestry_finetune.voices import Voice
 
 Message = Mapping[str, str]
@@ -18,6 +19,12 @@ Message = Mapping[str, str]
 
 class TooLongError(RejectedError):
     """A dialogue has more tokens than the model reads."""
+
+    def __init__(self, tokens: int, most: int) -> None:
+        """Say how many it has, and how many the model reads."""
+        super().__init__(f"{tokens:,} tokens, and the model reads {most:,}: shorten it")
+        self.tokens = tokens
+        self.most = most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +65,7 @@ class Told:
 
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    """That the model wrote, with the one that ends its turn."""
     reason: str = "stop"
     """`stop`, `length`, or `content_filter`: the charter's guard spoke instead."""
     guard_reason: str = ""
@@ -93,13 +101,15 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
     voice = dataclasses.replace(voice, system=person.system)
     guard = person.guard
     if guard is not None:
-        ruling = guard.on_prompt(asked.messages[-1]["content"])
+        ruling = _ruling_on(asked.messages, guard)
         if not ruling.is_allowed:
             _note(told, ruling)
             yield ruling.reply
             return
+        asked = dataclasses.replace(asked, messages=_without_refused(asked.messages, guard))
     messages = _fitting(voice, asked, told)
-    written = cast(
+    written = Written()
+    writing = cast(
         "Generator[str]",
         answers(
             voice,
@@ -107,20 +117,45 @@ def speak(voice: Voice, asked: Asked, person: Person, told: Told) -> Iterator[st
             most_tokens=asked.most_tokens,
             temperature=asked.temperature,
             seed=asked.seed,
+            written=written,
         ),
     )
-    counted = _Counted(written)
-    pieces: Iterable[str] = until(counted, asked.stop) if asked.stop else counted
+    kept = _Kept(writing)
+    pieces: Iterable[str] = until(kept, asked.stop) if asked.stop else kept
     stream = None if guard is None else guard.stream(pieces)
     try:
         yield from pieces if stream is None else stream
     finally:
-        written.close()
-        told.answer_tokens = len(_ids(voice, counted.text))
-        if told.answer_tokens >= asked.most_tokens:
+        writing.close()
+        told.answer_tokens = written.tokens
+        if not written.is_ended and not any(text in kept.text for text in asked.stop):
             told.reason = "length"
         if stream is not None and not stream.ruling.is_allowed:
             _note(told, stream.ruling)
+
+
+def _ruling_on(messages: Sequence[Message], guard: Guard) -> Ruling:
+    """Rule on all that the user has said since the assistant spoke last, as one text and each."""
+    said: list[str] = []
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            break
+        if message["role"] == "user":
+            said.insert(0, message["content"])
+    rulings = (guard.on_prompt(text) for text in (*said, " ".join(said)))
+    return next((ruling for ruling in rulings if not ruling.is_allowed), ALLOWED)
+
+
+def _without_refused(messages: Sequence[Message], guard: Guard) -> list[Message]:
+    """Return a dialogue without the turns that were refused: the model does not hear of them."""
+    kept: list[Message] = []
+    is_refused = False
+    for message in messages:
+        if message["role"] == "user":
+            is_refused = not guard.on_prompt(message["content"]).is_allowed
+        if not is_refused or message["role"] == "system":
+            kept.append(message)
+    return kept
 
 
 def _note(told: Told, ruling: Ruling) -> None:
@@ -128,7 +163,7 @@ def _note(told: Told, ruling: Ruling) -> None:
     told.guard_reason, told.guard_topic = ruling.reason, ruling.topic
 
 
-class _Counted:
+class _Kept:
     """Keeps what a model has written, whatever of it is shown."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
@@ -139,10 +174,6 @@ class _Counted:
         for piece in self._pieces:
             self.text += piece
             yield piece
-
-
-def _ids(voice: Voice, text: str) -> list[int]:
-    return list(voice.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _fitting(voice: Voice, asked: Asked, told: Told) -> list[Message]:
@@ -156,9 +187,7 @@ def _fitting(voice: Voice, asked: Asked, told: Told) -> list[Message]:
             return messages
         turns = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
         if not asked.cuts_oldest or not turns:
-            raise TooLongError(
-                f"{told.prompt_tokens:,} tokens, and the model reads {most:,}: shorten it"
-            )
+            raise TooLongError(told.prompt_tokens, most)
         end = next((i for i in turns[1:] if messages[i]["role"] == "user"), len(messages) - 1)
         gone = [i for i in turns if i < end]
         messages = [message for i, message in enumerate(messages) if i not in gone]

@@ -85,7 +85,8 @@ class Terminal:
             pieces.close()  # type: ignore[attr-defined]
             self._line(f" {self._says('chat.stopped')}")
         except TooLongError as error:
-            self._line(self._says("chat.failed", reason=str(error)))
+            tokens, most = f"{error.tokens:,}", f"{error.most:,}"
+            self._line(self._says("chat.too_many_tokens", tokens=tokens, most=most))
         told = self._conversation.told
         if told.turns_left_out:
             self._line(self._says("chat.forgotten", turns=told.turns_left_out))

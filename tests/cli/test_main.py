@@ -129,15 +129,16 @@ OPTIONS = {
         "--shape",
         "--role",
         "--column",
+        "--skip-bad",
     ],
-    "finetune plan": ["RECIPE", "--measure", "--unverified", "--json"],
+    "finetune plan": ["RECIPE", "--measure", "--skip-bad", "--unverified", "--json"],
     "finetune run": [
         *("RECIPE", "--out", "--run", "--skip-bad", "--force", "--key", "--unverified"),
     ],
     "finetune verify": ["BUNDLE", "--base", "--key", "--federation", "--json"],
     "finetune rebase": [
         *("BUNDLE", "--onto", "--old", "--recipe", "--steps", "--retrain", "--distil", "--out"),
-        *("--watch", "--force", "--key", "--json"),
+        *("--watch", "--force", "--key", "--skip-bad", "--unverified", "--json"),
     ],
     "finetune eval": ["BUNDLE", "--base", "--suites", "--out", "--lm-eval", "--json"],
     "finetune language": [

@@ -160,3 +160,11 @@ def test_a_new_charter_can_be_read_and_used_at_once(language: str, tmp_path: Pat
     uncommented = re.sub(rf"(?m)^# ({keys})", r"\1", starter(language))
     path.write_text(uncommented, encoding="utf-8")
     assert load_charter(path).protected[0].terms == ("initiat*", "night of the masks")
+
+
+@pytest.mark.parametrize(
+    ("which", "direction"),
+    [("Which?", "ltr"), ("(1) מה?", "rtl"), ("أي؟", "rtl"), ("?", "ltr"), ("ក", "ltr")],
+)
+def test_a_page_has_the_direction_of_its_question(which: str, direction: str) -> None:
+    assert charter(labels={"which": which}).labels.direction == direction

@@ -12,11 +12,13 @@ import torch
 from tapestry.cli.main import main
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
+from tapestry_finetune.charter import speakers
 from tapestry_finetune.charter.cases import HeldOutPair, held_out_pairs
 from tapestry_finetune.charter.judge import PairScore, score_charter, summed_up
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.questions import read_questions
 from tapestry_finetune.charter.settings import Charter, load_charter
+from tapestry_finetune.charter.written import WrittenAnswers, written_file
 from tapestry_finetune.dialogue import encode_masked
 from tapestry_finetune.voices import Voice
 from tests.finetune.charters import SECRET, table, written
@@ -172,6 +174,60 @@ def test_two_answers_are_written_and_kept_for_the_next_time(
     assert main(list(map(str, arguments))) == 0
     assert "going on with the answers" in capsys.readouterr().err
     assert kept.read_bytes() == before
+
+
+def test_ctrl_c_while_answers_are_written_loses_none_of_them(
+    base: Base,
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "choices.jsonl"
+    prompts.write_text("\n".join(f"What colour is the {thing}?" for thing in THINGS))
+    arguments = [
+        *("finetune", "charter", "collect", path, "--out", out, "--prompts", prompts),
+        *("--base", base.folder, "--unverified", "--device", "cpu"),
+        *("--sheet", tmp_path / "sheet.html"),
+    ]
+    asked: list[str] = []
+    write = speakers.answer
+
+    def interrupted(voice: Any, messages: Any, **how: Any) -> str:
+        if len(asked) == len(THINGS) + 2:
+            raise KeyboardInterrupt
+        asked.append(messages[-1]["content"])
+        return write(voice, messages, **how)
+
+    monkeypatch.setattr(speakers, "answer", interrupted)
+    assert main(list(map(str, arguments))) == 130
+    said = capsys.readouterr().err
+    assert f"stopped; {len(asked)} answers are kept, the same command goes on" in said
+    with written_file(out).open("ab") as file:
+        file.write(b'["half')
+
+    def counted(voice: Any, messages: Any, **how: Any) -> str:
+        asked.append(messages[-1]["content"])
+        return write(voice, messages, **how)
+
+    monkeypatch.setattr(speakers, "answer", counted)
+    assert main(list(map(str, arguments))) == 0
+    assert f"going on after {len(THINGS) + 2} answers" in capsys.readouterr().err
+    assert len(asked) == 2 * len(THINGS), "none is asked for twice"
+    resumed = (tmp_path / "choices.questions.jsonl").read_bytes()
+    assert not written_file(out).exists()
+    (tmp_path / "choices.questions.jsonl").unlink()
+    assert main(list(map(str, arguments))) == 0
+    assert (tmp_path / "choices.questions.jsonl").read_bytes() == resumed
+    assert len(asked) == 4 * len(THINGS)
+
+
+def test_answers_of_another_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    with (tmp_path / "answers.jsonl").open("a+b") as file:
+        WrittenAnswers(file).keep("one", "Why?", "So.")
+        again = WrittenAnswers(file)
+        assert (again.get("one", "Why?"), again.get("two", "Why?")) == ("So.", None)
+        assert len(again) == 1
 
 
 def test_no_held_out_cases_and_nothing_to_score(base: Base) -> None:

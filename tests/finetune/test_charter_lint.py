@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from tapestry.cli.main import main
+from tapestry_finetune.charter.labels import Labels
 from tapestry_finetune.charter.linting import lint
 from tapestry_finetune.charter.settings import Votes, load_charter
 from tapestry_finetune.charter.votes import agreement_of, group_aware_consensus
 from tests.finetune.charters import EXAMPLE, SECRET, case, charter, table, written
 
+LABELS = Labels().model_dump()
 SOUND = [case(number) for number in range(6)]
 
 
@@ -126,6 +128,14 @@ def test_a_sound_charter_and_the_example_have_nothing_to_mend() -> None:
             SOUND,
             {"identity": {"community": "us", "languages": ["qu"]}},
             "hint: labels: are in English, the charter is in que",
+        ),
+        (
+            SOUND,
+            {
+                "identity": {"community": "us", "languages": ["qu"]},
+                "labels": {k: f"{v}." for k, v in LABELS.items() if k not in ("tone", "begin")},
+            },
+            "hint: labels: still in English, the charter is in que: tone, begin",
         ),
     ],
 )

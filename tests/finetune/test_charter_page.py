@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from playwright.sync_api import Browser, Page
 from tapestry_demo.federation import tapestry_command
 from tapestry_finetune.charter.choices import log_of
 from tests.browsing import HOSTILE, call, launched, needs_browser, opened, see
-from tests.finetune.charters import EXAMPLE
+from tests.finetune.charters import EXAMPLE, case, table, written
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,10 +45,16 @@ class Collecting:
 
 @pytest.fixture
 def collecting(tmp_path: Path) -> Iterator[Collecting]:
+    with collected(tmp_path, EXAMPLE) as running:
+        yield running
+
+
+@contextmanager
+def collected(tmp_path: Path, charter: Path) -> Iterator[Collecting]:
     answers = tmp_path / "answers.jsonl"
     answers.write_text("".join(json.dumps(one) + "\n" for one in ANSWERS), encoding="utf-8")
     out = tmp_path / "choices.jsonl"
-    arguments = ["collect", str(EXAMPLE), "--answers", str(answers), "--out", str(out)]
+    arguments = ["collect", str(charter), "--answers", str(answers), "--out", str(out)]
     command = tapestry_command("finetune", "charter", *arguments)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -115,9 +122,47 @@ def test_people_choose_and_it_is_kept(browser: Browser, collecting: Collecting) 
         see(page, "h1", "That was all.")
         page.reload()
         begin(page, "  ")
-        see(page, ".problem", "a name has 1 to 40 letters")
+        see(page, ".problem", "Please write a name of at most 40 letters.")
         begin(page, "Bo")
         see(page, ".note", "0 of 3")
+        assert problems == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_charter_written_from_the_right_has_its_page_from_the_right(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    labels = {
+        "your_name": "اسمك أو اسم مستعار",
+        "begin": "ابدأ",
+        "which": "أي جواب أفضل؟",
+        "left": "هذا",
+        "right": "هذا",
+        "name_wrong": "اكتب اسما من {most} حرفا على الأكثر.",
+        "progress": "{done} من {all}",
+    }
+    words = table(*(case(number) for number in range(6)), labels=labels)
+    arabic = written(tmp_path / "charter.toml", words)
+    size = {"width": width, "height": 844}
+    with (
+        collected(tmp_path, arabic) as running,
+        opened(browser, running.url, path=f"/?token={running.token}", viewport=size) as (
+            page,
+            problems,
+        ),
+    ):
+        begin(page, "  ")
+        see(page, ".problem", "اكتب اسما من 40 حرفا على الأكثر.")
+        form, whole = (_box(page.locator(name)) for name in ("form", "#main"))
+        gap = whole["x"] + whole["width"] - form["x"] - form["width"]
+        assert 0 <= gap < 60, "the form stands at the right"
+        begin(page, "منى")
+        see(page, ".note", "0 من 3")
+        assert page.locator("#main").get_attribute("dir") == "rtl"
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        first, second = (_box(one) for one in page.locator(".answer").all())
+        assert first["x"] > second["x"] if width == 1200 else first["x"] == second["x"]
         assert problems == []
 
 

@@ -121,6 +121,26 @@ def test_the_guard_answers_instead_and_why_says_so(talk: Talk) -> None:
     assert "the loom" not in talk.say(QUESTION, "/why")
 
 
+def test_what_was_refused_is_not_asked_in_several_messages_or_later(made: Made) -> None:
+    voice, person = voice_of(made.base), person_of(made.charter, is_told=False)
+    user, other = ({"role": "user", "content": text} for text in ("The loom?", "Tell me of it."))
+    refused = {"role": "assistant", "content": "Please ask the weavers."}
+    red = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Red."}]
+
+    def said(*messages: dict[str, str]) -> tuple[str, Told]:
+        told = Told()
+        asked = Asked(model=None, messages=messages, most_tokens=24)
+        return "".join(speak(voice, asked, person, told)), told
+
+    halves = ({"role": "user", "content": text} for text in ("What is the", "loom?"))
+    for messages in ((user, other), (*red, user, other), tuple(halves)):
+        assert said(*messages)[1].guard_topic == "the loom"
+    later, told = said(*red, user, refused, other)
+    assert told.guard_topic == ""
+    without, told_without = said(*red, other)
+    assert (later, told.prompt_tokens) == (without, told_without.prompt_tokens)
+
+
 def test_a_protected_word_does_not_come_out_either(made: Made) -> None:
     voice = voice_of(made.base)
     asked = Asked(model=None, messages=[{"role": "user", "content": QUESTION}], most_tokens=24)
@@ -160,6 +180,9 @@ def test_a_megabyte_is_refused_politely(talk: Talk) -> None:
     said = talk.say("x" * 1_000_000)
     assert said == f"That is 1,000,000 characters; say it in {MOST_CHARACTERS:,} or fewer.\n"
     assert "tokens, and the model reads" in talk.say("cat " * 1000)
+    spanish = Terminal(talk.conversation, talk.ratings, load_wording("es"), talk.out)
+    spanish.talk(iter(["cat " * 1000]))
+    assert "tokens, y el modelo lee" in talk.out.getvalue()
     assert talk.conversation.last is None
     assert talk.say(QUESTION).strip()
 

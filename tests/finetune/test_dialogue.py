@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tapestry.data.chat import CHATML, PLAIN, without_markers
 from tapestry.errors import ConfigError
-from tapestry_finetune.base import Base
+from tapestry_finetune.base import Base, turn_end_ids
 from tapestry_finetune.dialogue import answer, answer_ids, answers, encode, encode_masked
+from tapestry_finetune.streaming import Streamer, Written
 from tapestry_finetune.voices import Voice
 
 DIALOGUE = [
@@ -21,6 +23,10 @@ DIALOGUE = [
     {"role": "user", "content": "நூல்?"},
     {"role": "assistant", "content": "red"},
 ]
+
+
+def asking(words: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": words}]
 
 
 @pytest.mark.parametrize("template", [CHATML, PLAIN])
@@ -91,6 +97,44 @@ def test_an_answer_ends_and_comes_in_pieces(base: Base) -> None:
     assert answer(voice, asked, most_tokens=12, temperature=1.0, seed=3) == answer(
         voice, asked, most_tokens=12, temperature=1.0, seed=3
     )
+
+
+@pytest.mark.parametrize("text", ["ភាសាខ្មែរ ជាភាសាផ្លូវការ", "ไม่มีช่องว่าง", "weaver\n தமிழ் 🙂\n\nnext"])
+def test_a_script_without_blanks_comes_letter_by_letter(base: Base, text: str) -> None:
+    tokenizer = base.tokenizer()
+    ids, (end, *_) = tokenizer(text, add_special_tokens=False)["input_ids"], turn_end_ids(tokenizer)
+    streamer = Streamer(tokenizer, turn_end_ids(tokenizer))
+    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for token in [*ids, end]:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    pieces = list(streamer)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert all(len(piece.split()) <= 1 for piece, _ in pieces)
+    assert "\ufffd" not in "".join(piece for piece, _ in pieces)
+    assert pieces[-1][1] == Written(len(ids) + 1, is_ended=True)
+    assert not pieces[0][1].is_ended
+
+
+def test_half_a_character_at_the_end_of_an_answer_is_shown_as_such(base: Base) -> None:
+    tokenizer = base.tokenizer()
+    streamer = Streamer(tokenizer, ())
+    streamer.put(torch.tensor([[1]]))
+    for token in tokenizer("aஅ", add_special_tokens=False)["input_ids"][:-1]:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(piece for piece, _ in streamer) == "a\ufffd"
+
+
+def test_an_answer_that_fills_the_context_is_not_ended(base: Base) -> None:
+    voice = Voice(module=base.load("cpu"), tokenizer=base.tokenizer())
+    words = "weaver" * 20
+    while len(encode(voice.tokenizer, asking(words), opens_answer=True)) < voice.context_tokens - 2:
+        words += "w"
+    room = voice.context_tokens - len(encode(voice.tokenizer, asking(words), opens_answer=True))
+    written = Written()
+    list(answers(voice, asking(words), written=written))
+    assert written == Written(room, is_ended=False)
 
 
 def test_who_stops_listening_stops_the_model(base: Base) -> None:

@@ -271,7 +271,7 @@ def test_init_says_how_to_name_columns_and_writes_what_was_said(
     code, _, err = init(capsys, table, "--base", base, "--out", recipe)
     assert code == 1
     assert '(it has: "demando", "respondo")' in err
-    assert "--column demando=prompt (in a recipe: data.columns = " in err
+    assert "--column demando=prompt --column respondo=completion (in a recipe: " in err
     assert "prompt (or question) + completion (or response or answer)" in err
     columns = ("--column", "demando=prompt", "--column", "respondo=completion")
     code, out, err = init(capsys, table, "--base", base, "--out", recipe, *columns)
@@ -307,3 +307,54 @@ def test_init_says_the_stages_that_it_writes(
     stages = ", ".join(load_recipe(recipe).training.stages)
     assert f"makes eus-assistant, stages {stages}" in out
     assert stages.endswith("language, instruct, values")
+
+
+def test_init_moves_bad_rows_aside_and_says_what_the_run_needs(
+    federation: Federation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, recipe, aside = (tmp_path / name for name in ("t.jsonl", "recipe.toml", "bad.jsonl"))
+    written(text, *({"text": one} for one in BASQUE), {"text": 5})
+    asked = (text, "--base", federation.newest, "--out", recipe)
+    code, _, err = init(capsys, *asked)
+    assert code == 1
+    assert "1 fault, " in err
+    assert "--skip-bad moves bad rows aside" in err
+    code, out, _ = init(capsys, *asked, "--skip-bad", aside)
+    assert code == 0
+    assert f"note: 1 bad row is left out; find them, with reasons, in {aside}" in out
+    assert json.loads(aside.read_text(encoding="utf-8"))["line"] == len(BASQUE) + 1
+    assert f"tapestry finetune run {recipe} --skip-bad bad-rows" in out
+
+
+@pytest.mark.parametrize(
+    ("charter", "says"),
+    [(None, "charter.toml: "), ("[identity\n", "charter.toml: not valid TOML")],
+)
+def test_init_refuses_a_charter_that_cannot_be_used(
+    federation: Federation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    charter: str | None,
+    says: str,
+) -> None:
+    text = written(tmp_path / "t.jsonl", *({"text": one} for one in BASQUE))
+    named, recipe = tmp_path / "charter.toml", tmp_path / "recipe.toml"
+    if charter is not None:
+        named.write_text(charter, encoding="utf-8")
+    base = federation.newest
+    code, _, err = init(capsys, text, "--base", base, "--out", recipe, "--charter", named)
+    assert code == 1
+    assert says in err
+    assert not recipe.exists()
+
+
+def test_a_document_of_an_office_program_is_refused_with_what_to_save_it_as(
+    tmp_path: Path, doctor: Any
+) -> None:
+    (tmp_path / "letter.docx").write_bytes(b"PK")
+    for named in (tmp_path, tmp_path / "letter.docx"):
+        done = doctor(named)
+        assert done.code == 1
+        assert "Save documents as .txt and tables as .csv, in UTF-8" in done.err
+    (tmp_path / "empty").mkdir()
+    assert "Save documents" not in doctor(tmp_path / "empty").err

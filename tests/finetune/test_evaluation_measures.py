@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from tapestry.errors import ConfigError
 from tapestry_finetune.base import Base
-from tapestry_finetune.dialogue import encode
+from tapestry_finetune.dialogue import answer_ids, encode
 from tapestry_finetune.evaluation.bits import bits_of, pieces
+from tapestry_finetune.evaluation.contamination import contamination
 from tapestry_finetune.evaluation.harness import require_harness, run_harness
 from tapestry_finetune.evaluation.items import read_suite
+from tapestry_finetune.evaluation.measuring import measure, read_material
 from tapestry_finetune.evaluation.questions import measure_suite
-from tapestry_finetune.evaluation.suites import Suites
+from tapestry_finetune.evaluation.suites import Suites, load_suites
 from tapestry_finetune.evaluation.survey import (
     Behaviour,
     Survey,
@@ -33,6 +35,7 @@ from tapestry_finetune.evaluation.survey import (
     stand_by_behaviour,
     stand_by_survey,
 )
+from tapestry_finetune.rows.reading import read_rows
 from tapestry_finetune.scoring import answer_likelihoods, continuation_likelihoods
 from tapestry_finetune.voices import Fit, Voice
 from tests.finetune.tiny_assistant import (
@@ -122,6 +125,31 @@ def test_bits_per_byte_are_those_of_lm_eval(
     found = run_harness(voice, write_task(tmp_path / "tasks", texts), window_tokens=window)
     bits, text_bytes = bits_of(voice, texts, window_tokens=window or 1024, context_tokens=1)
     assert bits.sum() / text_bytes.sum() == pytest.approx(found["bits"]["bits_per_byte"], rel=1e-5)
+
+
+def test_bits_of_held_out_answers_are_those_of_torch(voice: Voice, tmp_path: Path) -> None:
+    rows = [
+        {"question": "What colour is the cat?", "answer": f"The cat is {english(HELD_OUT)}"},
+        {"question": "Welke kleur heeft de kat?", "answer": f"De 你 kat is {dutch(HELD_OUT)}"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
+    suites, _floor = load_suites(tmp_path)
+    material = read_material(suites)
+    (found,) = measure(voice, material).series.values()
+    assert found.key == "answer_bits:chats"
+    for bits, text_bytes, row in zip(found.amounts, found.weights, rows, strict=True):
+        user = {"role": "user", "content": row["question"]}
+        seen = encode(voice.tokenizer, [user], opens_answer=True)
+        nats = nats_by_torch(voice, seen, answer_ids(voice.tokenizer, row["answer"]))
+        assert bits == pytest.approx(-nats / math.log(2), rel=1e-4)
+        assert text_bytes == len(row["answer"].encode())
+    learnt = read_rows([tmp_path / "chats.jsonl"]).rows
+    (read_before,) = contamination(material, learnt)
+    assert (read_before["suite"], read_before["in the training rows"]) == ("chats", 2)
+    (tmp_path / "chats.jsonl").write_text('{"text": "no conversation"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds text, expected conversations"):
+        read_material(suites)
 
 
 def test_what_does_not_fit_into_the_context_is_counted_and_said(voice: Voice) -> None:

@@ -295,7 +295,8 @@ MALFORMED = {
         lines({"title": "x", "body": "y"}),
         [
             (0, 'rows of no known shape (fields: "title", "body"). Rename fields, or say what '),
-            (0, "they mean: --column title=prompt (in a recipe: data.columns = "),
+            (0, "they mean: --column title=prompt --column body=completion (in a recipe: "),
+            (0, 'data.columns = { "title" = "prompt", "body" = "completion" })'),
         ],
     ),
 }
@@ -339,7 +340,7 @@ def test_all_faults_are_said_at_once_and_those_beyond_twenty_counted(tmp_path: P
     assert len(said) == MOST_SHOWN + 2
     assert said[-2:] == [
         "and 20 more like these",
-        "40 faults, 40 good rows beside; --skip-bad FILE moves bad rows aside",
+        "40 faults, 40 good rows beside; --skip-bad moves bad rows aside",
     ]
 
 
@@ -348,6 +349,41 @@ def test_many_faults_of_one_sort_leave_room_for_another(tmp_path: Path) -> None:
     file.write_bytes(lines(*[GOOD] * 33, *[chat(USER, USER, ASSISTANT)] * 30, {"messages": 1}))
     with pytest.raises(RowFaults, match=r"a\.jsonl:64: messages is a number"):
         read_rows([file])
+
+
+def test_a_file_in_another_encoding_leaves_room_for_the_faults_of_others(tmp_path: Path) -> None:
+    letters = "çğışöüÇĞİŞÖÜ"
+    foreign = "\n".join(letters[n % 12 :] for n in range(60)).encode("cp1254")
+    (tmp_path / "a.txt").write_bytes(foreign)
+    (tmp_path / "b.jsonl").write_bytes(lines(GOOD, chat(USER)))
+    with pytest.raises(RowFaults) as caught:
+        read_rows([tmp_path])
+    said = str(caught.value).split("\n")
+    assert len(caught.value.faults) == 61
+    assert "a.txt:1: not UTF-8: byte 0xe7 at byte 1 of the line" in said[0]
+    assert "b.jsonl:2: " in said[4]
+    assert said[5] == "and 56 more like these"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "options"),
+    [
+        ("No;Soru;Cevap;Kim", "1;Nasılsın?;İyiyim, sağ ol.;A", "Soru=prompt --column Cevap=comp"),
+        ("Cümle", "Bugün hava güzel.", "Cümle=text"),
+        (
+            "Benim sorum;Cevap",
+            "Nasılsın?;İyiyim.",
+            "'Benim sorum=prompt' --column Cevap=completion",
+        ),
+    ],
+)
+def test_columns_of_unknown_names_are_guessed_at_by_their_text(
+    tmp_path: Path, header: str, row: str, options: str
+) -> None:
+    (tmp_path / "a.csv").write_text("\n".join([header, *[row] * 5]), encoding="utf-8")
+    with pytest.raises(RowFaults) as caught:
+        read_rows([tmp_path / "a.csv"])
+    assert f"or say what they mean: --column {options}" in str(caught.value)
 
 
 def test_faults_of_all_files_are_said_together(tmp_path: Path) -> None:

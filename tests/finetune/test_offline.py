@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import Base
-from tests.finetune.consensus import write_recipe
+from tests.coordinator.small import Small
+from tests.finetune.consensus import known, next_round, teach, write_recipe
 
 _TRAP = """
 import json, socket, sys
@@ -26,16 +29,30 @@ for name in ("connect", "connect_ex", "sendto"):
 socket.create_connection = noted("create_connection", socket.create_connection)
 
 from pathlib import Path
+from tapestry.cli.main import main
 from tapestry_finetune.bundle import community_key
 from tapestry_finetune.making import make
-from tapestry_finetune.rebase import Asked, rebase
 from tapestry_finetune.run import Telling
 
-folder = Path(sys.argv[1])
+folder, base, newer = map(Path, sys.argv[1:4])
 key = community_key(folder / "key")
-for name in sys.argv[2:]:
+for name in sys.argv[4:]:
     make(folder / name, folder / f"{name}-out", folder / f"{name}-run", key, Telling(),
          now=0.0, force="a test")
+bundle, recipe = folder / f"{name}-out", folder / name
+for command in (
+    ["finetune", "doctor", folder / "text.jsonl", "--base", base],
+    ["finetune", "plan", recipe, "--no-measure"],
+    ["finetune", "verify", bundle, "--base", base],
+    ["finetune", "eval", bundle, "--base", base, "--suites", recipe, "--out", folder / "report"],
+    ["chat", bundle, "--base", base, "--tokens", "4", "--ratings", folder / "ratings"],
+    ["export", bundle, "--base", base, "--format", "merged", "--out", folder / "merged"],
+    ["export", bundle, "--base", base, "--format", "gguf", "--out", folder / "ours.gguf"],
+    ["finetune", "rebase", bundle, "--onto", newer, "--old", base, "--recipe", recipe,
+     "--steps", "1", "--out", folder / "carried", "--key", folder / "key", "--force", "a test"],
+):
+    code = main([str(word) for word in command])
+    assert code in (0, 1) if command[1] == "eval" else code == 0, (code, command)
 tried.append(["sentinel", ""])
 socket.getaddrinfo("localhost", 1)
 print(json.dumps(tried))
@@ -43,7 +60,7 @@ print(json.dumps(tried))
 
 
 @pytest.mark.slow
-def test_a_whole_run_opens_no_socket(base: Base, tmp_path: Path) -> None:
+def test_a_whole_life_opens_no_socket(base: Base, consensus: Small, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, base.folder, stages=("vocab", "language", "instruct", "values"))
     text = recipe.read_text(encoding="utf-8")
     for before in ("steps = 60", "steps = 20", "steps = 12"):
@@ -57,13 +74,22 @@ def test_a_whole_run_opens_no_socket(base: Base, tmp_path: Path) -> None:
     kto = text.replace("pairs.jsonl", "thumbs.jsonl")
     kto = kto.replace('["vocab", "language", "instruct", "values"]', '["values"]')
     (tmp_path / "kto.toml").write_text(kto, encoding="utf-8")
+    copied = tmp_path / "federation"
+    shutil.copytree(consensus.home.folder, copied)
+    newer = next_round(
+        Small(CoordinatorHome(copied)), lambda m, t: teach(m, t, known(), steps=2, seed=3)
+    )
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("HF_", "TRANSFORMERS_"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", _TRAP, str(tmp_path), "recipe.toml", "kto.toml"],
+        [
+            *(sys.executable, "-c", _TRAP, str(tmp_path), str(base.folder), str(newer)),
+            *("recipe.toml", "kto.toml"),
+        ],
+        input="zer?\n/base\n/good\n",
         capture_output=True,
         text=True,
         check=False,

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tapestry.cli.main import main
 from tapestry.errors import ConfigError, UntrustedError
 from tapestry_coordinator.home import CoordinatorHome
 from tapestry_finetune.base import open_base
 from tapestry_finetune.bundle import open_bundle
 from tapestry_finetune.carrying import drift_of, require_kin, scaled_deltas
+from tapestry_finetune.compared import gain_of
+from tapestry_finetune.evaluation.floor import VerdictRow
 from tapestry_finetune.following import newer_checkpoints, watch
 from tapestry_finetune.rebase import Asked, Rebased, rebase
 from tapestry_finetune.run import Telling
@@ -73,11 +76,26 @@ def test_an_untouched_copy_keeps_most_of_the_gain_and_a_touch_up_more(
 
 def test_the_gain_is_that_of_the_models_own_language(rebased: Rebased) -> None:
     columns = {column.name: column for column in rebased.columns}
-    before = columns["new base"].figures["bits_per_byte:eus"]
-    assert len(columns["new base"].figures) > 1, "other languages are measured, too"
+    keys = ("bits_per_byte:eus", "answer_bits:chats")
+    figures = columns["new base"].figures
+    assert len(figures) > len(keys), "other languages are measured, too"
     for name in ("copy x 0.5", "copy x 1", "touch-up, 10 steps"):
-        after = columns[name].figures["bits_per_byte:eus"]
-        assert columns[name].gain == pytest.approx((before - after) / before, rel=1e-6)
+        gains = [1 - columns[name].figures[key] / figures[key] for key in keys]
+        assert columns[name].gain == pytest.approx(sum(gains) / 2, rel=1e-6)
+
+
+def test_a_handful_of_cases_does_not_outweigh_the_language() -> None:
+    def row(measure: str, of: str, change: float, low: float, high: float) -> VerdictRow:
+        return VerdictRow(measure, of, 2, 1.0, 1.0 + change, change, low, high, 0.02, "kept")
+
+    text = row("bits_per_byte", "eus", -0.33, -0.35, -0.31)
+    other = row("bits_per_byte", "eng", 0.5, 0.4, 0.6)
+    cases = [row("charter", of, -0.5, -1.0, 0.0) for of in ("all cases", "own", "kind")]
+    assert gain_of([text, other, *cases], ["eus"]) == pytest.approx(0.33 / 2)
+    surely = [row("charter", of, -0.5, -0.6, -0.4) for of in ("all cases", "own", "kind")]
+    assert gain_of([text, other, *surely], ["eus"]) == pytest.approx((0.33 - 0.5) / 2)
+    assert gain_of([text, other], []) == pytest.approx((0.33 - 0.5) / 2)
+    assert gain_of([], ["eus"]) == 0.0
 
 
 def test_the_best_candidate_becomes_a_bundle_that_names_its_parent(
@@ -161,6 +179,36 @@ def test_a_bundle_is_not_carried_to_where_it_lies_or_to_strangers(
             Telling(),
             now=MADE_AT,
         )
+
+
+def test_if_no_candidate_is_above_the_floor_the_table_and_the_report_say_so(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in asked.recipe.parent.glob("*.jsonl"):
+        shutil.copyfile(file, tmp_path / file.name)
+    text = asked.recipe.read_text(encoding="utf-8")
+    text = text.replace("bits_per_byte_percent = 200.0", "bits_per_byte_percent = 0.0")
+    recipe = tmp_path / "recipe.toml"
+    # Without any tolerance English is worse on a new base that learnt nothing but English.
+    recipe.write_text(f"{text}\n[evaluation]\nmost_tokens = 8\n", encoding="utf-8")
+    code = main(
+        [
+            *("finetune", "rebase", str(asked.bundle), "--onto", str(asked.onto)),
+            *("--recipe", str(recipe), "--steps", "0", "--out", str(tmp_path / "out")),
+            *("--key", str(tmp_path / "key")),
+        ]
+    )
+    said = capsys.readouterr()
+    assert code == 1
+    rows = {line.split("  ")[0]: line.split()[1:] for line in said.out.splitlines() if line}
+    assert "copy x 0.75" in said.out.splitlines()[0]
+    assert rows["floor"][-3:] == ["BELOW"] * 3
+    assert "the best is copy x " in said.out
+    report = tmp_path / "out-work" / "evaluation.html"
+    assert f"Look at {report}" in said.err
+    assert "--retrain for a whole new run" in said.err
+    assert report.is_file()
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_new_checkpoint_is_followed_and_a_bad_one_left_alone(

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tapestry.data.tokenizer import byte_tokenizer, train_tokenizer
+from tapestry_finetune.doctor import few_tokens
 from tapestry_finetune.rows.cost import CountTokens, cost_of, english
 
 PROSE = [topics[name] for name in sorted(topics) if len(topics[name]) > 1_500]
@@ -71,3 +72,15 @@ def test_of_little_text_nothing_is_claimed(trained: CountTokens) -> None:
     cost = cost_of(["A few words.", "A few more."] * 500, "eng", trained)
     assert cost.times_english is None
     assert cost.bytes_per_token > 1
+
+
+@pytest.mark.parametrize("script", ["tamil", "ideographs"])
+def test_a_script_that_is_spelt_in_bytes_is_hardly_known_however_english_fares(script: str) -> None:
+    greek = [SCRIPTS["greek"](text) for text in PROSE]
+    count = counter(train_tokenizer(greek[::2], vocabulary_size=2_000))  # knows no English
+    bytes_per_token = len(english().encode()) / count(english())
+    cost = cost_of(map(SCRIPTS[script], PROSE[1::4]), "tam", count)
+    assert cost.bytes_per_token > bytes_per_token / 2
+    assert few_tokens(cost, bytes_per_token)
+    assert not few_tokens(cost_of(greek[1::4], "ell", count), bytes_per_token)
+    assert not few_tokens(cost_of(PROSE[1::4], "eng", count), bytes_per_token)

@@ -21,6 +21,7 @@ from tapestry_finetune.charter.questions import (
 )
 from tapestry_finetune.charter.settings import Charter
 from tapestry_finetune.charter.sheet import HOW, enter_sheet, render_sheet
+from tapestry_finetune.charter.written import WrittenAnswers, written_file
 
 
 def _kept_questions(out: Path) -> Path:
@@ -45,7 +46,12 @@ def questions_in(out: Path, answers: Path | None) -> list[Question]:
 def questions_made(
     charter: Charter, out: Path, prompts: Path, chosen: Chosen, seed: int
 ) -> list[Question]:
-    """Return the questions that models answered, now or in an earlier run."""
+    """Return the questions that models answered, now or in an earlier run.
+
+    Raises:
+        ConfigError: The prompts cannot be used, or no two answers to one differ.
+        typer.Exit: Ctrl-C stopped it; the same call goes on from there.
+    """
     path = _kept_questions(out)
     if path.exists():
         typer.echo(f"going on with the answers in {path}; remove it to have new ones", err=True)
@@ -53,14 +59,25 @@ def questions_made(
     asked = read_prompts(prompts)
     from tapestry_finetune.charter.speakers import answer_twice  # noqa: PLC0415 - imports torch
 
-    with bar() as shown:
-        made = answer_twice(
-            charter,
-            chosen,
-            asked,
-            seed=seed,
-            on_progress=lambda done, of: shown.show("answering", done, of, unit="answers"),
-        )
+    kept_in = written_file(out)
+    with kept_in.open("a+b") as file, bar() as shown:
+        so_far = WrittenAnswers(file)
+        if so_far:
+            typer.echo(f"going on after {len(so_far)} answers in {kept_in}", err=True)
+        try:
+            made = answer_twice(
+                charter,
+                chosen,
+                asked,
+                seed=seed,
+                so_far=so_far,
+                on_progress=lambda done, of: shown.show("answering", done, of, unit="answers"),
+            )
+        except KeyboardInterrupt:
+            typer.echo(
+                f"stopped; {len(so_far)} answers are kept, the same command goes on", err=True
+            )
+            raise typer.Exit(130) from None
     if not made.questions:
         raise ConfigError(
             f"{prompts}: of {len(asked)} prompts, {made.same} were answered alike and "
@@ -69,6 +86,7 @@ def questions_made(
     left_out = f"; left out: {made.same} answered alike, {made.protected} protected"
     typer.echo(f"{path}: {len(made.questions)} prompts with two answers{left_out}", err=True)
     write_questions(path, made.questions)
+    kept_in.unlink()
     return list(made.questions)
 
 

@@ -1,5 +1,8 @@
 """Words around the community's own, which it translates in its charter's `[labels]`."""
 
+import unicodedata
+from typing import Literal
+
 from tapestry.config import Settings
 
 
@@ -32,6 +35,8 @@ class Labels(Settings):
     """When no principle decided."""
     your_name: str = "Your name or a made-up one"
     """Before the first question."""
+    name_wrong: str = "Please write a name of at most {most} letters."
+    """When somebody writes none, or too long a one."""
     begin: str = "Begin"
     """Under the name."""
     back: str = "Change my last choice"
@@ -40,3 +45,13 @@ class Labels(Settings):
     """How far somebody is."""
     done: str = "That was all. Thank you!"
     """At the end."""
+
+    @property
+    def direction(self) -> Literal["ltr", "rtl"]:
+        """Of a page with these words: that of the first letter of the question."""
+        for letter in self.which:
+            if (kind := unicodedata.bidirectional(letter)) in ("R", "AL"):
+                return "rtl"
+            if kind == "L":
+                return "ltr"
+        return "ltr"

@@ -245,13 +245,20 @@ def _of_cases_with_topics(charter: Charter) -> Iterator[Finding]:
 
 def _of_labels(charter: Charter) -> Iterator[Finding]:
     language = charter.identity.languages[0]
-    if charter.labels == Labels() and language.split("-", maxsplit=1)[0] != "eng":
+    if language.split("-", maxsplit=1)[0] == "eng":
+        return
+    said, english = charter.labels.model_dump(), Labels().model_dump()
+    left = [key for key, text in said.items() if text == english[key]]
+    if left == list(said):
         yield Finding(
             "hint",
             "labels",
             f"are in English, the charter is in {language}: translate [labels], since they stand "
             "in the prompt",
         )
+    elif left:
+        what = f"still in English, the charter is in {language}: {', '.join(left)}"
+        yield Finding("hint", "labels", what)
 
 
 def _texts_of(case: Case) -> list[str]:

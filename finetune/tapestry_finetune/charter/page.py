@@ -81,9 +81,10 @@ class Visit:
             return hear
 
         ui.add_head_html(f"<style>{_STYLE}</style><script>{_SCRIPT}</script>")
-        community = self._charter.identity.community
-        top = tag("header", tag("strong", community, dir="auto"), class_="bar")
-        page = tag("main", renewing.part("question"), id="main", class_="page choosing")
+        community, direction = self._charter.identity.community, self._charter.labels.direction
+        top = tag("header", tag("strong", community, dir="auto"), class_="bar", dir=direction)
+        question = renewing.part("question")
+        page = tag("main", question, id="main", class_="page choosing", dir=direction)
         renewing.build(joined([top, page]))
         for name, act in {
             "begin": self.begin,
@@ -97,8 +98,9 @@ class Visit:
         """Take the name under which choices are kept."""
         try:
             self._who, self._problem = checked_name(name), ""
-        except ConfigError as error:
-            self._problem = str(error)
+        except ConfigError:
+            wrong = self._charter.labels.name_wrong
+            self._problem = wrong.replace("{most}", str(LONGEST_NAME))
 
     def choose(self, clicked: str) -> None:
         """Keep a choice, clicked as `QUESTION SIDE`: a second click on the same is harmless."""
@@ -150,7 +152,7 @@ class Visit:
             tag("span", labels.your_name, dir="auto"),
             tag("input", name_="who", maxlength=str(LONGEST_NAME), required="", dir="auto"),
         )
-        problem = tag("p", self._problem, class_="problem", role="alert")
+        problem = tag("p", self._problem, class_="problem", role="alert", dir="auto")
         form = tag(
             "form", field, problem, tag("button", labels.begin, type="submit", dir="auto"),
             onsubmit="return tapestryBegin(this)",

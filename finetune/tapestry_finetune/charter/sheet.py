@@ -50,7 +50,7 @@ def render_sheet(charter: Charter, choices: Choices) -> str:
     ]
     head = joined([tag("title", charter.identity.community), Markup(f"<style>{_STYLE}</style>")])
     encoding = Markup('<meta charset="utf-8">')
-    body = tag("html", tag("head", encoding, head), tag("body", *content))
+    body = tag("html", tag("head", encoding, head), tag("body", *content), dir=labels.direction)
     return f"<!DOCTYPE html>\n{body}\n"
 
 

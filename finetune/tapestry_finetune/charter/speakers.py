@@ -1,5 +1,6 @@
 """Which model a charter is held against: a checkpoint, or a bundle on one."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tapestry_finetune.charter.models import Chosen
 from tapestry_finetune.charter.prompt import render
 from tapestry_finetune.charter.questions import Answering, Made, Speaking, make_questions
 from tapestry_finetune.charter.settings import Charter
+from tapestry_finetune.charter.written import WrittenAnswers
 from tapestry_finetune.dialogue import answer
 from tapestry_finetune.voices import Voice
 
@@ -59,20 +61,31 @@ def answer_twice(
     prompts: Sequence[str],
     *,
     seed: int,
+    so_far: WrittenAnswers,
     on_progress: OnProgress,
 ) -> Made:
-    """Let base and bundle answer each prompt; without a bundle, the base at two temperatures."""
+    """Let base and bundle answer each prompt; without a bundle, the base at two temperatures.
+
+    What the same models have answered `so_far` is taken from there, and every new answer kept.
+    """
     assistant = _loaded(chosen)
 
     def speaker(name: str | None, temperature: float) -> tuple[Speaking, Answering]:
+        bundle = "" if name is None else assistant.bundles[name].digest
+        by = json.dumps([assistant.base.identity.tensors, bundle, temperature, seed])
+
         def speaking() -> AbstractContextManager[Voice]:
             return assistant.speaking_as(name)
 
         def answering(voice: Voice, prompt: str) -> str:
-            asked = [{"role": "user", "content": prompt}]
-            return answer(
-                voice, asked, most_tokens=_MOST_TOKENS, temperature=temperature, seed=seed
-            )
+            said = so_far.get(by, prompt)
+            if said is None:
+                asked = [{"role": "user", "content": prompt}]
+                said = answer(
+                    voice, asked, most_tokens=_MOST_TOKENS, temperature=temperature, seed=seed
+                )
+                so_far.keep(by, prompt, said)
+            return said
 
         return speaking, answering
 

@@ -68,6 +68,9 @@ def _rows(material: Material) -> Iterator[tuple[str, list[list[str]]]]:
     """Yield the suites whose figures are better for whoever has read them."""
     for tag, texts in material.texts.items():
         yield f"text {tag}", [[text] for text in texts]
+    if material.chats:
+        said = [[message["content"] for message in row.messages] for row in material.chats]
+        yield "chats", said
     for suite in material.questions:
         yield f"suite {suite.name}", [_texts(item) for item in suite.items]
 

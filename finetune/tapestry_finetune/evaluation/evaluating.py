@@ -265,13 +265,21 @@ def _said_of(rows: Sequence[VerdictRow]) -> str:
     }
     if not rows:
         return "Nothing was compared: the suites hold nothing that both models could be asked."
-    said = f"Of {len(rows)} figures {counts['improved']} improved, {counts['kept']} were kept"
-    worse = [name_of(row.measure, row.slice) for row in rows if row.verdict == "REGRESSED"]
-    if not worse:
+    said = f"Of {len(rows)} figures {counts['improved']} improved, {counts['kept']} kept"
+    if not counts["REGRESSED"]:
         return f"{said}, none is below the floor."
-    more = f"; {len(worse) - _MOST_NAMED} more" if len(worse) > _MOST_NAMED else ""
-    named = "; ".join(worse[:_MOST_NAMED]) + more
-    return f"Below the floor: {named}. {said}, {len(worse)} REGRESSED."
+    return f"Below the floor: {below_the_floor(rows)}. {said}, {counts['REGRESSED']} REGRESSED."
+
+
+def below_the_floor(rows: Sequence[VerdictRow]) -> str:
+    """Return which figures are below the floor, a measure with all its slices."""
+    worse = [row for row in rows if row.verdict == "REGRESSED"]
+    slices: dict[str, list[str]] = {}
+    for row in worse[:_MOST_NAMED]:
+        slices.setdefault(row.measure, []).append(row.slice)
+    named = [name_of(measure_name, ", ".join(of)) for measure_name, of in slices.items()]
+    more = [f"{len(worse) - _MOST_NAMED} more"] if len(worse) > _MOST_NAMED else []
+    return "; ".join([*named, *more])
 
 
 def _notes(arms: Mapping[str, Measured]) -> list[str]:

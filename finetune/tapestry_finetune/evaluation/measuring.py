@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,9 @@ from tapestry_finetune.evaluation.survey import (
     stand_by_behaviour,
     stand_by_survey,
 )
+from tapestry_finetune.rows.kinds import ChatRow
+from tapestry_finetune.rows.reading import read_rows
+from tapestry_finetune.scoring import answer_likelihoods
 from tapestry_finetune.voices import Fit, Voice
 
 _MOST_OPENINGS = 20
@@ -50,6 +55,7 @@ class Material:
 
     suites: Suites
     texts: dict[str, list[str]]
+    chats: list[ChatRow]
     questions: list[Suite]
     prompts: list[Prompt]
     must_answer: list[Prompt]
@@ -69,6 +75,7 @@ class Material:
         """Return what was measured on and how, so that it can be done again: digests, no text."""
         read: dict[str, Any] = {
             **{f"text {tag}": texts for tag, texts in self.texts.items()},
+            "chats": [row.messages for row in self.chats],
             **{f"suite {one.name}": one.items for one in self.questions},
             "prompts": self.prompts,
             "must_answer": self.must_answer,
@@ -123,6 +130,7 @@ def read_material(suites: Suites, judge: Judge | None = None) -> Material:
     return Material(
         suites=suites,
         texts=texts,
+        chats=[] if suites.chats is None else _read_chats(suites.chats, suites.documents),
         questions=[read_suite(path) for path in suites.suites],
         prompts=prompts("prompts"),
         must_answer=prompts("must_answer"),
@@ -134,6 +142,13 @@ def read_material(suites: Suites, judge: Judge | None = None) -> Material:
         behaviour=load_asked(suites.behaviour, Behaviour, "behaviour"),
         judge=judge,
     )
+
+
+def _read_chats(path: Path, most: int) -> list[ChatRow]:
+    found = read_rows([path])
+    if found.kind != "chat":
+        raise ConfigError(f"{path}: holds {found.kind}, expected conversations; see docs/data.md")
+    return [row for row in found.rows if isinstance(row, ChatRow)][:most]
 
 
 def measure(
@@ -189,6 +204,13 @@ def _measure_ability(
         )
         ids = [str(number) for number in range(len(texts))]
         measured.add(sliced("bits_per_byte", tag, ids, bits, text_bytes))
+    if material.chats:
+        asked = [(chat.messages[:-1], chat.messages[-1]["content"]) for chat in material.chats]
+        found = answer_likelihoods(voice, asked)
+        on_progress("chats", len(found), len(found))
+        bits_N = [-one.nats / math.log(2) for one in found]
+        ids = [str(number) for number in range(len(found))]
+        measured.add(sliced("answer_bits", "chats", ids, bits_N, [o.text_bytes for o in found]))
     for suite in material.questions:
         measured.add(
             measure_suite(

@@ -47,8 +47,9 @@ training, the good one is the likelier. It does not say that the model would hav
 kind, 19 times in 20. Few questions make it wide.</li>
 <li><b>improved</b>: the whole interval is on the better side. <b>REGRESSED</b>: the loss is certain
 and lies, or may lie, beyond the floor; for bits per byte and repeated text it is enough that it may
-lie there. <b>kept</b>: everything else; where too few questions were asked to be sure, the table
-says so.</li>
+lie there. A language that did so is being forgotten: more <code>training.replay</code> in the
+recipe gives much of it back at little cost to yours, and so do fewer steps. <b>kept</b>: everything
+else; where too few questions were asked to be sure, the table says so.</li>
 <li><b>Says and does</b>: the survey asks for opinions, the situations compare two answers to a
 request. Both axes are plain means of our own questions: they show a direction, and cannot be laid
 on the map of the World Values Survey. If every question of the survey stands near 0, the model

@@ -36,6 +36,9 @@ MEASURES: Mapping[str, Measure] = {
     "bits_per_byte": Measure(
         "bits per byte of held-out text", is_share=False, more_is_better=False
     ),
+    "answer_bits": Measure(
+        "bits per byte of held-out answers", is_share=False, more_is_better=False
+    ),
     "choice": Measure("right choices", is_judged=False),
     "choice_per_byte": Measure("right choices, per byte"),
     "exact": Measure("exact answers"),

@@ -14,9 +14,9 @@ from tapestry_finetune.evaluation.floor import Floor
 
 _LISTS = (".txt", ".jsonl")
 _HOW = (
-    "a folder holds text/LANGUAGE/ or text/LANGUAGE.txt (held-out text), suites/*.jsonl, "
-    "prompts.txt, must_answer.txt, must_refuse.txt, protected/, survey.toml, behaviour.toml; "
-    "a TOML file has the tables [evaluation] and [floor]"
+    "a folder holds text/LANGUAGE/ or text/LANGUAGE.txt (held-out text), chats.jsonl, "
+    "suites/*.jsonl, prompts.txt, must_answer.txt, must_refuse.txt, protected/, survey.toml, "
+    "behaviour.toml; a TOML file has the tables [evaluation] and [floor]"
 )
 
 
@@ -25,6 +25,8 @@ class Suites(Settings):
 
     text: dict[str, tuple[Path, ...]] = Field(default={})
     """Held-out text of each language that must get better or must not get worse."""
+    chats: Path | None = None
+    """Conversations that nobody trained on, in any shape that is read: the answers' likelihood."""
     suites: tuple[Path, ...] = ()
     """JSON lines: {"prompt", "choices", "answer"}, {"prompt", "accept"} or {"text"}; "language"
     and "domain" make slices."""
@@ -76,7 +78,8 @@ class Suites(Settings):
     def measures_nothing(self) -> bool:
         """Whether no path and no switch asks for anything."""
         asked = (
-            *(self.text, self.suites, self.prompts, self.must_answer, self.must_refuse),
+            *(self.text, self.chats, self.suites, self.prompts),
+            *(self.must_answer, self.must_refuse),
             *(self.protected, self.survey, self.behaviour),
         )
         return not any(asked)
@@ -89,7 +92,7 @@ class Suites(Settings):
 
         single = {
             name: found(path)
-            for name in ("prompts", "must_answer", "must_refuse", "survey", "behaviour")
+            for name in ("chats", "prompts", "must_answer", "must_refuse", "survey", "behaviour")
             if isinstance(path := getattr(self, name), Path)
         }
         return self.model_copy(
@@ -144,6 +147,8 @@ def _in_folder(folder: Path) -> Suites:
         for name in ("survey", "behaviour")
         if (found := folder / f"{name}.toml").is_file()
     }
+    if (chats := folder / "chats.jsonl").is_file():
+        lists["chats"] = chats
     own = {found.name for found in lists.values()}
     loose = [path for path in sorted(folder.glob("*.jsonl")) if path.name not in own]
     protected = (path,) if (path := folder / "protected").exists() else ()

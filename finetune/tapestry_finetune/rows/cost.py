@@ -27,6 +27,7 @@ class Cost:
 
     language: str
     bytes_per_token: float
+    letters_per_token: float
     times_english: float | None
     """Tokens for as much meaning, English being 1; None: too little text to tell."""
 
@@ -46,7 +47,8 @@ def cost_of(texts: Iterable[str], language: str, count_tokens: CountTokens) -> C
     if goal >= _FEWEST_COMPRESSED_BYTES:
         ours, theirs = _until(text, goal), _until(passage, goal)
         times = count_tokens(ours) / count_tokens(theirs)
-    return Cost(language, size / max(1, count_tokens(text)), times)
+    tokens = max(1, count_tokens(text))
+    return Cost(language, size / tokens, len(text) / tokens, times)
 
 
 def _sample(texts: Iterable[str]) -> str:

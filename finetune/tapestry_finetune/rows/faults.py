@@ -15,7 +15,7 @@ MOST_SHOWN = 20
 _MOST_ALIKE = 3
 """Shown of those that say the same of one file, so that others have room."""
 _MOST_CHARACTERS = 60
-_NUMBER = re.compile(r"\d[\d,]*")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d[\d,]*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,14 @@ KIND_OF: dict[type[Row], Kind] = {
 }
 
 
+def thumbs_of(pair: PairRow) -> tuple[ThumbRow, ThumbRow]:
+    """Return what a pair says of each of its answers."""
+    return (
+        ThumbRow(pair.prompt, pair.chosen, is_good=True, origin=pair.origin),
+        ThumbRow(pair.prompt, pair.rejected, is_good=False, origin=pair.origin),
+    )
+
+
 def row_text(row: Row) -> str:
     """Return all text of a row, for whoever counts, compares or identifies a language."""
     if isinstance(row, TextRow):

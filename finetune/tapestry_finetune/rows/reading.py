@@ -15,7 +15,7 @@ from tapestry.errors import ConfigError
 from tapestry.storage.atomic import replacing
 from tapestry_finetune.rows.converting import to_row
 from tapestry_finetune.rows.faults import Fault, RowFaults
-from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, Row, ThumbRow
+from tapestry_finetune.rows.kinds import KIND_OF, Kind, Origin, PairRow, Row, ThumbRow, thumbs_of
 from tapestry_finetune.rows.lines import cannot_be_read
 from tapestry_finetune.rows.records import SUFFIXES, TABLES, TOO_DEEP, BadRecord, Record, records
 from tapestry_finetune.rows.shapes import (
@@ -33,6 +33,7 @@ _LOOKED_AT = 32
 
 _NAMED = 3
 """Of the files that are left out, in a sentence."""
+_SAVE_AS = "Save documents as .txt and tables as .csv, in UTF-8"
 _ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "CITATION")
 
 OnProgress = Callable[[str, int, int], None]
@@ -115,7 +116,7 @@ def read_rows(
     skip_bad: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Rows:
-    """Read all rows of `paths`, which must be of one kind.
+    """Read all rows of `paths`, which must be of one kind; pairs beside thumbs become thumbs.
 
     Args:
         paths: Files and folders.
@@ -131,6 +132,8 @@ def read_rows(
     """
     reading = Reading(shape, roles, columns)
     found = read_files(paths, reading, skip_bad=skip_bad, on_progress=on_progress)
+    if {file.kind for file in found.files} == {"pairs", "thumbs"}:
+        return _as_thumbs(found)
     first = found.files[0]
     other = next((file for file in found.files if file.kind != first.kind), None)
     if other is not None:
@@ -142,6 +145,21 @@ def read_rows(
     rows = [row for file in found.files for row in file.rows]
     sources = [file.source for file in found.files]
     return Rows(rows, first.kind, found.announcements(), found.skipped, sources)
+
+
+def _as_thumbs(found: Found) -> Rows:
+    """Return pairs and thumbs as thumbs: a stage learns from rows of one kind."""
+    pairs = [row for row in found.of_kind("pairs") if isinstance(row, PairRow)]
+    count = "1 pair is" if len(pairs) == 1 else f"{len(pairs):,} pairs are"
+    said = f"{count} learnt as a good and a bad answer each, since there are thumbs beside"
+    rows = [thumb for pair in pairs for thumb in thumbs_of(pair)]
+    return Rows(
+        [*rows, *found.of_kind("thumbs")],
+        "thumbs",
+        [*found.announcements(), said],
+        found.skipped,
+        [file.source for file in found.files],
+    )
 
 
 def read_files(
@@ -184,11 +202,18 @@ def _listed(paths: Sequence[Path], left_out: list[Path]) -> list[tuple[Path, Pat
     ]
     left_out += [file for file in others if not _tells_of_data(file)]
     if not found:
-        list_files(paths, suffixes=SUFFIXES)  # says what is there instead
+        _say_what_is_there(paths, left_out)
     listed = [(file, top) for file, top in found if file == top or not is_about_data(file)]
     if not listed:
         raise ConfigError(f"{named(paths)}: no data beside {named([file for file, _ in found])}")
     return listed
+
+
+def _say_what_is_there(paths: Sequence[Path], others: Sequence[Path]) -> None:
+    try:
+        list_files(paths, suffixes=SUFFIXES)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {_SAVE_AS}" if others else str(error)) from error
 
 
 def is_about_data(file: Path) -> bool:
@@ -214,10 +239,7 @@ def _require_apart(skip_bad: Path, paths: Sequence[Path]) -> None:
 def _left_out(files: Sequence[Path]) -> str:
     more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
     names = ", ".join(file.name for file in files[:_NAMED])
-    return (
-        f"warning: left out {names}{more}: of no form that is read here. Save documents as .txt "
-        "and tables as .csv, in UTF-8"
-    )
+    return f"warning: left out {names}{more}: of no form that is read here. {_SAVE_AS}"
 
 
 def _announcement(file: FileRows) -> str:
@@ -349,7 +371,7 @@ class _Reader:
     def hint(self) -> str:
         """Return how to go on without the bad rows, if that is possible."""
         can_skip = self.aside is None and any(fault.is_of_row for fault in self.faults)
-        return "; --skip-bad FILE moves bad rows aside" if can_skip else ""
+        return "; --skip-bad moves bad rows aside" if can_skip else ""
 
     def _tell(self, done: int) -> None:
         if self._on_progress is not None:

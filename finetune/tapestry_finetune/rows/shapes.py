@@ -11,6 +11,8 @@
 | text              | `text`                                                             |
 """
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,27 +159,43 @@ def not_recognized(rows: Sequence[dict[str, Any]], *, is_table: bool) -> str:
     has = ", ".join(map(quoted, names[:8])) or "nothing"
     known = "; ".join(" + ".join(map(_with_others, shape.needs)) for shape in SHAPES.values())
     nearly = _nearest_shape(rows)
+    meant: dict[str, str] = {}
     if nearly is not None:
         shape, missing = nearly
         lacks = " and no field ".join(map(quoted, missing))
         first = (
             f"looks like {shape.label}, but there is no field {lacks} (there are: {has}). Rename it"
         )
-        example = next((name for name in names if name not in FIELDS), "yours"), missing[0]
+        meant[next((name for name in names if name not in FIELDS), "yours")] = missing[0]
     elif is_table:
         first = (
             f"the first line must name the columns, and no name is known (it has: {has}). Put "
             "a line with names above it; or, where those are names, replace them"
         )
-        example = names[0] if names else "yours", "prompt"
     else:
         first = f"rows of no known shape (fields: {has}). Rename fields"
-        example = names[0] if names else "yours", "prompt"
-    theirs, ours = quoted(example[0])[1:-1], example[1]
+    meant = {quoted(key)[1:-1]: ours for key, ours in (meant or _at_a_guess(rows)).items()}
+    options = " ".join(f"--column {_for_a_shell(f'{key}={ours}')}" for key, ours in meant.items())
+    keys = ", ".join(f'"{key}" = "{ours}"' for key, ours in meant.items())
     return (
-        f"{first}, or say what they mean: --column {theirs}={ours} (in a recipe: data.columns = "
-        f'{{ "{theirs}" = "{ours}" }}). Known are {known}'
+        f"{first}, or say what they mean: {options} (in a recipe: data.columns = "
+        f"{{ {keys} }}). Known are {known}"
     )
+
+
+def _for_a_shell(text: str) -> str:
+    return text if re.fullmatch(r"[\w=.-]+", text) else shlex.quote(text)
+
+
+def _at_a_guess(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return what fields of unknown names could be: those with the most text, in their order."""
+    letters: Counter[str] = Counter()
+    for row in rows:
+        letters.update({str(k): len(v) for k, v in row.items() if isinstance(v, str)})
+    most = {name for name, count in letters.most_common(2) if count}
+    named = [name for name in letters if name in most] or ["yours"]
+    ours = ("text",) if len(named) == 1 else ("prompt", "completion")
+    return dict(zip(named, ours, strict=True))
 
 
 def _with_others(field: str) -> str:

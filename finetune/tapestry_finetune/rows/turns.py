@@ -115,9 +115,11 @@ def _role(value: object, where: str, roles: Mapping[str, str], wrong: Complaints
     if role in ROLES:
         return role
     key = value if value.isascii() and value.replace("_", "").isalnum() else quoted(value)
+    meant = meant_role(value)
     wrong.append(
         f"{where} is {quoted(value)}; allowed: {', '.join(ROLES)}. "
-        f'Rename it, or map it: roles = {{ {key} = "{meant_role(value)}" }}'
+        f'Rename it, or map it: roles = {{ {key} = "{meant}" }} '
+        f"(as an option: --role {key}={meant})"
     )
     return None
 

@@ -49,6 +49,7 @@ SCRIPT = """
     head.append(state);
     const said = words();
     const note = made('p', 'note');
+    note.dir = 'auto';
     card.append(head, said, note);
     card.setAttribute('aria-live', 'polite');
     if (side === 'localized') {

@@ -15,7 +15,7 @@ from tapestry_finetune.ratings import Ratings
 from tapestry_finetune.serving.look import SCRIPT as OWN_SCRIPT
 from tapestry_finetune.serving.look import STYLE as OWN_STYLE
 from tapestry_finetune.serving.speaker import Answer, Speaker
-from tapestry_finetune.speaking import Asked
+from tapestry_finetune.speaking import Asked, TooLongError
 from tapestry_finetune.wording import Wording
 
 MOST_CHARACTERS = 32_000
@@ -78,7 +78,8 @@ class Visitor:
         exchange = _Exchange(model=named, prompt=self._dialogue(_LOCALIZED, text))
         try:
             asked = {side: self._asked(side, text, named) for side in sides}
-            self._answers = [self._speaker.ask(asked[side]) for side in reversed(sides)]
+            for side in reversed(sides):
+                self._answers.append(self._speaker.ask(asked[side]))
             pairs = zip(reversed(sides), self._answers, strict=True)
             await asyncio.gather(*[self._show(number, side, a, exchange) for side, a in pairs])
             self._exchanges[number] = exchange
@@ -119,8 +120,11 @@ class Visitor:
                 if loop.time() - shown_at > _PUSH_SECONDS:
                     shown_at = loop.time()
                     self._run("tapestrySays", number, side, text, says("page.writing"), "busy")
+        except TooLongError as error:
+            tokens, most = f"{error.tokens:,}", f"{error.most:,}"
+            note = says("chat.too_many_tokens", tokens=tokens, most=most)
         except TapestryError as error:
-            note = str(error)
+            note = says("chat.failed", reason=str(error))
         if answer.told.turns_left_out:
             note = says("chat.forgotten", turns=answer.told.turns_left_out)
         if answer.told.guard_reason:
@@ -171,7 +175,7 @@ def _bar(says: Wording, names: Sequence[str]) -> Markup:
     theme = says("page.theme")
     return tag(
         "header",
-        tag("strong", says("page.title")),
+        tag("strong", says("page.title"), dir="auto"),
         tag(
             "div",
             tag("select", *options, id="model", aria_label=says("page.choose")),
@@ -210,10 +214,10 @@ def _main(says: Wording) -> Markup:
     )
     return tag(
         "main",
-        tag("p", says("page.intro"), class_="note"),
+        tag("p", says("page.intro"), class_="note", dir="auto"),
         tag("div", id="said"),
         tag("form", area, buttons, id="form", class_="ask"),
-        tag("footer", says("page.footer")),
+        tag("footer", says("page.footer"), dir="auto"),
         id="main",
         class_="page",
         lang=says.language,
