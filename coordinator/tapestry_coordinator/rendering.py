@@ -26,7 +26,7 @@ def _status(table: dict[str, Any]) -> Text:
         lines.append(f"  contributed: {', '.join(table['arrived']) or 'nobody yet'}")
         answered = {*table["arrived"], *table["declined"], *table["inactive"], *table["excluded"]}
         waiting = sorted(set(table["cohort"]) - answered)
-        lines.append(f"  waiting for: {', '.join(waiting) or 'nobody'}")
+        lines.append(f"  waiting for: {', '.join(waiting) or _nobody(table)}")
         if table["inactive"]:
             lines.append(f"  not waited for: {', '.join(table['inactive'])} (inactive)")
         lines += [f"  {m} is late: {s} rounds" for m, s in table["late"].items()]
@@ -45,6 +45,17 @@ def _status(table: dict[str, Any]) -> Text:
         own, root = (readable_time(table["ends"][name]) for name in ("certificate", "root"))
         lines.append(f"certificate until {own}, renewed before; the federation's root until {root}")
     return Text("\n".join(lines))
+
+
+def _nobody(table: dict[str, Any]) -> str:
+    """Return why a round goes on that all have answered: for the operator, who can do something."""
+    missing = table["quorum"] - len(table["arrived"])
+    if table["phase"] != "open" or missing <= 0:
+        return "nobody"
+    return (
+        f"nobody, and {missing} of the quorum of {table['quorum']} are missing: planned again "
+        "after the deadline; ask those who declined"
+    )
 
 
 def _round_line(table: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ def status_table(home: CoordinatorHome, registry: Registry) -> dict[str, Any]:
         "total": total,
         "phase": phase.value,
         "attempt": state.attempt,
+        "quorum": 0 if state.rules is None else state.rules.quorum,
         "cohort": list(state.cohort),
         "inactive": list(state.inactive),
         "arrived": sorted(state.arrived),

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tapestry.checkpoints.statements import Receipt, RoundPlan, payload_digest
 from tapestry.checkpoints.verify import verify_checkpoint
+from tapestry.cli.main import main
 from tapestry.errors import RejectedError, TapestryError, UnavailableError, UntrustedError
 from tapestry.identity.certificates import (
     create_tls_key,
@@ -534,6 +535,17 @@ def test_a_refusal_of_the_plan_is_noted_in_one_line(
     (reason,) = coordinator.desk.state.declined.values()
     assert reason.startswith("too long xxx")
     assert len(reason) == 500
+
+
+def test_the_operator_is_told_why_a_round_goes_on_that_all_have_answered(
+    coordinator: Coordinator, stack: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _plan, lines = gathered(coordinator, stack)
+    for member, waited in (("a", "waiting for: b\n"), ("b", "of the quorum of 2 are missing")):
+        request = rounds_pb2.DeclineRequest(round=1, reason="no")
+        lines[member].rounds.Decline(request, timeout=CALL_SECONDS)
+        assert main(["coordinator", "status", "--dir", str(coordinator.home.folder)]) == 0
+        assert waited in capsys.readouterr().out
 
 
 def test_a_refusal_of_another_round_is_refused(coordinator: Coordinator, stack: ExitStack) -> None:
