@@ -347,6 +347,30 @@ def test_nothing_is_trained_before_enough_members_have_seen_it(tmp_path: Path) -
         coordinator.stop()
 
 
+def test_members_are_told_when_enough_have_seen_it_even_if_more_came_at_once(
+    tmp_path: Path,
+) -> None:
+    small = found_small(tmp_path / "fed", rounds=ROUNDS, policy={"ledger": {"witnesses": 2}})
+    coordinator = Coordinator(small)
+    try:
+        desk, head = coordinator.desk, head_of(coordinator)
+        before = desk.announcement("v", after=-1, timeout_seconds=0)
+        assert before is not None
+        for member in "uvw":  # three are stored before the first of them is noted
+            line = cosign_head(
+                head, member_id=member, key=signing_key(member), now=coordinator.clock.now
+            ).line
+            coordinator.registry.ledger.cosign(head.size, member, line)
+        for _member in "uvw":
+            desk.note_cosignature(head.size)
+        told = desk.announcement("v", after=before.version, timeout_seconds=0)
+        assert told is not None
+        assert told.version == before.version + 1, "once"
+        assert len(read_note(told.ledger_head, what="head").signatures) == 1 + 2
+    finally:
+        coordinator.stop()
+
+
 def test_a_witness_that_the_ledger_does_not_know_does_not_count(
     coordinator: Coordinator, tmp_path: Path
 ) -> None:
