@@ -103,8 +103,8 @@ class WholeContributions:
         except (OSError, ValueError, KeyError):
             return False
 
-    def require_blobs(self, key: Key) -> None:
-        """Refuse to look for a contribution elsewhere if there is no store of blobs.
+    def require_blobs(self, key: Key) -> Blobs:
+        """Return the store of blobs, in which a contribution that is not here may be.
 
         Raises:
             UnavailableError: There is none.
@@ -114,6 +114,7 @@ class WholeContributions:
                 f"{self.path(key)}: this contribution is recorded and not here; restore it from a "
                 "backup, or copy it from the coordinator that took it"
             )
+        return self._blobs
 
     def bring(self, key: Key, *, root: str) -> None:
         """Fetch one from the store of blobs.
@@ -122,18 +123,15 @@ class WholeContributions:
             UnavailableError: There is no store, or it has not that.
             OSError: The disk is full.
         """
-        self.require_blobs(key)
+        blobs, blob = self.require_blobs(key), _blob(key, root)
         _log.info("round %d: fetching the contribution of %s", *key)
-        blob = _blob(key, root)
         self._announcements.pop(key, None)
         self._checksums.pop(key, None)
         self.path(key, "json").unlink(missing_ok=True)
         for suffix in ("contribution", "json"):
-            if self._blobs is not None and not self._blobs.get(
-                f"{blob}.{suffix}", self.path(key, suffix)
-            ):
+            if not blobs.get(f"{blob}.{suffix}", self.path(key, suffix)):
                 raise UnavailableError(
-                    f"{self._blobs.url}: {blob}.{suffix} is recorded and not there; restore it "
+                    f"{blobs.url}: {blob}.{suffix} is recorded and not there; restore it "
                     "from a backup"
                 )
 

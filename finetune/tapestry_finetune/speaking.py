@@ -142,7 +142,8 @@ def _ruling_on(messages: Sequence[Message], guard: Guard) -> Ruling:
             break
         if message["role"] == "user":
             said.insert(0, message["content"])
-    rulings = (guard.on_prompt(text) for text in (*said, " ".join(said)))
+    texts = dict.fromkeys((*said, " ".join(said)))  # one message is its own whole
+    rulings = map(guard.on_prompt, texts)
     return next((ruling for ruling in rulings if not ruling.is_allowed), ALLOWED)
 
 
