@@ -60,7 +60,7 @@ def examine(home: NodeHome, data: Sequence[Path], *, now: float) -> Iterator[Fin
 
 def _keys(home: NodeHome) -> Finding:
     home.identity.signing_key()
-    home.identity.tls_key_pem()
+    home.identity.tls_pair()
     return Finding(about="keys", verdict="ok", found="there, and only their owner can read them")
 
 

@@ -76,5 +76,7 @@ def _findings(
         return examine(require_node(target), data, now=now)
     from tapestry_node.before_joining import examine_before  # noqa: PLC0415
 
+    line = "" if invitation else ", and not the line: --invitation says where the coordinator is"
+    typer.echo(f"no node in {target}: looking at what can be before joining{line}", err=True)
     opened = None if invitation is None else decode(text_or_file(invitation))
     return examine_before(target, data, opened, parameters=parameters, now=now)

@@ -83,7 +83,7 @@ class IdentityFolder:
         save_private_key(temporary / _SIGNING_KEY_FILE, signing_key)
         write_atomic(temporary / _ROOT_FILE, root_pem)
         write_atomic(temporary / _CERTIFICATE_FILE, certificate_pem)
-        write_atomic(temporary / MEMBERSHIP_FILE, json.dumps(asdict(membership), indent=1) + "\n")
+        _write(temporary, membership)
         temporary.rename(self.folder)
         sync_path(self.folder.parent)
 
@@ -122,8 +122,7 @@ class IdentityFolder:
             ConfigError: It is no address.
         """
         check_address(address)
-        changed = asdict(replace(self.load(), address=address))
-        write_atomic(self.folder / MEMBERSHIP_FILE, json.dumps(changed, indent=1) + "\n")
+        _write(self.folder, replace(self.load(), address=address))
 
     def signing_key(self) -> Ed25519PrivateKey:
         """Read the key that signs contributions."""
@@ -136,10 +135,6 @@ class IdentityFolder:
     def certificate_pem(self) -> bytes:
         """Read the member certificate."""
         return self._read(_CERTIFICATE_FILE)
-
-    def tls_key_pem(self) -> bytes:
-        """Read the certificate's private key."""
-        return private_pem(load_tls_key(self.folder / _TLS_KEY_FILE))
 
     def tls_pair(self) -> tuple[bytes, bytes]:
         """Read the member certificate and its private key, while a renewal may replace them.
@@ -202,3 +197,7 @@ class IdentityFolder:
             return path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _write(folder: Path, membership: Membership) -> None:
+    write_atomic(folder / MEMBERSHIP_FILE, json.dumps(asdict(membership), indent=1) + "\n")

@@ -50,11 +50,8 @@ class Caller:
         self.transfer = transfer_pb2_grpc.TransferServiceStub(self.channel)
 
     def connect(self, address: str | None = None, **options: int) -> grpc.Channel:
-        credentials = grpc.ssl_channel_credentials(
-            self._identity.root_pem(),
-            self._identity.tls_key_pem(),
-            self._identity.certificate_pem(),
-        )
+        certificate, key = self._identity.tls_pair()
+        credentials = grpc.ssl_channel_credentials(self._identity.root_pem(), key, certificate)
         named: list[tuple[str, Any]] = [
             ("grpc.ssl_target_name_override", SERVER_NAME),
             ("grpc.max_send_message_length", -1),

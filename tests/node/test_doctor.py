@@ -165,7 +165,9 @@ def test_the_doctor_of_a_folder_without_a_node_looks_at_the_machine(
     node: NodeHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["node", "doctor", str(tmp_path / "new"), "--json"]) == 0
-    abouts = [one["about"] for one in json.loads(capsys.readouterr().out)["findings"]]
+    said = capsys.readouterr()
+    abouts = [one["about"] for one in json.loads(said.out)["findings"]]
     assert abouts == ["open files", "isolation", "disk", "memory"]
+    assert f"no node in {tmp_path / 'new'}: looking at what can be before joining" in said.err
     assert main(["node", "doctor", str(node.folder), "--parameters", "5"]) == 1
     assert "has joined already" in capsys.readouterr().err
